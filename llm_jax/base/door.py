@@ -1,0 +1,52 @@
+"""How every command ends: 0 done, 2 bad input, 75 interrupted with its state saved, 1 anything else."""
+
+import errno
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from llm_jax.base.errors import Interrupted, RunError, UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_door(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+    """Runs a command's `main(argv)` and returns its exit status.
+
+    A reader of stdout that leaves early (`| head`) ends the command quietly with status 1.
+    """
+    try:
+        main(list(argv))
+        sys.stdout.flush()
+        return 0
+    except (UserError, Interrupted, RunError) as e:
+        return _fail(str(e), e.status)
+    except KeyboardInterrupt:
+        return _fail("interrupted", Interrupted.status)
+    except OSError as e:
+        if isinstance(e, BrokenPipeError) and _stdout_is_closed():
+            return 1
+        if e.errno in NO_SPACE:
+            return _fail(f"no space left on the disk{f': {e.filename}' if e.filename else ''}", RunError.status)
+        traceback.print_exc()
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _fail(message: str, status: int) -> int:
+    print("error: " + " ".join(message.splitlines()), file=sys.stderr, flush=True)
+    return status
+
+
+def _stdout_is_closed() -> bool:
+    """Whether it was stdout's reader that left; stdout then leads nowhere, as Python would fail at it again at exit."""
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in stdout.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

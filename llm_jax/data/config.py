@@ -1,0 +1,53 @@
+"""Where records come from and how they become rows."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    path: str | None = None
+    """Folder of a Hugging Face tokenizer; None trains a byte-level BPE on the job's own text."""
+    vocab_size: int = 2048
+    """Entries of the trained BPE, special tokens included."""
+    split_digits: bool = True
+    """Every digit is a token of its own."""
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    records: int = 20000
+    """Generated records (word problems; for pretraining, stories and equations)."""
+    eval_records: int = 512
+    """Held-out records."""
+    max_number: int = 20
+    """Largest number in a word problem."""
+    min_operations: int = 1
+    """Fewest steps of a word problem."""
+    max_operations: int = 3
+    """Most steps of a word problem."""
+    careful_fraction: float = 0.45
+    """SFT: share of demonstrations that show their steps; the rest guess."""
+    text_fraction: float = 0.5
+    """Pretraining: share of tokens that are text; the rest are stories and equations."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str | None = None
+    """File or folder of records (.jsonl, .ndjson; text in .txt, .md, .rst, .py; each also .gz); None: embedded data."""
+    eval_path: str | None = None
+    """Held-out records; None keeps eval_fraction of path apart, by hash of the record."""
+    eval_fraction: float = 0.02
+    """Share of records held out when eval_path is None; a long text file counts as many records, of about 16 KB."""
+    embedded: Literal["problems", "docstrings"] = "problems"
+    """Which embedded task, when path is None."""
+    generated: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+    window: int = 256
+    """Tokens per row."""
+    on_long: Literal["error", "truncate", "drop"] = "error"
+    """SFT and preference: what to do with a record longer than the window (counted either way)."""
+    chat_template: str | None = None
+    """Built-in name (`chatml`, `plain`) or Jinja file; None takes the checkpoint's, or chatml where it has none."""
+    max_records: int | None = None
+    """Reads no more than this many records of path."""

@@ -1,0 +1,146 @@
+"""Examples as ids and masks, many at a time.
+
+As in TRL (`trl.SFTTrainer`, `trl.DPOTrainer`): prompt and answer are encoded together and the answer begins where that
+departs from the prompt alone; plain strings get what the tokenizer's post-processor adds and an eos; conversations get
+neither, their template writes all.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers as hf
+from jaxtyping import Int32, UInt8
+
+from llm_jax.base.errors import UserError
+from llm_jax.data.chat import render_text, render_with_spans, span_mask
+from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text
+from llm_jax.data.tokenizers import Tokenizer
+
+# Encoded at a time: enough to keep all cores busy, little enough to stop early at no cost.
+BATCH_EXAMPLES, BATCH_CHARACTERS = 512, 500_000
+
+
+class Sequence(NamedTuple):
+    """One segment to be: ids, and 1 for each token that is a target."""
+
+    ids: Int32[np.ndarray, "n"]
+    mask: UInt8[np.ndarray, "n"]
+
+
+class Encoded(NamedTuple):
+    """An example's sequences (two for a pair: chosen, rejected), how long its prompt is, and where it stands."""
+
+    where: str
+    sequences: tuple[Sequence, ...]
+    prompt_length: int
+    merged: bool  # whether the prompt's last tokens changed when the answer was put after it
+
+
+class _Plan(NamedTuple):
+    """Texts to encode, and what to make of their encodings."""
+
+    texts: list[str]
+    add_special_tokens: bool
+    finish: Callable[[list[hf.Encoding]], Encoded]
+
+
+def encode_examples(kind: Kind, examples: Iterable[tuple[str, Example]], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    """Encodes (where, example) pairs in order.
+
+    Raises:
+      UserError: a template refuses a record, or nothing of it would be a target.
+    """
+    for plans in _batches(_plan(kind, where, example, tokenizer) for where, example in examples):
+        encodings: dict[bool, Iterator[hf.Encoding]] = {}
+        for add in (False, True):
+            texts = [text for plan in plans if plan.add_special_tokens == add for text in plan.texts]
+            encodings[add] = iter(tokenizer.encode_batch(texts, add_special_tokens=add))
+        for plan in plans:
+            yield plan.finish([next(encodings[plan.add_special_tokens]) for _ in plan.texts])
+
+
+def _batches(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
+    batch, characters = [], 0
+    for plan in plans:
+        batch.append(plan)
+        characters += sum(map(len, plan.texts))
+        if len(batch) == BATCH_EXAMPLES or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _plan(kind: Kind, where: str, example: Example, tokenizer: Tokenizer) -> _Plan:
+    try:
+        match example:
+            case Text() if kind == "pretrain":
+                return _Plan([example.text], False, lambda e: _document(where, e[0].ids, example, tokenizer))
+            case Text():
+                return _Plan([_ended(example.text, tokenizer)], True, lambda e: _whole(where, e[0].ids))
+            case Completion():
+                answers = (example.completion,)
+                return _answers(where, example.prompt, answers, tokenizer)
+            case Pair():
+                answers = (example.chosen, example.rejected)
+                return _answers(where, example.prompt, answers, tokenizer)
+            case Conversation():
+                text, spans = render_with_spans(tokenizer, example.messages)
+                return _Plan([text], False, lambda e: _spanned(where, e[0].ids, span_mask(e[0], spans)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _sequence(ids: list[int], mask: list[int]) -> Sequence:
+    return Sequence(np.array(ids, np.int32), np.array(mask, np.uint8))
+
+
+def _document(where: str, ids: list[int], example: Text, tokenizer: Tokenizer) -> Encoded:
+    opening = [tokenizer.bos_id] if example.begins and tokenizer.bos_id is not None else []
+    ids = [*opening, *ids, *([tokenizer.eos_id] if example.ends else [])]
+    return Encoded(where, (_sequence(ids, [1] * len(ids)),), 0, False)
+
+
+def _whole(where: str, ids: list[int]) -> Encoded:
+    return Encoded(where, (_sequence(ids, [1] * len(ids)),), 0, False)
+
+
+def _spanned(where: str, ids: list[int], mask: list[int]) -> Encoded:
+    if 1 not in mask:
+        raise UserError(f"{where}: the chat template leaves no token of the assistant's in the loss mask")
+    return Encoded(where, (_sequence(ids, mask),), mask.index(1), False)
+
+
+def _ended(text: str, tokenizer: Tokenizer) -> str:
+    eos = tokenizer.special("eos_token") or ""
+    return text if text.endswith(eos) else text + eos
+
+
+def _answers(where: str, prompt: str | Messages, answers: tuple[str | Messages, ...], tokenizer: Tokenizer) -> _Plan:
+    if isinstance(prompt, str):
+        alone = prompt
+        wholes = [_ended(prompt + answer, tokenizer) for answer in answers if isinstance(answer, str)]
+    else:
+        alone = render_text(tokenizer, prompt, add_generation_prompt=True)
+        wholes = [render_text(tokenizer, (*prompt, *answer)) for answer in answers if not isinstance(answer, str)]
+
+    def finish(encodings: list[hf.Encoding]) -> Encoded:
+        before, *rest = (encoding.ids for encoding in encodings)
+        length = min(_common_prefix(before, ids) for ids in rest)
+        for ids in rest:
+            if len(ids) == length:
+                raise UserError(f"{where}: the answer is empty, so no token of it would be in the loss mask")
+        sequences = tuple(_sequence(ids, [0] * length + [1] * (len(ids) - length)) for ids in rest)
+        return Encoded(where, sequences, length, length < len(before))
+
+    return _Plan([alone, *wholes], isinstance(prompt, str), finish)
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    length = 0
+    for x, y in zip(a, b):
+        if x != y:
+            break
+        length += 1
+    return length

@@ -1,0 +1,90 @@
+"""Sequences made to fit their window, and what was cut or left out on the way."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_jax.base.errors import UserError
+from llm_jax.data.encode import Encoded, Sequence
+from llm_jax.data.packing import split_lengths
+
+OnLong = Literal["error", "truncate", "drop"]
+
+
+@dataclass
+class Counts:
+    """What became of a source's examples. `tokens_read` = tokens in rows + `tokens_truncated` + `tokens_dropped`."""
+
+    documents: int = 0
+    tokens_read: int = 0
+    truncated: int = 0
+    tokens_truncated: int = 0
+    dropped: int = 0
+    tokens_dropped: int = 0
+    identical: int = 0  # pairs whose answers are equal, dropped
+    merged: int = 0  # prompts whose last tokens change when the answer follows
+
+
+def split(encoded: Iterable[Encoded], window: int, counts: Counts) -> Iterator[tuple[Sequence, ...]]:
+    """Pretraining: documents longer than a window as consecutive pieces, every token once."""
+    for example in encoded:
+        (document,) = example.sequences
+        counts.documents += 1
+        counts.tokens_read += len(document.ids)
+        for start, stop in split_lengths(len(document.ids), window):
+            yield (Sequence(document.ids[start:stop], document.mask[start:stop]),)
+
+
+def fit(encoded: Iterable[Encoded], window: int, on_long: OnLong, counts: Counts) -> Iterator[tuple[Sequence, ...]]:
+    """SFT and preference: what fits the window, whole; a pair's two sequences share one window.
+
+    Args:
+      encoded: examples.
+      window: tokens per row.
+      on_long: what becomes of a longer example: `truncate` cuts ends (of a pair, the longer answer's first).
+      counts: is added to.
+
+    Raises:
+      UserError: an example is too long under `error`; a prompt leaves no room for an answer, except under `drop`.
+    """
+    for example in encoded:
+        counts.documents += 1
+        counts.merged += example.merged
+        lengths = [len(sequence.ids) for sequence in example.sequences]
+        counts.tokens_read += sum(lengths)
+        same = len(lengths) == 2 and example.sequences[0].ids.tolist() == example.sequences[1].ids.tolist()
+        counts.identical += same
+        kept = example.sequences
+        if sum(lengths) > window and not same:
+            kept = tuple(Sequence(s.ids[:n], s.mask[:n]) for s, n in zip(kept, _limits(lengths, window), strict=True))
+            hopeless = not all(sequence.mask[1:].any() for sequence in kept)
+            if on_long == "error" or (on_long == "truncate" and hopeless):
+                raise UserError(_too_long(example, lengths, window, hopeless))
+        if same or (sum(lengths) > window and on_long == "drop"):
+            counts.dropped += not same
+            counts.tokens_dropped += sum(lengths)
+            continue
+        if kept is not example.sequences:
+            counts.truncated += 1
+            counts.tokens_truncated += sum(lengths) - sum(len(s.ids) for s in kept)
+        yield kept
+
+
+def _limits(lengths: list[int], window: int) -> list[int]:
+    """How long each sequence may be so that together they fit: the longest are cut down to one length."""
+    if len(lengths) == 1:
+        return [window]
+    first, second = lengths
+    most = window - min(first, second, window // 2)
+    return [min(first, most), min(second, window - min(first, most))]
+
+
+def _too_long(example: Encoded, lengths: list[int], window: int, hopeless: bool) -> str:
+    remedy = "raise data.window, or set data.on_long to drop"
+    if len(lengths) == 2:
+        shown = f"pair of {lengths[0]} + {lengths[1]} tokens (prompt {example.prompt_length} in each)"
+    else:
+        shown = f"record of {lengths[0]} tokens (prompt {example.prompt_length})"
+    if hopeless:
+        return f"{example.where}: the prompt leaves no room for an answer in a window of {window}: {shown}; {remedy}"
+    return f"{example.where}: {shown} is longer than the window of {window}; {remedy} or truncate"

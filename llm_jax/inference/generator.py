@@ -1,0 +1,328 @@
+"""Many prompts to many answers: batches, buckets and the host's side of decoding."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.base.errors import RunError, UserError
+from llm_jax.inference.config import SamplingParams
+from llm_jax.inference.decode import NO_TOKEN, decode_chunk, start
+from llm_jax.inference.logits import row_params
+from llm_jax.inference.requests import Row, make_rows
+from llm_jax.inference.sampling import seed_words
+from llm_jax.inference.steps import decoding_decoder
+from llm_jax.inference.text import TextTracker
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder, unstack
+from llm_jax.models.parameter import declarations
+from llm_jax.sharding import Plan, compute_weights, current_plan, use
+
+if TYPE_CHECKING:
+    from llm_jax.data.tokenizers import Tokenizer
+
+
+class GenerativeModel(Protocol):
+    """What generation needs of a model: `llm_jax.Model` has it."""
+
+    config: ModelConfig
+    decoder: Decoder
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample of one prompt."""
+
+    prompt: int
+    """Index of the prompt in the call."""
+    sample: int
+    """Number of the sample, from 0."""
+    tokens: list[int]
+    """New tokens, the one that ended the output (end token, or last of a stop string) included."""
+    text: str
+    """Their text without special tokens and without the stop string; empty without a tokenizer."""
+    finish_reason: str
+    """`stop` (end token or stop string) or `length`."""
+    logprobs: list[float]
+    """Log-probability of each token under the model's own distribution (no penalty, temperature or filter)."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """News of one sample while it is decoded; `finish_reason` comes with the last."""
+
+    prompt: int
+    sample: int
+    tokens: list[int]
+    text: str
+    logprobs: list[float]
+    finish_reason: str | None
+
+
+def default_buckets(max_positions: int, smallest: int = 64) -> tuple[int, ...]:
+    """`smallest`, and from there 1.5 and 2 times each power of two, up to the model's positions, which end the list."""
+    buckets, size = [], smallest
+    while size < max_positions:
+        buckets += [size, size * 3 // 2]
+        size *= 2
+    return (*(bucket for bucket in buckets if bucket < max_positions), max_positions)
+
+
+def cache_bytes_per_token(config: ModelConfig, dtype: str) -> int:
+    """Bytes that one token takes in the caches of all layers: 2 (keys, values) x L x K x H x bytes of dtype."""
+    config = config.resolved()
+    assert config.num_kv_heads is not None and config.head_dim is not None
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+class Generator:
+    """Decodes batches with one compiled program per bucket, and with any weights of the same architecture.
+
+    Args:
+      model: has `config`, `decoder` and `params` (stacked or not).
+      tokenizer: for texts, stop strings and end tokens; None decodes ids only.
+      max_batch: rows decoded together at most.
+      buckets: lengths, ascending, that prompts and caches are rounded up to; None takes `default_buckets`.
+      chunk: tokens decoded between two looks of the host.
+      stop_ids: end tokens beside the tokenizer's eos and end of turn.
+      dtype: of weights, caches and computation; None takes the plan's or else the parameters'.
+      plan: mesh to decode on; None takes the model's if it has one.
+
+    A row's tokens are a function of its prompt, its `SamplingParams` and the number of the sample; with whom it shares
+    a batch and which bucket it falls into changes the arithmetic's order at most.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        tokenizer: "Tokenizer | None" = None,
+        *,
+        max_batch: int = 32,
+        buckets: Sequence[int] | None = None,
+        chunk: int = 32,
+        stop_ids: Sequence[int] = (),
+        dtype: str | None = None,
+        plan: Plan | None = None,
+    ):
+        self.config = model.config.resolved()
+        self.tokenizer = tokenizer
+        self.max_batch = max_batch
+        self.max_positions = self.config.max_position_embeddings
+        self.buckets = tuple(buckets) if buckets is not None else default_buckets(self.max_positions)
+        self.chunk = chunk
+        plan = plan or getattr(model, "plan", None)
+        leaf = jax.tree.leaves(model.params)[0]
+        self.dtype = str(jnp.dtype(dtype or (leaf.dtype if plan is None else plan.compute_dtype)))
+        self.plan = plan and dataclasses.replace(plan, compute_dtype=jnp.dtype(self.dtype))
+        ends = set() if tokenizer is None else {tokenizer.eos_id, tokenizer.end_of_turn_id}
+        self.stop_ids = sorted(ends | set(stop_ids))
+        self.decoder = decoding_decoder(self.config)
+        self._stacked = model.decoder
+        self.update_params(model.params)
+
+    def update_params(self, params: Mapping[str, Any]) -> None:
+        """Takes other weights of the same architecture and grouping; nothing is compiled again."""
+        with self._mesh():
+            self.params = _unstack_as(params, decoder=self._stacked, dtype=self.dtype)
+
+    def cache_bytes(self, prompt_lengths: Sequence[int], params: SamplingParams) -> tuple[int, int]:
+        """Bytes of cache per token, and of the caches of a call with these prompts in all."""
+        per_token = cache_bytes_per_token(self.config, self.dtype)
+        batch = self._batch_size(len(prompt_lengths) * params.n)
+        return per_token, per_token * batch * self._cache_len(max(prompt_lengths), params.max_tokens)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """Completions in the order of the prompts, the n samples of a prompt one after the other.
+
+        Raises UserError for prompts and parameters out of range (see `make_rows`) and for stop strings without a
+        tokenizer; RunError when the model's logits are not finite.
+        """
+        rows = self._rows(prompts, params)
+        found = {}
+        for row, tracker, logprobs, reason, _ in self._outputs(rows, self.chunk, live=False):
+            if reason is not None:
+                key = (row.prompt, row.sample)
+                found[key] = Completion(*key, tracker.tokens, tracker.text, reason, logprobs)
+        return [found[row.prompt, row.sample] for row in rows]
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        every: int = 4,
+    ) -> Iterator[Delta]:
+        """The same outputs piece by piece, a look at them every so many tokens; the pieces add up to `generate`'s.
+
+        A piece of text holds whole characters, and nothing that a stop string might still take back; tokens come
+        when they are drawn, those behind a stop string excepted.
+        """
+        rows = self._rows(prompts, params)
+        shown: dict[int, int] = {}
+        for row, tracker, logprobs, reason, text in self._outputs(rows, min(every, self.chunk), live=True):
+            at = shown.get(id(row), 0)
+            shown[id(row)] = len(tracker.tokens)
+            yield Delta(row.prompt, row.sample, tracker.tokens[at:], text, logprobs[at:], reason)
+
+    def _rows(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Row]:
+        vocab_size = self.config.vocab_size
+        assert vocab_size is not None
+        rows = make_rows(prompts, params, max_positions=self.max_positions, vocab_size=vocab_size)
+        if self.tokenizer is None and any(row.params.stop for row in rows):
+            raise UserError("stop strings need a tokenizer")
+        return rows
+
+    def _batch_size(self, rows: int) -> int:
+        """The power of two that holds the rows, `max_batch` at most, and a multiple of the mesh's data axis."""
+        size = min(1 << (rows - 1).bit_length(), self.max_batch)
+        data = 1 if self.plan is None else self.plan.mesh.shape["data"]
+        return -(-size // data) * data
+
+    def _bucket(self, length: int) -> int:
+        return next((size for size in self.buckets if size >= length), self.max_positions)
+
+    def _cache_len(self, prompt_length: int, max_new: int) -> int:
+        room = min(prompt_length + max_new, self.max_positions)
+        return max(self._bucket(room), self._bucket(prompt_length))
+
+    def _mesh(self) -> AbstractContextManager:
+        return use(self.plan)
+
+    def _outputs(self, rows: list[Row], every: int, live: bool) -> Iterator[tuple]:
+        """`(row, tracker, logprobs, finish reason or None, new text)` as batches are decoded; `live`: text too."""
+        size = self._batch_size(len(rows))
+        # Longest first, so that prompts of a batch are alike, and a batch that does not fit fails at once.
+        ordered = sorted(rows, key=lambda row: -len(row.ids))
+        shape = (0, 0)
+        for first in range(0, len(ordered), size):
+            batch = ordered[first : first + size]
+            shape = self._shape(batch, shape)
+            yield from _Batch(self, batch, size, *shape).outputs(every, live)
+
+    def _shape(self, batch: list[Row], before: tuple[int, int]) -> tuple[int, int]:
+        """Buckets of prompts and caches; those of the batch before where smaller ones would not halve them.
+
+        Another shape is another program, and compiling it takes longer than what it saves.
+        """
+        own = (
+            self._bucket(max(len(row.ids) for row in batch)),
+            max(self._cache_len(len(row.ids), row.max_new) for row in batch),
+        )
+        prompt, slots = (b if a <= b < 2 * a else a for a, b in zip(own, before))
+        return prompt, max(prompt, slots)
+
+
+class _Batch:
+    """One batch on its way from prompts to texts."""
+
+    def __init__(self, generator: Generator, rows: list[Row], size: int, prompt_len: int, cache_len: int):
+        self.generator = generator
+        self.rows = rows
+        filler = [Row(-1, 0, [0], SamplingParams(temperature=0.0), 0)] * (size - len(rows))
+        padded = rows + filler
+        self.cache_len = cache_len
+        self.tokens = np.zeros((size, prompt_len), np.int32)
+        for i, row in enumerate(padded):
+            self.tokens[i, : len(row.ids)] = row.ids
+        self.lengths = np.asarray([len(row.ids) for row in padded], np.int32)
+        self.max_new = np.asarray([row.max_new for row in padded], np.int32)
+        self.words = seed_words([row.params.seed for row in padded])
+        self.samples = np.asarray([row.sample for row in padded], np.int32)
+        self.sampling = row_params([row.params for row in padded])
+        # At least one column, so that a tokenizer more or less is no other program.
+        self.stop_ids = np.full((size, max(2, len(generator.stop_ids))), NO_TOKEN, np.int32)
+        for i, row in enumerate(padded):
+            if not row.params.ignore_eos:
+                self.stop_ids[i, : len(generator.stop_ids)] = generator.stop_ids
+        self.trackers = [TextTracker(generator.tokenizer, row.params.stop) for row in rows]
+        self.logprobs: list[list[float]] = [[] for _ in rows]
+        self.pending: list[list[int]] = [[] for _ in rows]
+        self.reasons: list[str | None] = [None] * len(rows)
+
+    def chunks(self, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and log-probabilities [B, C] as they come, until every row has its finish reason."""
+        g = self.generator
+        with g._mesh():
+            caches, state, tokens, logprobs = start(
+                g.decoder,
+                g.params,
+                self.tokens,
+                self.lengths,
+                self.max_new,
+                self.words,
+                self.samples,
+                self.sampling,
+                self.stop_ids,
+                cache_len=self.cache_len,
+                dtype=g.dtype,
+            )
+        yield np.asarray(tokens)[:, None], np.asarray(logprobs)[:, None]
+        while None in self.reasons:
+            ended = np.asarray([reason is not None for reason in self.reasons])
+            stopped = np.pad(ended, (0, len(self.lengths) - len(self.rows)), constant_values=True)
+            with g._mesh():
+                caches, state, tokens, logprobs = decode_chunk(
+                    g.decoder,
+                    g.params,
+                    caches,
+                    state,
+                    stopped,
+                    self.sampling,
+                    self.stop_ids,
+                    np.int32(every),
+                    size=g.chunk,
+                )
+            yield np.asarray(tokens), np.asarray(logprobs)
+
+    def outputs(self, every: int, live: bool) -> Iterator[tuple]:
+        for tokens, logprobs in self.chunks(every):
+            counts = (tokens != NO_TOKEN).sum(axis=1)
+            for i, row in enumerate(self.rows):
+                count = int(counts[i])
+                if count:
+                    text = self._take(i, tokens[i, :count].tolist(), logprobs[i, :count], live)
+                    yield row, self.trackers[i], self.logprobs[i], self.reasons[i], text
+
+    def _take(self, i: int, tokens: list[int], logprobs: np.ndarray, live: bool) -> str:
+        """Adds a row's new tokens and finds out whether it has ended; returns its new text."""
+        row, tracker = self.rows[i], self.trackers[i]
+        if not np.isfinite(logprobs).all():
+            raise RunError(f"the model's logits for prompt {row.prompt} are not finite")
+        self.logprobs[i] += logprobs.tolist()
+        self.pending[i] += tokens
+        ended = not row.params.ignore_eos and tokens[-1] in self.generator.stop_ids
+        full = len(self.logprobs[i]) >= row.max_new
+        text = ""
+        if live or row.params.stop or ended or full:
+            # The end token is no text: it joins the tokens below.
+            ending = [self.pending[i].pop()] if ended else []
+            text = tracker.push(self.pending[i])
+            self.pending[i] = []
+            if not tracker.stopped:
+                tracker.tokens += ending
+        if tracker.stopped or ended or full:
+            del self.logprobs[i][len(tracker.tokens) :]
+            self.reasons[i] = "stop" if tracker.stopped or ended else "length"
+            text += "" if tracker.stopped else tracker.finish()
+        return text
+
+
+@partial(jax.jit, static_argnames=("decoder", "dtype"))
+def _unstack_as(params: Mapping[str, Any], *, decoder: Decoder, dtype: str) -> dict[str, Any]:
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    out = jax.tree.map(cast, unstack(params, decoder))
+    if current_plan() is None:
+        return out
+    # What ZeRO stores cut over the mesh is gathered here, once, and not at every token.
+    axes = jax.tree.map(lambda declared: declared.axes, declarations(decoding_decoder(decoder.config)))
+    return compute_weights(out, axes)

@@ -1,0 +1,68 @@
+"""Prompts and sampling parameters, checked and spread into the rows of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm_jax.base.errors import UserError
+from llm_jax.inference.config import SamplingParams
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of one prompt."""
+
+    prompt: int
+    sample: int
+    ids: Sequence[int]
+    params: SamplingParams
+    max_new: int
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Raises UserError naming the first parameter outside its range."""
+    limits = {
+        "max_tokens": (params.max_tokens >= 1, "at least 1"),
+        "temperature": (0 <= params.temperature < float("inf"), "0 or more"),
+        "top_k": (params.top_k >= 0, "0 or more"),
+        "top_p": (0 < params.top_p <= 1, "above 0 and at most 1"),
+        "min_p": (0 <= params.min_p <= 1, "between 0 and 1"),
+        "repetition_penalty": (0 < params.repetition_penalty < float("inf"), "above 0"),
+        "n": (1 <= params.n < 2**31, "at least 1"),
+        "seed": (0 <= params.seed < 2**64, "between 0 and 2**64 - 1"),
+        "stop": (all(params.stop), "strings that are not empty"),
+    }
+    for name, (fine, wanted) in limits.items():
+        if not fine:
+            raise UserError(f"sampling parameter {name} is {getattr(params, name)!r}; it must be {wanted}")
+
+
+def make_rows(
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    *,
+    max_positions: int,
+    vocab_size: int,
+) -> list[Row]:
+    """A row per prompt and sample, in that order; `max_new` is cut where the model's positions end.
+
+    Raises UserError for a prompt that is empty, leaves no room, or has an id that the model lacks, and for parameters
+    out of range or not one per prompt.
+    """
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    if len(each) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
+    for p in dict.fromkeys(each):
+        check_sampling(p)
+    rows = []
+    for number, (ids, p) in enumerate(zip(prompts, each)):
+        if not ids:
+            raise UserError(f"prompt {number} has no tokens")
+        if len(ids) >= max_positions:
+            raise UserError(
+                f"prompt {number} has {len(ids)} tokens; the model's {max_positions} leave no room for more"
+            )
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            raise UserError(f"prompt {number} has token ids outside the model's vocabulary of {vocab_size}")
+        max_new = min(p.max_tokens, max_positions - len(ids))
+        rows += [Row(number, sample, ids, p, max_new) for sample in range(p.n)]
+    return rows

@@ -1,0 +1,71 @@
+"""The two pure steps that decoding is made of: prompts into caches, and one token more."""
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llm_jax.models.cache import Cache, Meta
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.parameter import bind
+
+
+@cache
+def decoding_decoder(config: ModelConfig) -> Decoder:
+    """The abstract decoder, a segment per layer, that `unstack`ed parameters belong to.
+
+    One object per configuration: compiled programs are found by it, so all generators of one architecture share them.
+    """
+    return Decoder(config, segments="unrolled")
+
+
+@partial(jax.jit, static_argnames="decoder", donate_argnames="caches")
+def prefill(
+    decoder: Decoder,
+    params: Mapping[str, Any],
+    caches: tuple[Cache, ...],
+    tokens: Int[Any, "B T"],
+    lengths: Int[Any, "B"],
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """Runs the first `lengths[b] >= 1` tokens of each row; the rest of the row is padding and leaves no trace.
+
+    Args:
+      decoder: abstract, one segment per layer (`decoding_decoder`).
+      params: its parameters (`models.unstack`).
+      caches: empty, one per layer, of at least T slots; donated.
+      tokens: int32[B, T], prompts from the left.
+      lengths: int32[B], prompt tokens per row.
+
+    Returns:
+      float32 logits [B, V] after each row's last token, and the filled caches.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    valid = (positions < lengths[:, None]).astype(jnp.int32)
+    bound = bind(decoder, params)
+    hidden, filled, _ = bound(tokens, caches=caches, meta=Meta(positions, valid, jnp.zeros_like(lengths)))
+    assert filled is not None
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return bound.logits(last)[:, 0], filled
+
+
+@partial(jax.jit, static_argnames="decoder", donate_argnames="caches")
+def decode_step(
+    decoder: Decoder,
+    params: Mapping[str, Any],
+    caches: tuple[Cache, ...],
+    tokens: Int[Any, "B"],
+    lengths: Int[Any, "B"],
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """One token per row: `tokens[b]` at position `lengths[b]`, the number of tokens that row's caches hold.
+
+    Arguments as in `prefill`. Returns float32 logits [B, V] for the next token, and the caches (donated) with this
+    one in.
+    """
+    bound = bind(decoder, params)
+    meta = Meta(lengths[:, None], None, lengths)
+    hidden, caches, _ = bound(tokens[:, None], caches=caches, meta=meta)  # pyright: ignore[reportAssignmentType]
+    return bound.logits(hidden)[:, 0], caches

@@ -1,0 +1,189 @@
+"""What every training job does around its objective: check, prepare, train, evaluate, export."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from llm_jax.base.errors import UserError
+from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
+from llm_jax.data.formats import Kind
+from llm_jax.data.prepare import check_lengths, prepare
+from llm_jax.jobs.origin import check_tokenizer, origin, write_architecture
+from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.families import family
+from llm_jax.sharding import Plan, check_divides, make_plan, storage_shardings
+from llm_jax.storage.workdir import Workdir
+from llm_jax.training import (
+    Objective,
+    TrainingJob,
+    abstract_state,
+    evaluate,
+    init_state,
+    make_eval_step,
+    make_optimizer,
+    make_train_step,
+    train,
+)
+from llm_jax.training.loop import check_train_config
+
+if TYPE_CHECKING:
+    from llm_jax.jobs.graph import Node
+
+Params = dict[str, Any]
+Columns = Mapping[str, Mapping[str, np.ndarray]]
+"""Further per-row arrays, by split (`train`, `eval`) and name."""
+Hook = Callable[[Any], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training job has in hand before its first step."""
+
+    node: "Node"
+    config: Any
+    workdir: Workdir
+    plan: Plan
+    tokenizer: Tokenizer
+    decoder: Decoder
+    data: Prepared
+
+    @property
+    def shardings(self) -> Params:
+        """Where the masters of a model of this architecture lie between steps."""
+        return storage_shardings(declarations(self.decoder), abstract_params(self.decoder), self.plan)
+
+
+def check_training(node: "Node", kind: Kind) -> None:
+    """What fields and files can tell before anything is built: mesh, batch, records, and the parent's shapes."""
+    config = node.config
+    plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
+    check_train_config(config.train, plan)
+    check_records(kind, config.data)
+    parent = node.parents.get("init_from")
+    if parent is not None and not hasattr(parent, "workdir"):
+        source = origin(parent, "init_from")
+        check_shapes(config, plan, source.model)
+        check_lengths(kind, config.data, load_tokenizer(source.tokenizer))
+
+
+def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
+    """Raises UserError where the mesh does not divide the model, or the window is longer than its positions."""
+    sizes = {
+        "heads": model.num_heads,
+        "kv_heads": model.num_kv_heads or model.num_heads,
+        "mlp": model.intermediate_size,
+    }
+    if model.vocab_size is not None:
+        sizes["vocab"] = model.vocab_size
+    check_divides(plan, sizes)
+    if config.data.window > model.max_position_embeddings:
+        raise UserError(
+            f"data.window={config.data.window} is longer than the model's {model.max_position_embeddings} positions"
+        )
+
+
+def prepare_child(node: "Node", kind: Kind) -> None:
+    """Builds the rows of a job that starts from a model, with that model's tokenizer, and passes both on."""
+    source = origin(node.parents["init_from"], "init_from")
+    prepare_rows(node, kind, load_tokenizer(source.tokenizer), source.model)
+
+
+def prepare_rows(node: "Node", kind: Kind, tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Packs the rows, and leaves tokenizer, architecture and data summary in the workdir."""
+    workdir, config = node.workdir, node.config
+    check_tokenizer(model, tokenizer.vocab_size, "init_from")
+    check_shapes(config, make_plan(config.mesh), model)
+    data = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
+    data.tokenizer.save(workdir.tokenizer)
+    write_architecture(workdir, model)
+    (workdir.data / "summary.json").write_text(json.dumps(data.summary, indent=1))
+
+
+def setup(node: "Node", kind: Kind) -> Setup:
+    """Opens what `prepare` left in the workdir."""
+    config, workdir = node.config, node.workdir
+    here = origin(node, "workdir")
+    tokenizer = load_tokenizer(here.tokenizer)
+    plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
+    decoder = Decoder(here.model, remat=config.train.remat)
+    rows = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
+    return Setup(node, config, workdir, plan, tokenizer, decoder, rows)
+
+
+def fit(
+    s: Setup,
+    objective: Objective,
+    policy: Callable[[], Params],
+    *,
+    frozen: Callable[[], Params] = dict,
+    frozen_decoders: Mapping[str, Decoder] | None = None,
+    columns: Columns | None = None,
+    finish: tuple[Hook, ...] = (),
+) -> None:
+    """Trains the role `policy` on an objective, then exports it.
+
+    Args:
+      s: from `setup`.
+      objective: from `jobs.terms`.
+      policy: initial parameters; called only where there is no checkpoint.
+      frozen: parameters of further roles, by role, likewise.
+      frozen_decoders: their architectures.
+      columns: further arrays that the rows carry, such as a reference's log-probabilities.
+      finish: run once after the last step.
+    """
+    config = s.config.train
+    declared = {"policy": declarations(s.decoder)}
+    abstract = {"policy": abstract_params(s.decoder)}
+    frozen_abstract = {}
+    for role, decoder in (frozen_decoders or {}).items():
+        declared[role], frozen_abstract[role] = declarations(decoder), abstract_params(decoder)
+    optimizer = make_optimizer(config.optimizer, {"policy": declared["policy"]}, config.steps)
+    loaders = {}
+    for split, rows in (("train", s.data.train), ("eval", s.data.eval)):
+        training = split == "train"
+        loaders[split] = Loader(rows, config.batch_size, config.microbatches, config.seed, shuffle=training)
+        for name, array in (columns or {}).get(split, {}).items():
+            loaders[split].extra(name, array)
+    eval_step = make_eval_step(objective, s.plan, declared)
+
+    def held_out(state: Any) -> dict[str, float]:
+        batches = loaders["eval"].iterate(0, min(config.eval_batches, len(loaders["eval"])))
+        values = evaluate(eval_step, objective, state, batches)
+        return {f"eval_{name}": value for name, value in values.items() if name != "num_tokens"}
+
+    def initial() -> Any:
+        return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen())
+
+    def export(state: Any) -> Mapping[str, float]:
+        if config.checkpoint.export:
+            save(Model(s.decoder, state["params"]["policy"], s.decoder.config, s.workdir.tokenizer), s.workdir.export)
+        return {}
+
+    train(
+        TrainingJob(
+            name=s.node.name,
+            workdir=s.workdir,
+            config=config,
+            plan=s.plan,
+            abstract_state=abstract_state(abstract, optimizer, declared, s.plan, frozen=frozen_abstract),
+            init=initial,
+            train_step=make_train_step(objective, optimizer, s.plan, declared, seed=config.seed),
+            loader=loaders["train"],
+            rows=len(s.data.train),
+            evaluate=held_out,
+            finish=(*finish, export),
+            layout=layout(s.decoder),
+            regroup=regroup,
+            flops_per_token=3 * family(s.decoder.config.family).flops_per_token(s.decoder.config, s.config.data.window),
+        )
+    )
+
+
+def policy_of(state: Any) -> Params:
+    """The trained parameters, on the default device, for evaluations that do not use the mesh."""
+    return jax.device_put(state["params"]["policy"], jax.devices()[0])

@@ -1,0 +1,197 @@
+"""The job `generate`: prompts from a file, or held-out word problems, to `samples.jsonl` in the workdir."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
+from llm_jax.data import chat
+from llm_jax.data.config import DataConfig
+from llm_jax.data.sources import list_files, read_records
+from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from llm_jax.inference.requests import check_sampling, make_rows
+from llm_jax.jobs.config import GenerateConfig
+from llm_jax.jobs.origin import check_tokenizer, origin
+from llm_jax.models.config import ModelConfig
+from llm_jax.storage.hashes import file_sha256
+from llm_jax.storage.workdir import Workdir
+
+if TYPE_CHECKING:
+    from llm_jax.jobs.graph import Node
+
+Messages = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is known of a model before its weights are read."""
+
+    folder: epath.Path
+    """Where the tokenizer's files lie."""
+    tokenizer: Tokenizer
+    config: ModelConfig
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, and for a word problem what checks the answer."""
+
+    where: str
+    content: str | Messages
+    problem: Any = None
+
+
+def files_of(path: epath.PathLike) -> Files:
+    """Tokenizer and architecture in a Hugging Face folder, native folder or workdir.
+
+    Raises UserError for a path that is none of these, without a tokenizer, or with one that does not fit.
+    """
+    from llm_jax.models.loading import read_hf_config, read_model_config
+
+    folder = Workdir(path).tokenizer if read_hf_config(path) is None else epath.Path(path)
+    tokenizer, config = load_tokenizer(folder), read_model_config(path)
+    check_tokenizer(config, tokenizer.vocab_size, str(path))
+    return Files(folder, tokenizer, config, config.vocab_size or tokenizer.vocab_size)
+
+
+def source_manifest(config: GenerateConfig) -> dict[str, Any]:
+    """What the samples depend on beside the configuration and the model: the hashes of the prompts' files."""
+    if config.prompts is None:
+        return {"prompts": "held-out problems"}
+    return {"prompts": {file.name: file_sha256(file) for file in list_files(config.prompts)}}
+
+
+def check(node: "Node") -> None:
+    """Everything that files can tell, before the model is trained or loaded. Raises UserError."""
+    config: GenerateConfig = node.config
+    if config.init_from is None:
+        raise UserError("init_from is not set: generate needs a model")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
+    check_sampling(config.sampling)
+    if config.prompts is not None:
+        file_prompts(config.prompts, config.max_prompts)
+
+
+def prepare(node: "Node") -> None:
+    """Renders every prompt with the model's tokenizer: a prompt too long for the model is found before it is loaded."""
+    config: GenerateConfig = node.config
+    source = origin(node.parents["init_from"], "init_from")
+    tokenizer = load_tokenizer(source.tokenizer)
+    check_tokenizer(source.model, tokenizer.vocab_size, "init_from")
+    prompts = read_prompts(config, data_of(node))
+    ids = [encode_prompt(tokenizer, prompt.content, config.raw) for prompt in prompts]
+    vocab_size = source.model.vocab_size or tokenizer.vocab_size
+    limit = source.model.max_position_embeddings
+    for prompt, each in zip(prompts, ids):
+        if len(each) >= limit:
+            raise UserError(f"{prompt.where}: {len(each)} tokens; the model's {limit} leave no room for an answer")
+    make_rows(ids, config.sampling, max_positions=limit, vocab_size=vocab_size)
+
+
+def run(node: "Node") -> None:
+    """Loads the model, decodes all prompts, and writes a line per sample."""
+    from llm_jax.inference.generator import Generator
+    from llm_jax.models.loading import load
+
+    config: GenerateConfig = node.config
+    source = origin(node.parents["init_from"], "init_from")
+    tokenizer = load_tokenizer(source.tokenizer)
+    prompts = read_prompts(config, data_of(node))
+    ids = [encode_prompt(tokenizer, prompt.content, config.raw) for prompt in prompts]
+    model = load(source.path, mesh=config.mesh)
+    generator = Generator(
+        model,
+        tokenizer,
+        max_batch=config.batch_size * config.sampling.n,
+        stop_ids=end_ids(source.tokenizer),
+        plan=model.plan,
+    )
+    lines = []
+    for done in generator.generate(ids, config.sampling):
+        prompt = prompts[done.prompt]
+        line = {
+            "prompt": prompt.content,
+            "sample": done.sample,
+            "completion": done.text,
+            "finish_reason": done.finish_reason,
+            "num_tokens": len(done.tokens),
+            "sum_logprobs": sum(done.logprobs),
+        }
+        if prompt.problem is not None:
+            from llm_jax.data.embedded.problems import is_correct
+
+            line |= {"answer": prompt.problem.answer, "correct": is_correct(prompt.problem, done.text)}
+        lines.append(line)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    node.workdir.samples.write_text(text)
+    checked = [line["correct"] for line in lines if "correct" in line]
+    share = f", {sum(checked) / len(checked):.3f} correct" if checked else ""
+    log(f"{len(lines)} samples of {len(prompts)} prompts in {node.workdir.samples}{share}")
+
+
+def data_of(node: "Node") -> DataConfig:
+    """Settings of the word problems: those the model was trained on where the parent is a run that has them."""
+    parent = node.parents["init_from"]
+    return getattr(getattr(parent, "config", None), "data", None) or DataConfig()
+
+
+def read_prompts(config: GenerateConfig, data: DataConfig) -> list[Prompt]:
+    """The prompts of the file, or held-out word problems (128 where max_prompts is None)."""
+    if config.prompts is not None:
+        return file_prompts(config.prompts, config.max_prompts)
+    from llm_jax.data.prepare import held_out_problems
+
+    problems = held_out_problems(data, config.max_prompts or 128)
+    return [Prompt(f"problem {i}", [{"role": "user", "content": p.prompt}], p) for i, p in enumerate(problems)]
+
+
+def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
+    """Reads `{"prompt": text or messages}` and `{"messages": [...]}`; UserError names file and line."""
+    prompts = []
+    for where, record in read_records(path, max_prompts):
+        if not isinstance(record, dict) or not ({"prompt", "messages"} & record.keys()):
+            raise UserError(f"{where}: a prompt has to be a JSON object with `prompt` or `messages`")
+        name = "prompt" if "prompt" in record else "messages"
+        content = record[name]
+        text = name == "prompt" and isinstance(content, str) and content
+        messages = isinstance(content, list) and content and all(map(_is_message, content))
+        if text or messages:
+            prompts.append(Prompt(where, content))
+        else:
+            raise UserError(f"{where}: `{name}` is neither text nor a list of messages with `role` and `content`")
+    return prompts
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def encode_prompt(tokenizer: Tokenizer, content: str | Messages, raw: bool) -> list[int]:
+    """Ids of a prompt as the model expects it: its chat template around it where it has one.
+
+    `raw`, or a tokenizer without a template: the text itself, with what the tokenizer puts before a text (a bos).
+    Messages then are their contents, a line each.
+    """
+    if raw or tokenizer.chat_template is None:
+        text = content if isinstance(content, str) else "\n".join(m["content"] for m in content)
+        return tokenizer.encode(text, add_special_tokens=True)
+    messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+    return chat.render(tokenizer, messages, add_generation_prompt=True)[0]
+
+
+def end_ids(folder: epath.Path) -> list[int]:
+    """Further end tokens that a Hugging Face folder names in `generation_config.json`."""
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return []
+    try:
+        value = json.loads(file.read_text()).get("eos_token_id")
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    return [] if value is None else value if isinstance(value, list) else [value]

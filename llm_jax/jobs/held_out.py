@@ -1,0 +1,39 @@
+"""The held-out text of a base model, in nats per byte, beside the n-gram models it has to beat."""
+
+import math
+
+import numpy as np
+
+from llm_jax.data import Loader
+from llm_jax.data.baselines import interpolated_bigram_nats, unigram_nats
+from llm_jax.jobs.fit import Hook, Setup
+from llm_jax.models import declarations
+from llm_jax.training import Objective, make_eval_step
+
+
+def text_hook(s: Setup, objective: Objective) -> Hook:
+    """`eval_nats_per_byte`, `eval_bits_per_byte` and both n-gram models' nats per byte.
+
+    Of embedded data the rows of the source `text` count, else all rows. All three models are scored on the same
+    predicted tokens, and divided by the bytes of just these.
+    """
+
+    def hook(state) -> dict[str, float]:
+        held_out = s.data.eval
+        names = held_out.manifest["sources"]
+        columns = held_out.columns("source_id", "num_bytes")
+        chosen = columns["source_id"] == names.index("text") if "text" in names else np.full(len(held_out), True)
+        rows = np.flatnonzero(chosen)
+        num_bytes = int(columns["num_bytes"][rows].sum())
+        config = s.config.train
+        loader = Loader(held_out, config.batch_size, config.microbatches, shuffle=False, subset=rows)
+        eval_step = make_eval_step(objective, s.plan, {"policy": declarations(s.decoder)})
+        nats = sum(float(eval_step(state, batch)["loss/nll"][0]) for batch in loader.iterate(0, len(loader)))
+        return {
+            "eval_nats_per_byte": nats / num_bytes,
+            "eval_bits_per_byte": nats / num_bytes / math.log(2),
+            "eval_unigram_nats_per_byte": unigram_nats(s.data.train, held_out, rows.tolist()) / num_bytes,
+            "eval_bigram_nats_per_byte": interpolated_bigram_nats(s.data.train, held_out, rows.tolist()) / num_bytes,
+        }
+
+    return hook

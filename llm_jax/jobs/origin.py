@@ -1,0 +1,57 @@
+"""Where a job's starting model comes from: a parent run, a workdir, or a Hugging Face folder."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from llm_jax.base.errors import UserError
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.loading import read_hf_config, read_model_config
+from llm_jax.storage.workdir import Workdir
+
+if TYPE_CHECKING:
+    from llm_jax.jobs.graph import Node
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model's small files. A parent that is still to be trained has these already, and no weights yet."""
+
+    path: epath.Path
+    tokenizer: epath.Path
+    model: ModelConfig
+
+
+def write_architecture(workdir: Workdir, model: ModelConfig) -> None:
+    """Leaves the architecture beside the tokenizer, so that children can be prepared before this run has trained."""
+    (workdir.path / "model.json").write_text(json.dumps(dataclasses.asdict(model), indent=1))
+
+
+def origin(parent: "Node | Any", field: str) -> Origin:
+    """Reads what a parent (a node of the graph or a folder) says of its model.
+
+    Args:
+      parent: from `Node.parents`.
+      field: the configuration's name for it, for messages.
+
+    Raises:
+      UserError: a file is missing, or a field of a config.json is not honoured.
+    """
+    workdir = getattr(parent, "workdir", None)
+    path = epath.Path(parent if workdir is None else workdir.path)
+    model = read_model_config(path)
+    folder = path if read_hf_config(path) is not None else Workdir(path).tokenizer
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{field}: {folder} has no tokenizer.json")
+    return Origin(path, folder, model)
+
+
+def check_tokenizer(model: ModelConfig, vocab_size: int, where: str) -> None:
+    """Raises UserError when a tokenizer has ids that the embedding lacks."""
+    if model.vocab_size is not None and vocab_size > model.vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {vocab_size} entries, the checkpoint's embedding only {model.vocab_size}"
+        )

@@ -1,0 +1,66 @@
+"""A frozen reference's log-probabilities of every pair: computed once, stored beside the rows, read ever after."""
+
+import json
+
+import jax
+import numpy as np
+
+from llm_jax.base.logging import log
+from llm_jax.data import Loader, RowSet
+from llm_jax.jobs.fit import Columns, Setup
+from llm_jax.jobs.origin import Origin
+from llm_jax.jobs.scoring import answer_logps
+from llm_jax.models import Decoder, bind, load
+from llm_jax.sharding import use
+from llm_jax.storage.hashes import canonical_hash
+
+
+def stored_logps(s: Setup, reference: Origin) -> Columns:
+    """`ref_chosen_logps` and `ref_rejected_logps`, float32[rows, P], for both splits.
+
+    The file is named by the hash of the reference, the rows' manifest and the compute dtype, so that none of them can
+    change under it.
+    """
+    key = canonical_hash(
+        {
+            "reference": {name: parent["hash"] for name, parent in s.workdir.read_config()["parents"].items()},
+            "rows": json.loads((s.workdir.data / "manifest.json").read_text()),
+            "compute_dtype": s.config.train.compute_dtype,
+        }
+    )
+    file = s.workdir.data / f"reference-{key}.npz"
+    if not file.exists():
+        log(f"{s.node.name}: the reference's log-probabilities of {len(s.data.train) + len(s.data.eval)} rows")
+        values = _compute(s, reference)
+        flat = {f"{split}/{name}": array for split, arrays in values.items() for name, array in arrays.items()}
+        temporary = s.workdir.data / "reference.npz.new"
+        with temporary.open("wb") as f:
+            np.savez(f, **flat)  # pyright: ignore[reportArgumentType]
+        temporary.replace(file)
+    stored = np.load(file)
+    return {
+        split: {name: stored[f"{split}/{name}"] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        for split in ("train", "eval")
+    }
+
+
+def _compute(s: Setup, reference: Origin) -> Columns:
+    decoder = Decoder(reference.model)
+    params = load(reference.path, mesh=s.config.mesh).params
+
+    @jax.jit
+    def score(params, rows):
+        found = answer_logps(bind(decoder, params), jax.tree.map(lambda x: x[0], rows))
+        return found["chosen_logps"], found["rejected_logps"]
+
+    def over(rowset: RowSet) -> dict[str, np.ndarray]:
+        loader = Loader(rowset, s.config.train.batch_size // s.config.train.microbatches, shuffle=False)
+        sharding = s.plan.activation_sharding((None, "batch"))
+        parts = []
+        with use(s.plan):
+            for rows in loader.iterate(0, len(loader)):
+                parts.append(jax.device_get(score(params, jax.device_put(rows, sharding))))
+        chosen, rejected = (np.concatenate(side)[: len(rowset)] for side in zip(*parts, strict=True))
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    return {"train": over(s.data.train), "eval": over(s.data.eval)}

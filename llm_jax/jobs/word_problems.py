@@ -1,0 +1,101 @@
+"""Held-out word problems, answered greedily: how many are right, and how many show their steps."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_jax.data import Tokenizer, held_out_problems, load_tokenizer, render
+from llm_jax.data.embedded.problems import Problem, is_careful, is_correct
+from llm_jax.inference import Generator, SamplingParams
+from llm_jax.jobs.fit import Hook, Setup, policy_of
+from llm_jax.jobs.origin import Origin
+from llm_jax.models import Model, load
+
+DEFAULT_PROBLEMS = 400
+MAX_BATCH = 256
+
+
+def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
+    """Answers the held-out problems with the trained model, and the first few with the model `before` too.
+
+    Writes `samples.jsonl` for the report. Does nothing for data without a checkable answer, unless
+    `task_eval.problems` asks for it.
+    """
+    task, data = s.config.task_eval, s.config.data
+    checkable = data.path is None and data.embedded == "problems"
+    count = (DEFAULT_PROBLEMS if checkable else 0) if task.problems is None else task.problems
+
+    def hook(state: Any) -> Mapping[str, float]:
+        if not count:
+            return {}
+        problems = held_out_problems(data, count)
+        model = Model(s.decoder, policy_of(state), s.decoder.config, s.workdir.tokenizer)
+        metrics, records = _answers(model, s.tokenizer, problems, task.max_tokens)
+        shown = [
+            {"prompt": r["prompt"], "answer": r["answer"], "completion": r["completion"]}
+            for r in records[: task.samples]
+        ]
+        if before is not None and shown:
+            tokenizer = load_tokenizer(before.tokenizer)
+            _, earlier = _answers(load(before.path), tokenizer, problems[: len(shown)], task.max_tokens)
+            for row, record in zip(shown, earlier, strict=True):
+                row["before"], row["after"] = record["completion"], row.pop("completion")
+        s.workdir.samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))
+        return metrics
+
+    return hook
+
+
+def _answers(model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int):
+    generator = Generator(model, tokenizer, max_batch=MAX_BATCH)
+    return answer_problems(generator, tokenizer, problems, max_tokens)
+
+
+def encode_prompts(tokenizer: Tokenizer, problems: Sequence[Problem]) -> list[list[int]]:
+    """Each problem as a user's turn; for a model without a chat template as the text that it continues."""
+    if tokenizer.chat_template is None:
+        return [[tokenizer.bos_id, *tokenizer.encode(problem.prompt)] for problem in problems]
+    return [
+        render(tokenizer, [{"role": "user", "content": problem.prompt}], add_generation_prompt=True)[0]
+        for problem in problems
+    ]
+
+
+def answer_problems(
+    generator: Generator, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Answers every problem greedily.
+
+    Returns:
+      `eval_exact_match` (the last `Answer: N` is right), the same by number of steps, `eval_careful` (the share that
+      shows a step before it answers), and one record per problem: prompt, completion, answer, right or wrong.
+    """
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    completions = generator.generate(encode_prompts(tokenizer, problems), params)
+    by_steps: dict[int, list[bool]] = defaultdict(list)
+    records = []
+    for problem, completion in zip(problems, completions, strict=True):
+        right = is_correct(problem, completion.text)
+        by_steps[len(problem.steps)].append(right)
+        records.append(
+            {
+                "prompt": problem.prompt,
+                "completion": completion.text,
+                "answer": problem.answer,
+                "correct": right,
+                "careful": is_careful(completion.text),
+            }
+        )
+    metrics = {
+        "eval_exact_match": _share(record["correct"] for record in records),
+        "eval_careful": _share(record["careful"] for record in records),
+    }
+    for steps, rights in sorted(by_steps.items()):
+        metrics[f"eval_exact_match/{steps}_steps"] = _share(rights)
+    return metrics, records
+
+
+def _share(flags: Any) -> float:
+    flags = list(flags)
+    return sum(flags) / len(flags)

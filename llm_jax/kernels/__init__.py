@@ -1,0 +1,45 @@
+"""One folder per op: `reference.py` (plain jnp), `xla.py` (memory-lean, any backend), and the public op in `__init__.py`.
+
+The op `flash_attention` and the folder it lives in share a name. Python binds a submodule to its parent once the
+submodule is loaded, so this package keeps the *function* under that name, whoever imports the folder first.
+"""
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from llm_jax.base.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from llm_jax.kernels.choice import explain as explain
+    from llm_jax.kernels.choice import supports as supports
+    from llm_jax.kernels.flash_attention import flash_attention as flash_attention
+    from llm_jax.kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+    from llm_jax.kernels.linear_cross_entropy import partial_linear_cross_entropy as partial_linear_cross_entropy
+    from llm_jax.kernels.matmul import QuantizedArray as QuantizedArray
+    from llm_jax.kernels.matmul import matmul as matmul
+    from llm_jax.kernels.matmul import quantize as quantize
+
+OPS = ("flash_attention", "linear_cross_entropy", "matmul")
+
+__getattr__ = lazy_exports(
+    globals(),
+    {op: f"llm_jax.kernels.{op}" for op in OPS}
+    | {
+        "partial_linear_cross_entropy": "llm_jax.kernels.linear_cross_entropy",
+        "QuantizedArray": "llm_jax.kernels.matmul.quantized",
+        "quantize": "llm_jax.kernels.matmul.quantized",
+        "explain": "llm_jax.kernels.choice",
+        "supports": "llm_jax.kernels.choice",
+    },
+)
+
+
+class _Kernels(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPS and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Kernels

@@ -1,0 +1,280 @@
+"""Attention in tiles by plain XLA: memory linear in length, blocks that nobody sees are never computed.
+
+A few rows of the batch at a time (so that a tile stays in the cache of a CPU core), then a loop over blocks of
+queries, then over the blocks of keys between the first and the last that any of these queries may see. The bounds
+come from positions, segment ids and ranges at run time; for a mask without data they are constants.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from llm_jax.kernels import manual_axes
+from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds, pad_masks, tiling
+from llm_jax.kernels.flash_attention.spec import (
+    AttentionSpec,
+    MaskArrays,
+    Rows,
+    alibi_bias,
+    first_position,
+    precision,
+    visible,
+)
+
+
+def supports(spec: AttentionSpec, platform: str) -> str | None:
+    """Runs everything, everywhere."""
+    return None
+
+
+def forward(
+    spec: AttentionSpec,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K Hv"],
+    alibi_slopes: Float[Array, " N"] | None,
+    sinks: Float[Array, " N"] | None,
+    masks: MaskArrays,
+) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
+    """Output in q's dtype and float32 log-sum-exp, by online softmax."""
+    tiles = tiling(spec, jax.default_backend())
+    K, G = spec.kv_heads, spec.group
+    shape = (tiles.rows, K, G, tiles.q_block)
+    slopes = _per_head(spec, alibi_slopes)
+    sink = _per_head(spec, sinks)
+
+    def group(q: Array, k: Array, v: Array, masks: MaskArrays, low: Array, high: Array) -> tuple[Array, Array]:
+        def query_block(i: Array) -> tuple[Array, Array]:
+            q_tile = _q_tile(q, i, tiles)
+
+            def key_block(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                top, total, out = state
+                k_tile, v_tile = _kv_tile(k, j, tiles), _kv_tile(v, j, tiles)
+                scores = _scores(spec, tiles, q_tile, k_tile, slopes, masks, i, j).final
+                new_top = jnp.maximum(top, scores.max(-1))
+                # A row that has seen no key yet keeps -inf; exp(-inf - 0) is the 0 that it needs.
+                finite_top = jnp.where(new_top == -jnp.inf, 0.0, new_top)
+                probs = jnp.exp(scores - finite_top[..., None])
+                shrink = jnp.exp(top - finite_top)
+                out = out * shrink[..., None] + _dot("bkgts,bksh->bkgth", probs, v_tile)
+                return new_top, total * shrink + probs.sum(-1), out
+
+            state = manual_axes.full(shape, -jnp.inf, q), manual_axes.full(shape, 0.0, q)
+            if sink is not None:
+                state = state[1] + sink[..., 0], state[1] + 1.0
+            zero = manual_axes.full((*shape, spec.value_dim), 0.0, q)
+            top, total, out = _loop(tiles, low[i], high[i], key_block, (*state, zero))
+            out = out * jnp.where(total > 0, 1.0 / total, 0.0)[..., None]
+            return out.astype(q.dtype).transpose(0, 3, 1, 2, 4), (top + jnp.log(total)).transpose(0, 3, 1, 2)
+
+        out, lse = lax.map(query_block, jnp.arange(tiles.q_blocks))
+        return _join(out), _join(lse)
+
+    low, high = block_bounds(spec, tiles, masks)
+    arrays = _split(spec, tiles, q, k, v, masks)
+    out, lse = lax.map(lambda xs: group(*xs), (*arrays, low, high))
+    return _merge(spec, out), _merge(spec, lse)
+
+
+class _Grads(NamedTuple):
+    dk: Array
+    dv: Array
+    slopes: Array | None
+
+
+def backward(
+    spec: AttentionSpec,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K Hv"],
+    alibi_slopes: Float[Array, " N"] | None,
+    masks: MaskArrays,
+    lse: Float[Array, "B T N"],
+    d_out: Float[Array, "B T N Hv"],
+    delta: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, Array | None]:
+    """Gradients of q, k, v and the slopes; probabilities are computed again from `lse`.
+
+    `delta` is, per row, sum(out · d_out) - d_lse.
+    """
+    tiles = tiling(spec, jax.default_backend())
+    K, G, H = spec.kv_heads, spec.group, spec.head_dim
+    slopes = _per_head(spec, alibi_slopes)
+
+    def group(
+        q: Array,
+        k: Array,
+        v: Array,
+        masks: MaskArrays,
+        low: Array,
+        high: Array,
+        lse: Array,
+        d_out: Array,
+        delta: Array,
+    ) -> tuple[Array, _Grads]:
+        def query_block(grads: _Grads, i: Array) -> tuple[_Grads, Array]:
+            q_tile, d_out_tile = _q_tile(q, i, tiles), _q_tile(d_out, i, tiles)
+            lse_tile, delta_tile = lax.optimization_barrier((_q_tile(lse, i, tiles), _q_tile(delta, i, tiles)))
+            lse_tile = jnp.where(lse_tile == -jnp.inf, 0.0, lse_tile)[..., None]
+
+            def key_block(j: Array, state: tuple[Array, _Grads]) -> tuple[Array, _Grads]:
+                dq, grads = state
+                k_tile, v_tile = _kv_tile(k, j, tiles), _kv_tile(v, j, tiles)
+                scores = _scores(spec, tiles, q_tile, k_tile, slopes, masks, i, j)
+                probs = jnp.exp(scores.final - lse_tile)
+                d_probs = _dot("bkgth,bksh->bkgts", d_out_tile, v_tile)
+                d_scores = probs * (d_probs - delta_tile[..., None])
+                d_slopes = grads.slopes
+                if slopes is not None:
+                    d_slopes += jnp.sum(d_scores * alibi_bias(jnp.ones_like(slopes), scores.rows, scores.keys), axis=(0, 3, 4))
+                if spec.softcap is not None:
+                    d_scores = d_scores * (1.0 - (scores.capped / spec.softcap) ** 2)
+                dq += _dot("bkgts,bksh->bkgth", d_scores, k_tile)
+                dk = _add_block(grads.dk, j, tiles, _dot("bkgts,bkgth->bskh", d_scores, q_tile))
+                dv = _add_block(grads.dv, j, tiles, _dot("bkgts,bkgth->bskh", probs, d_out_tile))
+                return dq, _Grads(dk, dv, d_slopes)
+
+            zero = manual_axes.full((tiles.rows, K, G, tiles.q_block, H), 0.0, q)
+            dq, grads = _loop(tiles, low[i], high[i], key_block, (zero, grads))
+            return grads, (dq * spec.scale).astype(q.dtype).transpose(0, 3, 1, 2, 4)
+
+        start = _Grads(
+            manual_axes.full((tiles.rows, tiles.kv_padded, K, H), 0.0, q),
+            manual_axes.full((tiles.rows, tiles.kv_padded, K, spec.value_dim), 0.0, q),
+            None if slopes is None else manual_axes.full((K, G), 0.0, q),
+        )
+        grads, dq = lax.scan(query_block, start, jnp.arange(tiles.q_blocks))
+        dk = (grads.dk * spec.scale).astype(k.dtype)
+        return _join(dq), _Grads(dk, grads.dv.astype(v.dtype), grads.slopes)
+
+    low, high = block_bounds(spec, tiles, masks)
+    arrays = _split(spec, tiles, q, k, v, masks)
+    rest = tuple(_split_q(spec, tiles, x) for x in (lse, d_out, delta))
+    dq, grads = lax.map(lambda xs: group(*xs), (*arrays, low, high, *rest))
+    dk, dv = (x.reshape(spec.batch, *x.shape[2:])[:, : spec.kv_len] for x in (grads.dk, grads.dv))
+    d_slopes = None
+    if alibi_slopes is not None and grads.slopes is not None:
+        d_slopes = grads.slopes.sum(0).reshape(spec.heads).astype(alibi_slopes.dtype)
+    return _merge(spec, dq), dk, dv, d_slopes
+
+
+class _Scores(NamedTuple):
+    """Scores of a tile: final ones, -inf where not visible; as they left the soft cap; and the tile's two sides."""
+
+    final: Float[Array, "b K G t s"]
+    capped: Float[Array, "b K G t s"]
+    rows: Rows
+    keys: Rows
+
+
+def _scores(
+    spec: AttentionSpec,
+    tiles: Tiling,
+    q: Float[Array, "b K G t H"],
+    k: Float[Array, "b K s H"],
+    slopes: Array | None,
+    masks: MaskArrays,
+    i: Array,
+    j: Array,
+) -> _Scores:
+    rows, keys = _sides(spec, tiles, masks, i, j)
+    capped = _dot("bkgth,bksh->bkgts", q, k) * spec.scale
+    if spec.softcap is not None:
+        capped = spec.softcap * jnp.tanh(capped / spec.softcap)
+    scores = capped if slopes is None else capped + alibi_bias(slopes, rows, keys)
+    seen = visible(spec, rows, keys)
+    if tiles.kv_padded > spec.kv_len:
+        real = keys.index < spec.kv_len
+        seen = real if seen is None else seen & real
+    return _Scores(scores if seen is None else jnp.where(seen, scores, -jnp.inf), capped, rows, keys)
+
+
+def _sides(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, i: Array, j: Array) -> tuple[Rows, Rows]:
+    """Both sides of tile (i, j), shaped [b or 1, 1, 1, t, 1] and [b or 1, 1, 1, 1, s]."""
+
+    def cut(x: Array | None, block: Array, size: int) -> Array | None:
+        return None if x is None else lax.dynamic_slice_in_dim(x, block * size, size, axis=1)
+
+    q_index = (jnp.arange(tiles.q_block) + i * tiles.q_block)[None]
+    kv_index = (jnp.arange(tiles.kv_block) + j * tiles.kv_block)[None]
+    q_positions, kv_positions = cut(masks.q_positions, i, tiles.q_block), cut(masks.kv_positions, j, tiles.kv_block)
+    ranges = cut(masks.kv_ranges, i, tiles.q_block)
+    rows = Rows(
+        q_index,
+        q_index + first_position(spec) if q_positions is None else q_positions,
+        cut(masks.q_segments, i, tiles.q_block),
+        None if ranges is None else ranges[..., 0],
+        None if ranges is None else ranges[..., 1],
+    )
+    keys = Rows(
+        kv_index, kv_index if kv_positions is None else kv_positions, cut(masks.kv_segments, j, tiles.kv_block)
+    )
+    # A slice whose start is known at run time only, fused into the passes over the scores, keeps XLA from vectorising
+    # them (3x slower on a CPU); the barrier makes it an array of its own.
+    rows, keys = lax.optimization_barrier((rows, keys))
+    at_rows = jax.tree.map(lambda x: x[:, None, None, :, None], rows)
+    at_keys = jax.tree.map(lambda x: x[:, None, None, None, :], keys)
+    return at_rows, at_keys
+
+
+def _loop(tiles: Tiling, low: Array, high: Array, body, state):
+    if tiles.kv_blocks == 1:
+        return body(jnp.int32(0), state)
+    return lax.fori_loop(low, high, body, state)
+
+
+def _dot(equation: str, a: Array, b: Array) -> Array:
+    """A product in b's dtype with float32 sums. Probabilities are rounded to the dtype of the values, as everywhere."""
+    return jnp.einsum(equation, a.astype(b.dtype), b, precision=precision(b.dtype), preferred_element_type=jnp.float32)
+
+
+def _q_tile(x: Array, i: Array, tiles: Tiling) -> Array:
+    """Block i of [b, T, K, G, ...] as [b, K, G, t, ...]."""
+    return jnp.moveaxis(lax.dynamic_slice_in_dim(x, i * tiles.q_block, tiles.q_block, axis=1), 1, 3)
+
+
+def _kv_tile(x: Array, j: Array, tiles: Tiling) -> Array:
+    """Block j of [b, S, K, H] as [b, K, s, H]."""
+    return jnp.moveaxis(lax.dynamic_slice_in_dim(x, j * tiles.kv_block, tiles.kv_block, axis=1), 1, 2)
+
+
+def _add_block(total: Array, j: Array, tiles: Tiling, x: Array) -> Array:
+    start = j * tiles.kv_block
+    old = lax.dynamic_slice_in_dim(total, start, tiles.kv_block, axis=1)
+    return lax.dynamic_update_slice_in_dim(total, old + x, start, axis=1)
+
+
+def _per_head(spec: AttentionSpec, x: Array | None) -> Array | None:
+    return None if x is None else x.astype(jnp.float32).reshape(spec.kv_heads, spec.group, 1, 1)
+
+
+def _split_q(spec: AttentionSpec, tiles: Tiling, x: Array) -> Array:
+    """[B, T, N, ...] -> [groups, rows, padded T, K, G, ...]."""
+    x = jnp.pad(x, ((0, 0), (0, tiles.q_padded - spec.q_len), *((0, 0),) * (x.ndim - 2)))
+    return x.reshape(tiles.groups, tiles.rows, tiles.q_padded, spec.kv_heads, spec.group, *x.shape[3:])
+
+
+def _split(spec: AttentionSpec, tiles: Tiling, q: Array, k: Array, v: Array, masks: MaskArrays) -> tuple:
+    """Everything padded to whole blocks, as [groups, rows, ...]."""
+
+    def split(x: Int[Array, "B ..."]) -> Array:
+        return x.reshape(tiles.groups, tiles.rows, *x.shape[1:])
+
+    padding = ((0, 0), (0, tiles.kv_padded - spec.kv_len), (0, 0), (0, 0))
+    masks = jax.tree.map(split, pad_masks(spec, tiles, masks))
+    return _split_q(spec, tiles, q), split(jnp.pad(k, padding)), split(jnp.pad(v, padding)), masks
+
+
+def _join(x: Array) -> Array:
+    """[blocks, b, t, ...] -> [b, blocks · t, ...]."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _merge(spec: AttentionSpec, x: Array) -> Array:
+    """[groups, rows, padded T, K, G, ...] -> [B, T, N, ...]."""
+    x = x.reshape(spec.batch, *x.shape[2:])[:, : spec.q_len]
+    return x.reshape(spec.batch, spec.q_len, spec.heads, *x.shape[4:])

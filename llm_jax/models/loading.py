@@ -1,0 +1,277 @@
+"""Models from and to files: Hugging Face folders, native folders and workdirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, Int
+
+from llm_jax.base.errors import UserError
+from llm_jax.base.trees import flatten, unflatten
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder, layout
+from llm_jax.models.families import family, family_for
+from llm_jax.models.parameter import abstract_params, bind, declarations
+from llm_jax.models.segments import regroup
+from llm_jax.sharding import check_divides, make_plan, storage_shardings, use
+from llm_jax.sharding.config import MeshConfig
+from llm_jax.sharding.plan import Plan
+from llm_jax.storage.checkpoints import Checkpoints
+from llm_jax.storage.safetensors import LazyTensors, write_folder
+from llm_jax.storage.workdir import FORMAT, Workdir, is_workdir
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+FLOATS = ("float32", "bfloat16", "float16")
+ROLE = "policy"
+"""The role whose parameters a workdir's checkpoint is loaded for."""
+
+
+class Model:
+    """A decoder with its parameters, callable on tokens. `params` is a plain nested dict of arrays."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: Mapping[str, Any],
+        config: ModelConfig,
+        tokenizer_dir: epath.PathLike | None = None,
+        *,
+        plan: Plan | None = None,
+        extra: Mapping[str, Any] | None = None,
+        dtypes: Mapping[str, str] | None = None,
+    ):
+        """`decoder` is abstract. `extra`: fields of config.json that are none of `config`'s, for `save`.
+        `dtypes`: the dtype each tensor had in the folder it came from, by Hugging Face name."""
+        self.decoder, self.params, self.config = decoder, params, config
+        self.tokenizer_dir = None if tokenizer_dir is None else epath.Path(tokenizer_dir)
+        self.plan, self.extra, self.dtypes = plan, dict(extra or {}), dict(dtypes or {})
+        self._forward = jax.jit(self._logits)
+
+    def _logits(self, params: Any, tokens: Array, positions: Array | None, segment_ids: Array | None) -> Array:
+        bound = bind(self.decoder, params)
+        return bound.logits(bound(tokens, positions, segment_ids)[0])
+
+    def __call__(
+        self,
+        tokens: Int[Any, "B T"],
+        positions: Int[Any, "B T"] | None = None,
+        segment_ids: Int[Any, "B T"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """float32 logits. `positions` default to 0, 1, ...; `segment_ids` (0 is padding) to one document per row."""
+        if self.plan is not None:
+            check_divides(self.plan, {"batch": len(tokens)})
+        given = (None if x is None else jnp.asarray(x, jnp.int32) for x in (tokens, positions, segment_ids))
+        with use(self.plan):
+            return self._forward(self.params, *given)
+
+
+def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None = None) -> Model:
+    """The model in a Hugging Face folder, a native folder or a workdir (its newest good checkpoint).
+
+    Args:
+        path: which of the three it is, is recognised.
+        dtype: of parameters and computation.
+        mesh: spreads the parameters over devices; None puts them on the default one.
+
+    Raises:
+        UserError: nothing known lies there, a field of config.json is not honoured, a tensor is missing, unknown or of
+            another shape, weights are in a pickle, or the mesh does not divide devices, heads, width or vocabulary.
+    """
+    if dtype not in FLOATS:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(FLOATS)}")
+    path = epath.Path(path)
+    plan = None if mesh is None else make_plan(mesh, compute_dtype=dtype)
+    hf = read_hf_config(path)
+    return _load_native(path, dtype, plan) if hf is None else _load_hf(path, hf, dtype, plan)
+
+
+def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
+    """config.json of a Hugging Face folder; None where `path` is a native folder or a workdir.
+
+    Raises UserError for a path that is neither.
+    """
+    path = epath.Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder")
+    if (path / "model.json").exists():
+        return None
+    if is_workdir(path):
+        raise UserError(f"{path} is a workdir without a model (no model.json)")
+    try:
+        fields = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is neither a Hugging Face folder nor a workdir: no config.json") from None
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'} is not JSON: {error}") from None
+    if isinstance(fields, dict) and "model_type" in fields:
+        return fields
+    raise UserError(
+        f"{path} is neither a Hugging Face folder (no model_type in config.json) nor a workdir with a model"
+    )
+
+
+def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | None) -> Model:
+    fam = family_for(hf)
+    config = fam.from_hf(hf)
+    decoder = Decoder(config)
+    tensors = LazyTensors(path)
+    names = {name: (ours, layer, transposed) for ours, layer, name, transposed in fam.weight_names(config)}
+    for name in names:
+        if name not in tensors:
+            raise UserError(f"{path} has no tensor {name}")
+    for name in tensors:
+        if name not in names and not fam.is_derived(name, config):
+            raise UserError(f"{path} has a tensor {name} that the {fam.MODEL_TYPE} family does not have")
+    if config.tie_embeddings and "lm_head.weight" in tensors:
+        _check_tied(path, tensors)
+    dtypes = {name: str(tensors.index[name].dtype) for name in names}
+    for name, stored in dtypes.items():
+        if stored not in FLOATS:
+            raise UserError(f"{path}: tensor {name} has dtype {stored}, not one of {', '.join(FLOATS)}")
+
+    def read(name: str) -> np.ndarray:
+        array = tensors[name].astype(jnp.dtype(dtype))
+        return array.T if names[name][2] else array
+
+    found = {(ours, layer): name for name, (ours, layer, _) in names.items()}
+    flat, shapes = {}, flatten(abstract_params(decoder))
+    shardings = _shardings(decoder, plan)
+    for ours, shape in shapes.items():
+        if ours.startswith("segments/"):
+            _, segment, position, inner = ours.split("/", 3)
+            layers = decoder.groups[int(segment)].layers(int(position))
+            value = np.stack([read(found[inner, layer]) for layer in layers])
+        else:
+            value = read(found[ours, None])
+        if value.shape != shape.shape:
+            raise UserError(f"{path}: {ours} has shape {value.shape}, config.json says {shape.shape}")
+        flat[ours] = jax.device_put(value, shardings[ours])
+    tokenizer = path if (path / "tokenizer.json").exists() else None
+    return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
+
+
+def _check_tied(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    if not np.array_equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+        raise UserError(f"{path}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding")
+
+
+def _shardings(decoder: Decoder, plan: Plan | None) -> dict[str, Any]:
+    shapes, config = abstract_params(decoder), decoder.config
+    if plan is None:
+        return dict.fromkeys(flatten(shapes))
+    sizes = (config.num_heads, config.num_kv_heads, config.intermediate_size, config.vocab_size)
+    check_divides(plan, dict(zip(("heads", "kv_heads", "mlp", "vocab"), sizes)))  # type: ignore[arg-type]
+    return flatten(storage_shardings(declarations(decoder), shapes, plan))
+
+
+def read_model_config(path: epath.PathLike) -> ModelConfig:
+    """The architecture in any of the three kinds of folder, from its small files alone."""
+    hf = read_hf_config(path)
+    if hf is not None:
+        return family_for(hf).from_hf(hf)
+    return ModelConfig(**json.loads((epath.Path(path) / "model.json").read_text()))
+
+
+def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
+    workdir = Workdir(path)
+    decoder = Decoder(read_model_config(path))
+    checkpoints = Checkpoints(workdir.checkpoints)
+    step = checkpoints.newest_good()
+    if step is None:
+        raise UserError(f"{path} has no checkpoint yet")
+    meta, shardings = checkpoints.read_meta(step), _shardings(decoder, plan)
+    shapes = flatten(abstract_params(decoder))
+    if meta["layout"] == layout(decoder):
+        wanted = {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name]) for name, s in shapes.items()}
+        restored = checkpoints.restore({"params": {ROLE: unflatten(wanted)}}, step, partial=True)
+        assert restored is not None
+        flat = {name: leaf.astype(dtype) for name, leaf in flatten(restored[1]["params"][ROLE]).items()}
+    else:
+        saved = checkpoints.restore_numpy(step, f"params/{ROLE}")
+        regrouped = flatten(regroup(saved, meta["layout"], layout(decoder)))
+        flat = {name: jax.device_put(leaf.astype(dtype), shardings[name]) for name, leaf in regrouped.items()}
+    tokenizer = workdir.tokenizer if workdir.tokenizer.exists() else None
+    hf = meta.get("hf", {})
+    return Model(
+        decoder,
+        unflatten(flat),
+        decoder.config,
+        tokenizer,
+        plan=plan,
+        extra=hf.get("extra"),
+        dtypes=hf.get("dtypes"),
+    )
+
+
+def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
+    """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
+
+    `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
+    """
+    path = epath.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").unlink(missing_ok=True)
+    fam, flat = family(model.config.family), flatten(model.params)
+    rows = {
+        (inner, layer): (f"segments/{s}/{position}/{inner}", row)
+        for s, segment in enumerate(model.decoder.groups)
+        for position in range(len(segment.block))
+        for row, layer in enumerate(segment.layers(position))
+        for inner in flatten(model.params["segments"][str(s)][str(position)])
+    }
+
+    def tensor(ours: str, layer: int | None, name: str, transposed: bool) -> np.ndarray:
+        leaf, row = (ours, ...) if layer is None else rows[ours, layer]
+        array = np.asarray(flat[leaf][row]).astype(jnp.dtype(dtype or model.dtypes.get(name, "float32")))
+        return array.T if transposed else array
+
+    names = fam.weight_names(model.config)
+    write_folder(path, {entry[2]: lambda entry=entry: tensor(*entry) for entry in names})
+    if model.tokenizer_dir is not None:
+        copy_tokenizer(model.tokenizer_dir, path)
+    stored = {dtype or model.dtypes.get(entry[2], "float32") for entry in names}
+    fields = fam.to_hf(model.config, model.extra)
+    if len(stored) == 1:
+        # Releases of transformers before 4.56 know the old name only.
+        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()
+    (path / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def save_native(model: Model, path: epath.PathLike) -> None:
+    """Writes a native folder: what a workdir holds of a model, as a finished run of 0 steps would leave it."""
+    workdir = Workdir(path)
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    with workdir.lock():
+        if model.tokenizer_dir is not None:
+            workdir.tokenizer.mkdir(exist_ok=True)
+            copy_tokenizer(model.tokenizer_dir, workdir.tokenizer)
+        checkpoints = Checkpoints(workdir.checkpoints)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), model.params)
+        meta = {"layout": layout(model.decoder), "hf": {"extra": model.extra, "dtypes": model.dtypes}}
+        checkpoints.save(0, {"params": {ROLE: params}}, meta)
+        checkpoints.wait()
+        (workdir.path / "model.json").write_text(json.dumps(dataclasses.asdict(model.config), indent=1))
+        workdir.write_config({"format": FORMAT, "job": "convert", "config": {}})
+        workdir.mark_done({})
+
+
+def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
+    """Copies the tokenizer's files that are there."""
+    for name in TOKENIZER_FILES:
+        file = epath.Path(source) / name
+        if file.exists():
+            (epath.Path(folder) / name).write_bytes(file.read_bytes())

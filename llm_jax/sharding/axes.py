@@ -1,0 +1,52 @@
+"""The one table from logical axis names to mesh axes, for weights and for activations."""
+
+from collections.abc import Sequence
+
+from jax.sharding import PartitionSpec
+
+MESH_AXES = ("data", "tensor")
+RESERVED_MESH_AXES = ("replica", "pipeline", "sequence", "expert")
+
+WEIGHT_AXES: dict[str, str | None] = {
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "embed": None,
+    "norm": None,
+    "head_dim": None,
+    "layers": None,
+}
+ACTIVATION_AXES: dict[str, str | None] = {
+    "batch": "data",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "length": None,
+    "embed": None,
+    "head_dim": None,
+}
+# ZeRO cuts weights over this axis, wherever the table leaves a dimension free.
+STORAGE_AXIS = "data"
+# The layer loop slices this axis, so a cut along it would put whole layers on single devices.
+NEVER_STORED_APART = "layers"
+
+
+def mesh_axis(name: str | None, table: dict[str, str | None]) -> str | None:
+    """The mesh axis of a logical axis. None (no name) is never cut. Raises ValueError if unknown."""
+    if name is None:
+        return None
+    if name not in table:
+        raise ValueError(f"unknown logical axis {name!r}; known: {', '.join(sorted(table))}")
+    return table[name]
+
+
+def spec_of(names: Sequence[str | None], table: dict[str, str | None]) -> PartitionSpec:
+    """PartitionSpec with an entry per logical axis. Raises ValueError where two of them share one mesh axis."""
+    entries = [mesh_axis(name, table) for name in names]
+    used = [entry for entry in entries if entry is not None]
+    for entry in used:
+        if used.count(entry) > 1:
+            raise ValueError(f"axes {tuple(names)} collide: more than one is cut along mesh axis {entry!r}")
+    return PartitionSpec(*entries)

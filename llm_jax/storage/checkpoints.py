@@ -1,0 +1,338 @@
+"""Checkpoints of a run: written by Orbax in the background, committed by an object that holds every file's hash.
+
+A checkpoint is a folder `step_00000100/` with Orbax's files in `state/` and `commit.json`, which is written last and
+says what is there: format, step, metric, the caller's meta, shapes and types of the arrays, size and SHA-256 of every
+file. A folder without it is a leftover of a killed save. Orbax restores a flipped bit without a word, so the hashes are
+verified before anything is read.
+"""
+
+import json
+import logging
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from llm_jax.base.errors import RunError, UserError
+from llm_jax.base.logging import warn
+from llm_jax.base.trees import flatten, unflatten
+from llm_jax.storage.hashes import canonical_hash, file_sha256
+
+FORMAT = 1
+"""Format number of what this file writes; another one is refused."""
+
+_FOLDER = re.compile(r"step_(\d{8,})")
+
+
+class _Corrupt(Exception):
+    """A committed checkpoint that is not what its commit.json says; the message names the file."""
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """`{"params/policy/embed/weight": leaf}` for any pytree; the names under which a checkpoint stores its arrays."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two leaves of the tree have the same path")
+    return named
+
+
+class Checkpoints:
+    """The checkpoints in one directory. One process writes (the holder of the workdir's lock); any may read.
+
+    Args:
+        directory: holds the `step_…` folders; made at the first save.
+        keep_last: newest checkpoints kept; at least the one just written always is.
+        keep_best: further ones kept by the metric given to `save`.
+        best_lower: whether a lower metric is better.
+    """
+
+    def __init__(
+        self, directory: epath.PathLike, keep_last: int = 2, keep_best: int = 0, best_lower: bool = True
+    ) -> None:
+        self.directory = epath.Path(directory)
+        self._keep_last, self._keep_best, self._best_lower = keep_last, keep_best, best_lower
+        self._orbax: ocp.AsyncCheckpointer | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: tuple[int, BaseException] | None = None
+        self._verified: set[int] = set()
+
+    # ---- what is there
+
+    def path(self, step: int) -> epath.Path:
+        return self.directory / f"step_{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Committed steps, ascending; their files are not verified."""
+        return [step for step in self._folders() if self._commit_path(step).exists()]
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The meta given to `save`, with `format`, `step` and `metric`. UserError if it can't be read."""
+        try:
+            commit = self._read_commit(step)
+        except _Corrupt as reason:
+            raise UserError(f"checkpoint {self.path(step)}: {reason}") from None
+        return {**commit["meta"], **{key: commit[key] for key in ("format", "step", "metric")}}
+
+    def newest_good(self) -> int | None:
+        """The newest step whose files all have their recorded hashes; None where nothing was ever committed.
+
+        A corrupt one is named in a warning and passed over; UserError if all are, or if one has an unknown format.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                self._verify(step)
+            except _Corrupt as reason:
+                warn(f"checkpoint {self.path(step)} is corrupt ({reason}); trying the one before")
+            else:
+                return step
+        if steps:
+            raise UserError(f"every checkpoint in {self.directory} is corrupt")
+        return None
+
+    # ---- saving
+
+    def save(self, step: int, tree: Any, meta: Mapping[str, Any], metric: float | None = None) -> None:
+        """Starts a save and returns once the arrays are copied to the host, so the caller may donate them.
+
+        Waits for the save before it. Raises RunError where that one failed.
+
+        Args:
+            step: names the checkpoint; one of that step that is there already is replaced.
+            tree: pytree of jax arrays.
+            meta: what JSON can hold.
+            metric: ranks the checkpoint for keep_best; None or NaN leaves it out of the ranking.
+        """
+        self.wait()
+        try:
+            self._delete(step)
+            named = named_leaves(tree)
+            commit = {
+                "format": FORMAT,
+                "step": step,
+                "metric": None if metric is None or math.isnan(metric) else float(metric),
+                # A copy: the commit is written later, when the caller may have changed what it holds.
+                "meta": json.loads(json.dumps(meta)),
+                "arrays": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()},
+            }
+            self._checkpointer.save(self.path(step) / "state", args=ocp.args.PyTreeSave(unflatten(named)))
+        except Exception as error:
+            self._failure = (step, error)
+            self.check()
+        self._thread = threading.Thread(target=self._finish, args=(step, commit), name=f"checkpoint-{step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the last save is committed. RunError (one line, what was kept) where it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        """Lets a save that is under way come to its end; never raises."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raises the RunError of a save that failed in the background; never waits."""
+        if self._failure is None:
+            return
+        (step, error), self._failure = self._failure, None
+        reason = "no space left on device" if "No space left on device" in str(error) else _one_line(error)
+        raise RunError(f"checkpoint of step {step} in {self.directory} failed: {reason}; {self.last_good()}") from error
+
+    def last_good(self) -> str:
+        """The newest committed checkpoint as the end of an error message."""
+        steps = self.steps()
+        return f"last good checkpoint: {self.path(steps[-1])}" if steps else "no checkpoint was saved before"
+
+    def clean(self, newer_than: int | None = None) -> None:
+        """Removes uncommitted leftovers and, given the step a run continues from, what is newer (it was corrupt)."""
+        committed = self.steps()
+        for step in self._folders():
+            if step not in committed:
+                warn(f"removing {self.path(step)}: it has no commit.json (its save was interrupted)")
+                self._delete(step)
+            elif newer_than is not None and step > newer_than:
+                self._delete(step)
+
+    # ---- restoring
+
+    def restore(
+        self, abstract_tree: Any, step: int | None = None, *, partial: bool = False
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Arrays as `abstract_tree` asks for them: any mesh, the same names, shapes and types.
+
+        Args:
+            abstract_tree: pytree of ShapeDtypeStructs; one without a sharding goes to the first device.
+            step: which; None takes `newest_good()`.
+            partial: whether the checkpoint may hold more than is asked for.
+
+        Returns:
+            `(step, tree, meta)`, or None where nothing was ever committed. UserError for a corrupt checkpoint, an
+            unknown format, or arrays that differ from what is asked for.
+        """
+        step = self.newest_good() if step is None else step
+        if step is None:
+            return None
+        wanted = named_leaves(abstract_tree)
+        self._check_arrays(step, wanted, partial)
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        how = {
+            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or first, global_shape=leaf.shape, dtype=leaf.dtype)
+            for name, leaf in wanted.items()
+        }
+        restored = self._read(step, how)
+        leaves = [restored[name] for name in wanted]
+        return step, jax.tree.unflatten(jax.tree.structure(abstract_tree), leaves), self.read_meta(step)
+
+    def restore_numpy(self, step: int, prefix: str = "") -> dict[str, Any]:
+        """The arrays below `prefix` ("params/policy"; all by default) as a nested dict of np arrays without it."""
+        names = self._verified_commit(step)["arrays"]
+        start = f"{prefix}/" if prefix else ""
+        chosen = [name for name in names if name.startswith(start)]
+        if not chosen:
+            raise UserError(f"checkpoint {self.path(step)} has nothing below {prefix!r}")
+        read = self._read(step, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen})
+        return unflatten({name.removeprefix(start): read[name] for name in chosen})
+
+    # ---- inside
+
+    @property
+    def _checkpointer(self) -> ocp.AsyncCheckpointer:
+        if self._orbax is None:
+            # A failed save is raised by `check`; Orbax would print its traceback besides.
+            logging.getLogger("absl").addFilter(_not_orbax_error)
+            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+            in_place = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+            self._orbax = ocp.AsyncCheckpointer(handler, atomicity_options=in_place)
+        return self._orbax
+
+    def _folders(self) -> list[int]:
+        if not self.directory.exists():
+            return []
+        return sorted(int(match[1]) for child in self.directory.iterdir() if (match := _FOLDER.fullmatch(child.name)))
+
+    def _commit_path(self, step: int) -> epath.Path:
+        return self.path(step) / "commit.json"
+
+    def _finish(self, step: int, commit: dict[str, Any]) -> None:
+        """Runs in the background thread: waits for Orbax, hashes, commits, makes room."""
+        committed = False
+        try:
+            self._checkpointer.wait_until_finished()
+            if jax.process_index() == 0:
+                folder = self.path(step)
+                files = {name: [path.stat().length, file_sha256(path)] for name, path in sorted(_files(folder))}
+                commit = {**commit, "files": files}
+                self._commit_path(step).write_text(json.dumps({**commit, "hash": canonical_hash(commit)}))
+                committed = True
+                self._verified.add(step)
+                self._retain(step)
+        except BaseException as error:
+            self._failure = (step, error)
+            if not committed:
+                self._delete(step)
+
+    def _retain(self, just_written: int) -> None:
+        steps = self.steps()
+        keep = {just_written, *steps[max(0, len(steps) - self._keep_last) :]}
+        ranked = []
+        for step in steps if self._keep_best else []:
+            try:
+                metric = self._read_commit(step)["metric"]
+            except (_Corrupt, UserError):
+                continue
+            if metric is not None:
+                ranked.append((metric if self._best_lower else -metric, -step))
+        keep.update(-negative for _, negative in sorted(ranked)[: self._keep_best])
+        for step in steps:
+            if step not in keep:
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        """The commit goes first: a kill in between leaves a leftover, never a checkpoint with files missing."""
+        self._verified.discard(step)
+        self._commit_path(step).unlink(missing_ok=True)
+        if self.path(step).exists():
+            self.path(step).rmtree()
+
+    def _read_commit(self, step: int) -> dict[str, Any]:
+        try:
+            commit = json.loads(self._commit_path(step).read_bytes())
+            written = commit["format"]
+        except FileNotFoundError:
+            raise UserError(f"there is no checkpoint of step {step} in {self.directory}") from None
+        except (ValueError, KeyError, TypeError):
+            raise _Corrupt("commit.json can't be read") from None
+        if written != FORMAT:
+            raise UserError(f"checkpoint {self.path(step)} has format {written!r}; this version reads format {FORMAT}")
+        claimed = commit.pop("hash", None)
+        if claimed != canonical_hash(commit) or commit["step"] != step:
+            raise _Corrupt("commit.json differs from its own hash")
+        return commit
+
+    def _verify(self, step: int) -> None:
+        commit = self._read_commit(step)
+        if step in self._verified:
+            return
+        for name, (size, sha256) in commit["files"].items():
+            path = self.path(step) / name
+            if not path.exists():
+                raise _Corrupt(f"{name} is missing")
+            if path.stat().length != size:
+                raise _Corrupt(f"{name} has {path.stat().length} bytes instead of {size}")
+            if file_sha256(path) != sha256:
+                raise _Corrupt(f"{name} has another SHA-256 than at commit")
+        self._verified.add(step)
+
+    def _verified_commit(self, step: int) -> dict[str, Any]:
+        try:
+            self._verify(step)
+            return self._read_commit(step)
+        except _Corrupt as reason:
+            raise UserError(f"checkpoint {self.path(step)} is corrupt: {reason}") from None
+
+    def _check_arrays(self, step: int, wanted: Mapping[str, Any], partial: bool) -> None:
+        saved = self._verified_commit(step)["arrays"]
+        for name, leaf in wanted.items():
+            if name not in saved:
+                raise UserError(f"checkpoint {self.path(step)} has no array {name}")
+            shape, dtype = saved[name]
+            if (tuple(shape), dtype) != (tuple(leaf.shape), str(leaf.dtype)):
+                asked = f"{leaf.dtype}{list(leaf.shape)}"
+                raise UserError(f"checkpoint {self.path(step)}: {name} is {dtype}{shape}, not {asked}")
+        extra = sorted(set(saved) - set(wanted))
+        if extra and not partial:
+            raise UserError(f"checkpoint {self.path(step)} has an array {extra[0]} that this run has no place for")
+
+    def _read(self, step: int, how: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
+        arguments = unflatten(how)
+        request = ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda _: 0, arguments), restore_args=arguments, partial_restore=True
+        )
+        return flatten(self._checkpointer.restore(self.path(step) / "state", args=request))
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    for child in folder.iterdir():
+        if child.is_dir():
+            yield from _files(child, f"{prefix}{child.name}/")
+        else:
+            yield prefix + child.name, child
+
+
+def _not_orbax_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

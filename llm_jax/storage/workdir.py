@@ -1,0 +1,157 @@
+"""The folder of a run: what lies where in it, whether it is done, and who is at work in it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from llm_jax.base.errors import UserError
+
+FORMAT = 1
+"""Version of the layout of a workdir and of what its names mean."""
+
+
+class Workdir:
+    """The parts of a run's folder as paths; nothing is made before it is written."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = epath.Path(path)
+        if "://" not in str(self.path):
+            self.path = epath.Path(os.path.abspath(self.path.expanduser()))
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self.data = self.path / "data"
+        self.export = self.path / "export"
+        self.report = self.path / "report.html"
+        self.samples = self.path / "samples.jsonl"
+        self.done = self.path / "done.json"
+
+    def __str__(self) -> str:
+        """The path as a person in this directory would type it."""
+        inside = Path(self.path).is_relative_to(Path.cwd())
+        return str(Path(self.path).relative_to(Path.cwd())) if inside else str(self.path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the workdir for this process, and makes the folder if there is none.
+
+        Raises UserError if a living process holds it, or if it isn't a local folder. A dead holder's lock is taken
+        over, also when its process id has been given to another process since.
+        """
+        if "://" in str(self.path):
+            raise UserError(f"workdir {self}: only a local folder can be locked")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, NotADirectoryError, FileExistsError) as e:
+            raise UserError(f"workdir {self}: {e.strerror}") from None
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid())}
+        with self._lock_file() as f:
+            holder = _parse(f.read())
+            if holder is not None and _lives(holder):
+                message = f"workdir {self} is in use by process {holder['pid']} on {holder['host']}"
+                if holder["host"] != me["host"]:
+                    message += f"; if that process is gone, delete {self}/lock"
+                raise UserError(message)
+            _rewrite(f, json.dumps(me))
+        try:
+            yield
+        finally:
+            # Emptied, not deleted: whoever waits for this very file would otherwise lock one that is gone.
+            with self._lock_file() as f:
+                if _parse(f.read()) == me:
+                    _rewrite(f, "")
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Writes `config.json`: format, name, job, hash, the resolved configuration, sources and parents."""
+        temporary = self.path / "config.json.new"
+        temporary.write_text(json.dumps(config, indent=1) + "\n")
+        temporary.replace(self.config)
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote. Raises UserError if it can't be read or has a format not known here."""
+        try:
+            config = json.loads(self.config.read_text())
+        except (OSError, ValueError) as e:
+            raise UserError(f"{self}/config.json: {e}") from None
+        if config.get("format") != FORMAT:
+            raise UserError(f"{self}/config.json has format {config.get('format')!r}; this version reads {FORMAT}")
+        return config
+
+    def mark_done(self, summary: dict[str, Any]) -> None:
+        """Commits the run; written last of all its files."""
+        self.done.write_text(json.dumps(summary, indent=1) + "\n")
+
+    def is_done(self) -> bool:
+        """Whether the run was finished."""
+        return self.done_summary() is not None
+
+    def done_summary(self) -> dict[str, Any] | None:
+        """What `mark_done` wrote, or None. A half-written mark is none."""
+        try:
+            return json.loads(self.done.read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[Any]:
+        """The lock's file, held by flock for the moment it takes to read and change it."""
+        with open(self.path / "lock", "a+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            f.seek(0)
+            yield f
+
+
+def is_workdir(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a run's folder (a Hugging Face folder has a config.json too, of another kind)."""
+    try:
+        config = json.loads((epath.Path(path) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"format", "job", "config"} <= config.keys()
+
+
+def _rewrite(f: Any, text: str) -> None:
+    f.truncate(0)
+    f.write(text)
+    f.flush()
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """A lock's holder; None for an empty lock, or one whose writer died while writing."""
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return None
+    return holder if isinstance(holder, dict) and {"host", "pid", "start"} <= holder.keys() else None
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    """Whether the holder may still be at work. Of another host nothing is known, so it is taken to be."""
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _start_time(holder["pid"]) == holder["start"]
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; "dead" for a zombie; None where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The command's name, in parentheses, may hold spaces and parentheses itself.
+    state, *fields = stat.rsplit(")", 1)[1].split()
+    return "dead" if state in "ZX" else fields[18]

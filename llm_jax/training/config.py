@@ -1,0 +1,78 @@
+"""How long, how fast, how often: the fields every training job has."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    match: str = ".*"
+    """Regular expression on the parameter's path (`segments/0/0/attention/q/weight`); the first match wins."""
+    learning_rate_multiplier: float = 1.0
+    """Multiplies the scheduled learning rate; 0 freezes the group."""
+    weight_decay: float | None = None
+    """Replaces optimizer.weight_decay for the group; None keeps it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay, for the parameters that declare it (matrices, not norms or biases)."""
+    clip_norm: float | None = 1.0
+    """Global gradient norm above which gradients are scaled down; None does not clip."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    """Shape after warm-up: wsd is warm-up, stable, linear decay."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    decay_steps: int | None = None
+    """wsd: length of the final decay; None means a fifth of the steps."""
+    final_fraction: float = 0.0
+    """Learning rate at the end as a share of the peak."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Exceptions by parameter path; the first match wins, a group that matches nothing is an error."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 500
+    """Steps between saves; the last step is always saved."""
+    keep_last: int = 2
+    """Newest checkpoints kept."""
+    keep_best: int = 0
+    """Further checkpoints kept by the best value of best_metric."""
+    best_metric: str = "eval_loss"
+    """Evaluation metric that ranks checkpoints; lower is better for names ending in loss, higher otherwise."""
+    export: bool = True
+    """Write `export/` in Hugging Face layout at the end."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Rows (windows) per optimizer step, over all devices and microbatches."""
+    microbatches: int = 1
+    """Pieces a batch is cut into; gradients are accumulated over them."""
+    seed: int = 0
+    """Seed of init, data order and every random number of the run."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; masters, norms, softmax and losses stay float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What is recomputed in the backward pass: nothing, whole blocks, or all but matrix products."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    eval_batches: int = 16
+    """Held-out batches per evaluation, at most."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,125 @@
+"""How fast a run is and how long it still takes: numbers for `perf/…` and the line on the terminal."""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from llm_jax.base.logging import log
+from llm_jax.training.peaks import peak_flops
+
+
+class Meter:
+    """Time and tokens of the steps since the last figures, without what `paused` covers and the first, which compiles.
+
+    Args:
+        flops_per_token: of a training step (forward and backward), by the convention of the model's family file.
+        devices: those of the mesh.
+        compute_dtype: decides which peak the achieved FLOP/s are a share of.
+    """
+
+    def __init__(self, flops_per_token: float | None, devices: list[Any], compute_dtype: str) -> None:
+        peak = peak_flops(devices[0], compute_dtype)
+        self._tokens_per_s_at_peak = peak * len(devices) / flops_per_token if peak and flops_per_token else None
+        self._device = devices[0]
+        self._first: float | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since, self._steps, self._tokens = time.perf_counter(), 0, 0.0
+
+    def step_done(self, tokens: float) -> None:
+        if self._first is None:
+            self._first = time.perf_counter() - self._since
+            self._restart()
+        else:
+            self._steps += 1
+            self._tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """`perf/…` numbers of the steps since the last call: seconds, tokens (padding left out), GB."""
+        figures = {}
+        if self._steps:
+            seconds = time.perf_counter() - self._since
+            figures["perf/step_time"] = seconds / self._steps
+            if self._tokens:
+                figures["perf/tokens_per_s"] = self._tokens / seconds
+                if self._tokens_per_s_at_peak is not None:
+                    figures["perf/mfu"] = self._tokens / seconds / self._tokens_per_s_at_peak
+        elif self._first is not None:
+            figures["perf/first_step_time"] = self._first
+        figures["perf/peak_memory_gb"] = peak_memory(self._device) / 1e9
+        self._restart()
+        return figures
+
+
+def peak_memory(device: Any) -> int:
+    """Most bytes in use on the device so far; on a CPU, which does not count them, of the process."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+class ProgressLine:
+    """One line that is written over on a terminal; elsewhere one line per call."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self._name, self._steps = name, steps
+        self._terminal = sys.stderr.isatty() and jax.process_index() == 0
+        self._open = False
+
+    def show(self, step: int, line: Mapping[str, Any]) -> None:
+        parts = [f"{self._name} {step}/{self._steps}"]
+        if "loss" in line:
+            parts.append(f"loss {line['loss']:.4f}")
+        if "perf/tokens_per_s" in line:
+            parts.append(f"{_short(line['perf/tokens_per_s'])} tokens/s")
+        if "perf/mfu" in line:
+            parts.append(f"{line['perf/mfu']:.0%} of peak")
+        parts.append(f"{line['perf/peak_memory_gb']:.1f} GB")
+        if "perf/step_time" in line and step < self._steps:
+            parts.append(f"{_clock(line['perf/step_time'] * (self._steps - step))} left")
+        text = " · ".join(parts)
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+            self._open = True
+        else:
+            log(text)
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """A line of its own: an evaluation."""
+        self.close()
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("perf/"))
+        log(f"{self._name} {step}/{self._steps}: {numbers}")
+
+    def close(self) -> None:
+        """Leaves the terminal at the start of a line."""
+        if self._open:
+            sys.stderr.write("\n")
+            self._open = False
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,93 @@
+import pytest
+
+from llm_jax.base.errors import UserError
+from llm_jax.data.formats import Completion, Conversation, Pair, Text, read_examples
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def sft(record):
+    return read_examples("sft", record, "f:1")
+
+
+def test_sft_formats():
+    turn = Completion((USER,), (ASSISTANT,))
+    assert sft({"prompt": "q", "completion": "a"}) == [Completion("q", "a")]
+    assert sft({"prompt": [USER], "completion": [ASSISTANT]}) == [turn]
+    assert sft({"messages": [USER, ASSISTANT]}) == [Conversation((USER, ASSISTANT))]
+    assert sft({"instruction": "q", "input": "", "output": "a"}) == [turn]
+    assert sft({"instruction": "q", "output": "a"}) == [turn]
+    with_input = Completion(({"role": "user", "content": "q\n\nmore"},), (ASSISTANT,))
+    assert sft({"instruction": "q", "input": "more", "output": "a"}) == [with_input]
+    instances = [{"input": "", "output": "a"}, {"input": "more", "output": "a"}]
+    assert sft({"instruction": "q", "instances": instances}) == [turn, with_input]
+    shared = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    assert sft(shared) == [Conversation((USER, ASSISTANT))]
+    assert sft({"text": "all"}) == [Text("all")]
+
+
+def test_content_in_parts():
+    parts = {"role": "user", "content": [{"type": "text", "text": "q"}]}
+    assert sft({"messages": [parts, ASSISTANT]}) == [Conversation((USER, ASSISTANT))]
+
+
+def test_preference_formats():
+    def read(record):
+        return read_examples("preference", record, "f:1")
+
+    other = {"role": "assistant", "content": "b"}
+    assert read({"prompt": "q", "chosen": "a", "rejected": "b"}) == [Pair("q", "a", "b")]
+    pair = Pair((USER,), (ASSISTANT,), (other,))
+    assert read({"prompt": [USER], "chosen": [ASSISTANT], "rejected": [other]}) == [pair]
+    assert read({"chosen": [USER, ASSISTANT], "rejected": [USER, other]}) == [pair]
+    assert read({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}) == [pair]
+    # As TRL: the space before the answers is theirs.
+    assert read({"chosen": "1 + 1 is 2", "rejected": "1 + 1 is 3"}) == [Pair("1 + 1 is", " 2", " 3")]
+    # Equal answers keep their last message.
+    same = [USER, ASSISTANT]
+    assert read({"chosen": same, "rejected": same}) == [Pair((USER,), (ASSISTANT,), (ASSISTANT,))]
+
+
+def test_pretraining_format():
+    assert read_examples("pretrain", {"text": "t", "meta": 1}, "f:1") == [Text("t")]
+    piece = Text("t", ends=False)
+    assert read_examples("pretrain", piece, "f:1") == [piece]
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "message"),
+    [
+        ("sft", {"question": "q", "answer": "a"}, r"f:3: sft needs .*; the record has `question`, `answer`"),
+        ("sft", {}, "no field"),
+        ("sft", [1], "has to be a JSON object, not list"),
+        ("sft", Text("t"), "plain text cannot be used for sft"),
+        ("sft", {"prompt": "q"}, "the record has `prompt`"),
+        ("sft", {"prompt": "q", "completion": [ASSISTANT]}, "both strings or both lists"),
+        ("sft", {"prompt": "", "completion": "a"}, "`prompt` is empty"),
+        ("sft", {"prompt": 3, "completion": "a"}, "`prompt` has to be a list of messages"),
+        ("sft", {"prompt": "q", "completion": "a", "label": True}, "unpaired records"),
+        ("sft", {"messages": [USER]}, "no message of the assistant"),
+        ("sft", {"messages": []}, "not empty"),
+        ("sft", {"messages": [{"role": "user"}]}, r"`messages\[0\]` has no `content`"),
+        ("sft", {"messages": [{"content": "x"}]}, "`role` and `content`"),
+        ("sft", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "parts that are not text"),
+        ("sft", {"conversations": [{"from": "bot", "value": "a"}]}, "from 'bot'"),
+        ("sft", {"conversations": [{"from": "human"}]}, "`from` and `value`"),
+        ("sft", {"conversations": [{"from": "human", "value": "a"}]}, "no turn of gpt"),
+        ("sft", {"instruction": "q", "instances": [{"input": "x"}]}, "f:3, instance 1: `output` has to be a string"),
+        ("sft", {"instruction": "q", "instances": []}, "not empty"),
+        ("sft", {"instruction": "q", "output": ""}, "`output` is empty"),
+        ("preference", {"prompt": "q", "chosen": "a"}, "no `rejected`"),
+        ("preference", {"chosen": [USER, ASSISTANT], "rejected": "b"}, "both strings or both lists"),
+        ("preference", {"chosen": "abc", "rejected": "xyz"}, "share no beginning"),
+        ("preference", {"prompt": "q", "completion": "a", "label": True}, "unpaired"),
+        ("preference", {"text": "x"}, "needs `chosen`"),
+        ("pretrain", {"prompt": "q", "completion": "a"}, "pretrain needs `text`"),
+        ("pretrain", {"text": 5}, "`text` has to be a string, not int"),
+        ("pretrain", {"text": ""}, "`text` is empty"),
+    ],
+)
+def test_bad_records(kind, record, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_examples(kind, record, "f:3")
+    assert str(error.value).startswith("f:3") and "\n" not in str(error.value)

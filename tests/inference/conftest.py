@@ -1,0 +1,40 @@
+"""A tiny model with the tokenizer that belongs to it, shared by the tests of this folder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from llm_jax.data.tokenizers import Tokenizer, train_bpe
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.init import init_params
+
+TEXT = "Ben has 23 pencils. Ben gives away 2. Zoë finds 5 more → 26. 😀 The café is naïve.\n"
+
+
+@dataclass
+class TinyModel:
+    decoder: Decoder
+    params: dict[str, Any]
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModel:
+    """Two layers, grouped queries, weights large enough that logits are far from equal."""
+    tokenizer = train_bpe([TEXT] * 4, 288)
+    decoder = Decoder(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            max_position_embeddings=96,
+            init_std=0.3,
+        )
+    )
+    return TinyModel(decoder, init_params(decoder, 0), decoder.config, tokenizer)

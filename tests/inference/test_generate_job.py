@@ -1,0 +1,115 @@
+"""The job: prompts to samples.jsonl, and what it finds before the model is loaded."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llm_jax.base.errors import UserError
+from llm_jax.data.config import DataConfig, EmbeddedConfig
+from llm_jax.inference.config import SamplingParams
+from llm_jax.jobs import generate
+from llm_jax.jobs.config import GenerateConfig
+from llm_jax.models.loading import Model, save
+from llm_jax.sharding.config import MeshConfig
+from llm_jax.storage.workdir import Workdir
+
+SAMPLING = SamplingParams(max_tokens=6, temperature=0.8, n=2, ignore_eos=True)
+ONE = MeshConfig(data=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny.tokenizer.save(path / "tokenizer")
+    save(Model(tiny.decoder, tiny.params, tiny.config, path / "tokenizer"), path / "hf")
+    return path / "hf"
+
+
+def make_node(folder, tmp_path, **changes) -> Any:
+    config = GenerateConfig(init_from=str(folder), batch_size=2, sampling=SAMPLING, mesh=ONE)  # type: ignore[arg-type]
+    config = dataclasses.replace(config, **changes)
+    workdir = Workdir(tmp_path / "run")
+    workdir.path.mkdir()
+    return SimpleNamespace(config=config, parents={"init_from": str(folder)}, workdir=workdir, hash="0")
+
+
+def run(node):
+    generate.source_manifest(node.config)
+    generate.check(node)
+    generate.prepare(node)
+    generate.run(node)
+    return [json.loads(line) for line in node.workdir.samples.read_text().splitlines()]
+
+
+def test_a_line_per_prompt_and_sample(folder, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    records = [{"prompt": "Ben"}, {"messages": [{"role": "user", "content": "has"}]}, {"prompt": "pencils"}]
+    file.write_text("".join(json.dumps(r) + "\n" for r in records))
+    lines = run(make_node(folder, tmp_path, prompts=str(file)))
+    assert [(line["prompt"], line["sample"]) for line in lines] == [
+        (record.get("prompt", record.get("messages")), sample) for record in records for sample in (0, 1)
+    ]
+    assert all(line["num_tokens"] == 6 and line["finish_reason"] == "length" for line in lines)
+    assert len({line["completion"] for line in lines}) > 3
+
+
+def test_held_out_problems_are_checked(folder, tmp_path):
+    node = make_node(folder, tmp_path, max_prompts=3)
+    parent = SimpleNamespace(
+        workdir=SimpleNamespace(path=folder),
+        config=SimpleNamespace(data=DataConfig(generated=EmbeddedConfig(max_operations=1))),
+    )
+    node.parents["init_from"] = parent
+    node.config = dataclasses.replace(node.config, raw=True)
+    lines = run(node)
+    assert len(lines) == 6
+    assert all(line["correct"] in (True, False) and isinstance(line["answer"], int) for line in lines)
+
+
+def test_manifest_follows_the_prompts(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    config = GenerateConfig(prompts=str(file))
+    before = generate.source_manifest(config)
+    assert before == generate.source_manifest(config)
+    file.write_text('{"prompt": "b"}\n')
+    assert before != generate.source_manifest(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt"', "prompts.jsonl:2: not JSON"),
+        ('{"text": "a"}\n', "prompts.jsonl:1: a prompt has to be"),
+        ('{"prompt": ""}\n', "prompts.jsonl:1: `prompt` is neither"),
+        ('{"messages": [{"role": "user"}]}\n', "prompts.jsonl:1: `messages` is neither"),
+        ("", "is empty"),
+    ],
+)
+def test_bad_prompts_name_file_and_line(folder, tmp_path, content, message):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        generate.check(make_node(folder, tmp_path, prompts=str(file)))
+
+
+def test_a_prompt_too_long_is_found_before_loading(folder, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "' + "Zoë " * 99 + '"}\n')
+    node = make_node(folder, tmp_path, prompts=str(file))
+    generate.check(node)
+    with pytest.raises(UserError, match=r"prompts.jsonl:2: \d+ tokens; the model's 96"):
+        generate.prepare(node)
+
+
+def test_config_without_a_model_or_with_bad_sampling(folder, tmp_path):
+    node = make_node(folder, tmp_path)
+    node.config = dataclasses.replace(node.config, sampling=SamplingParams(top_p=3.0))
+    with pytest.raises(UserError, match="top_p"):
+        generate.check(node)
+    node.config = dataclasses.replace(node.config, init_from=None)
+    with pytest.raises(UserError, match="init_from"):
+        generate.check(node)

@@ -1,0 +1,325 @@
+"""flash_attention: `xla` against `reference`, both against jax.nn, closed forms, and a mask written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from llm_jax.base.errors import UserError
+from llm_jax.kernels import flash_attention
+
+OPTIONS = {
+    "causal": {},
+    "full": dict(causal=False),
+    "window": dict(window=37),
+    "window_both_sides": dict(causal=False, window=20),
+    "chunk": dict(chunk=50),
+    "softcap_scale": dict(softcap=2.0, scale=0.5),
+    "alibi": dict(alibi_slopes=True),
+    "alibi_softcap_full": dict(alibi_slopes=True, softcap=3.0, causal=False),
+    "sinks": dict(sinks=True),
+    "segments": dict(segment_ids=True),
+    "segments_sinks_window": dict(segment_ids=True, sinks=True, window=9),
+    "positions": dict(positions=True, chunk=40),
+    "ranges": dict(kv_ranges=True, causal=False),
+    "all": dict(segment_ids=True, positions=True, kv_ranges=True, window=60, softcap=4.0, alibi_slopes=True, sinks=True),
+}
+SHAPES = {
+    "blocks": (2, 300, 300, 4, 2, 16, 16),
+    "one_tile": (3, 40, 40, 6, 2, 8, 12),
+    "cross": (2, 9, 280, 4, 1, 8, 8),
+}
+
+
+def make(shape, options, dtype=jnp.float32, seed=0):
+    """q, k, v, sinks and slopes (differentiable) and the remaining options of a call."""
+    B, T, S, N, K, H, Hv = SHAPES[shape]
+    rng = np.random.default_rng(seed)
+    options = dict(options)
+    arrays = {
+        "q": jnp.asarray(rng.normal(size=(B, T, N, H)), dtype),
+        "k": jnp.asarray(rng.normal(size=(B, S, K, H)), dtype),
+        "v": jnp.asarray(rng.normal(size=(B, S, K, Hv)), dtype),
+    }
+    if options.pop("alibi_slopes", False):
+        arrays["alibi_slopes"] = jnp.asarray(rng.uniform(0.01, 0.3, N), jnp.float32)
+    if options.pop("sinks", False):
+        arrays["sinks"] = jnp.asarray(rng.normal(size=N), jnp.float32)
+    segments = np.sort(rng.integers(1, 5, (B, S)), axis=1).astype(np.int32)
+    segments[:, -S // 10 :] = 0
+    starts = np.array([[np.argmax(row == s) for s in row] for row in segments])
+    if options.pop("segment_ids", False):
+        pair = jnp.asarray(segments[:, S - T :]), jnp.asarray(segments)
+        options["segment_ids"] = pair if T != S else pair[1]
+    if options.pop("positions", False):
+        positions = (np.arange(S) - starts).astype(np.int32)
+        options["q_positions"], options["kv_positions"] = jnp.asarray(positions[:, S - T :]), jnp.asarray(positions)
+    if options.pop("kv_ranges", False):
+        start = rng.integers(0, S, (B, T))
+        options["kv_ranges"] = jnp.asarray(np.stack([start, start + rng.integers(0, S // 2, (B, T))], -1), jnp.int32)
+    return arrays, options
+
+
+def value_and_grads(arrays, options, implementation, seed=1):
+    rng = np.random.default_rng(seed)
+    B, T, N = arrays["q"].shape[:3]
+    d_out = jnp.asarray(rng.normal(size=(B, T, N, arrays["v"].shape[3])), jnp.float32)
+    d_lse = jnp.asarray(rng.normal(size=(B, T, N)), jnp.float32)
+
+    @jax.jit
+    def run(arrays):
+        def loss(arrays):
+            out, lse = flash_attention(**arrays, **options, return_lse=True, implementation=implementation)
+            finite = jnp.where(jnp.isfinite(lse), lse, 0.0)
+            return jnp.sum(out.astype(jnp.float32) * d_out) + jnp.sum(finite * d_lse), (out, lse)
+
+        return jax.value_and_grad(loss, has_aux=True)(arrays)
+
+    (_, (out, lse)), grads = run(arrays)
+    return out, lse, grads
+
+
+def relative(a, b):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_xla_equals_reference(name, shape):
+    arrays, options = make(shape, OPTIONS[name])
+    out, lse, grads = value_and_grads(arrays, options, "xla")
+    want_out, want_lse, want_grads = value_and_grads(arrays, options, "reference")
+    np.testing.assert_allclose(out, want_out, atol=2e-6)
+    np.testing.assert_array_equal(np.isinf(lse), np.isinf(want_lse))
+    np.testing.assert_allclose(lse, want_lse, rtol=1e-6, atol=2e-6)
+    for key in arrays:
+        assert np.isfinite(grads[key]).all()
+        assert relative(grads[key], want_grads[key]) < 3e-6, key
+
+
+def numpy_mask(options, B, T, S):
+    """Who sees whom, by loops, from the words of DESIGN."""
+    q_positions = np.asarray(options.get("q_positions", np.broadcast_to(np.arange(T) + S - T, (B, T))))
+    kv_positions = np.asarray(options.get("kv_positions", np.broadcast_to(np.arange(S), (B, S))))
+    segments = options.get("segment_ids")
+    q_segments, kv_segments = segments if isinstance(segments, tuple) else (segments, segments)
+    seen = np.zeros((B, T, S), bool)
+    for b, t, s in np.ndindex(B, T, S):
+        i, j = int(q_positions[b, t]), int(kv_positions[b, s])
+        ok = j <= i or not options.get("causal", True)
+        if (window := options.get("window")) is not None:
+            ok &= i - window < j and (j < i + window)
+        if (chunk := options.get("chunk")) is not None:
+            ok &= i // chunk == j // chunk
+        if q_segments is not None:
+            ok &= int(q_segments[b, t]) == int(kv_segments[b, s]) != 0
+        if (ranges := options.get("kv_ranges")) is not None:
+            ok &= int(ranges[b, t, 0]) <= s < int(ranges[b, t, 1])
+        seen[b, t, s] = ok
+    return seen
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "window_both_sides", "chunk", "segments", "positions", "ranges"])
+def test_equals_jax_nn_under_the_written_out_mask(name):
+    arrays, options = make("one_tile", OPTIONS[name])
+    B, T, N = arrays["q"].shape[:3]
+    seen = numpy_mask(options, B, T, T)
+    some = seen.any(-1)
+    v = arrays["v"][..., :8]
+    want = jax.nn.dot_product_attention(arrays["q"], arrays["k"], v, mask=jnp.asarray(seen)[:, None])
+    for implementation in ("xla", "reference"):
+        out, lse = flash_attention(
+            arrays["q"], arrays["k"], v, **options, return_lse=True, implementation=implementation
+        )
+        np.testing.assert_allclose(np.asarray(out)[some], np.asarray(want)[some], atol=2e-6)
+        assert not np.asarray(out)[~some].any()
+        assert np.isneginf(np.asarray(lse)[~some]).all()
+
+
+def test_closed_forms():
+    B, T, N, H = 1, 260, 2, 8
+    v = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, N, H)), jnp.float32)
+    zero = jnp.zeros((B, T, N, H))
+    out, lse = flash_attention(zero, zero, v, return_lse=True)
+    counts = np.arange(1, T + 1)[None, :, None]
+    np.testing.assert_allclose(out, np.cumsum(v, 1) / counts[..., None], atol=1e-5)
+    np.testing.assert_allclose(lse, np.broadcast_to(np.log(counts), lse.shape), rtol=1e-6)
+    # A sink of logit log(n) weighs as much as n keys of score 0.
+    out, lse = flash_attention(zero, zero, v, sinks=jnp.log(jnp.array([1.0, 3.0])), return_lse=True)
+    np.testing.assert_allclose(out, np.cumsum(v, 1) / (counts + [1, 3])[..., None], atol=1e-5)
+    np.testing.assert_allclose(lse, np.log(counts + [1, 3]), rtol=1e-6)
+    # A window of 1 is the token itself.
+    np.testing.assert_array_equal(flash_attention(v, v, v, window=1), v)
+    # Keys spread over 8 positions, slope log 2: weights 2^-distance.
+    out = flash_attention(zero[:, :8], zero[:, :8], v[:, :8], alibi_slopes=jnp.log(2.0) * jnp.ones(N))
+    weights = 2.0 ** -np.arange(8)[::-1]
+    np.testing.assert_allclose(out[0, 7], np.einsum("s,snh->nh", weights / weights.sum(), v[0, :8]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_rows_that_see_nothing(implementation):
+    arrays, options = make("blocks", dict(segment_ids=True))
+    dead = np.asarray(options["segment_ids"]) == 0
+    out, lse, grads = value_and_grads(arrays, options, implementation)
+    assert not np.asarray(out)[dead].any() and np.isneginf(np.asarray(lse)[dead]).all()
+    for key in "qkv":
+        assert not np.asarray(grads[key])[dead].any()
+        assert np.isfinite(grads[key]).all()
+
+
+def test_a_document_is_untouched_by_its_neighbours():
+    """Bit for bit, outputs and gradients, at block edges that documents straddle."""
+    B, T, N, H = 2, 520, 2, 16
+    rng = np.random.default_rng(3)
+    segments = np.repeat([1, 2, 3, 0], [150, 111, 200, 59])[None].repeat(B, 0).astype(np.int32)
+    q, k, v, g = (rng.normal(size=(B, T, N, H)).astype(np.float32) for _ in range(4))
+    mine = segments == 2
+
+    @jax.jit
+    def run(q, k, v, g, segments):
+        f = lambda q, k, v: flash_attention(q, k, v, segment_ids=segments)  # noqa: E731
+        out, pull = jax.vjp(f, q, k, v)
+        return out, pull(g)
+
+    first = run(q, k, v, g, segments)
+    for x in (q, k, v, g):
+        x[~mine] = 30.0 * rng.normal(size=x[~mine].shape)
+    second = run(q, k, v, g, segments)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
+        np.testing.assert_array_equal(np.asarray(a)[mine], np.asarray(b)[mine])
+        assert not np.array_equal(a, b)
+
+
+def test_same_call_twice_is_the_same_to_the_bit():
+    arrays, options = make("blocks", OPTIONS["all"])
+    for a, b in zip(*(jax.tree.leaves(value_and_grads(arrays, options, "xla")) for _ in range(2))):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype, bound", [("bfloat16", 1e-2), ("float16", 2e-3)])
+def test_narrow_dtypes_have_float32_softmax(dtype, bound):
+    arrays, options = make("blocks", dict(sinks=True, softcap=5.0), dtype)
+    out, lse, grads = value_and_grads(arrays, options, "xla")
+    want_out, want_lse, want_grads = value_and_grads(arrays, options, "reference")
+    assert out.dtype == dtype and lse.dtype == jnp.float32 and grads["q"].dtype == dtype
+    np.testing.assert_allclose(lse, want_lse, atol=1e-4)
+    assert relative(out, want_out) < bound
+    assert all(relative(grads[key], want_grads[key]) < bound for key in arrays)
+
+
+def test_numerical_gradient():
+    arrays, options = make("one_tile", dict(sinks=True, alibi_slopes=True, softcap=3.0, segment_ids=True))
+    names = list(arrays)
+
+    def f(*values):
+        out, lse = flash_attention(**dict(zip(names, values)), **options, return_lse=True)
+        return out, jnp.where(jnp.isfinite(lse), lse, 0.0)
+
+    check_grads(f, tuple(arrays.values()), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
+
+
+def test_decoding_equals_the_full_pass():
+    arrays, _ = make("one_tile", {})
+    q, k, v = arrays["q"], arrays["k"], arrays["v"]
+    full = flash_attention(q, k, v)
+    cache = [jnp.pad(x, ((0, 0), (0, 1000), (0, 0), (0, 0)), constant_values=7.0) for x in (k, v)]
+    for t in (0, 17, 39):
+        positions = jnp.full((q.shape[0], 1), t, jnp.int32)
+        one = flash_attention(q[:, t : t + 1], *cache, q_positions=positions)
+        np.testing.assert_allclose(one[:, 0], full[:, t], atol=2e-6)
+    ragged = jnp.array([3, 20, 39], jnp.int32)
+    one = flash_attention(q[jnp.arange(3), ragged][:, None], *cache, q_positions=ragged[:, None])
+    np.testing.assert_allclose(one[:, 0], full[jnp.arange(3), ragged], atol=2e-6)
+
+
+def test_memory_is_linear():
+    """No buffer of T x S scores, forward or backward; doubling the length doubles the temporaries."""
+
+    def temporaries(T):
+        x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
+        segments = jax.ShapeDtypeStruct((1, T), jnp.int32)
+        f = lambda q, k, v, s: flash_attention(q, k, v, segment_ids=s).sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(f, (0, 1, 2))).lower(x, x, x, segments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temporaries(2048), temporaries(4096)
+    assert large < 2 * 4096 * 4096 * 4 / 8
+    assert large < 2.2 * small
+
+
+def test_under_every_transformation():
+    """jit, scan, checkpoint, vmap and grad, nested, give what the plain calls give."""
+    arrays, options = make("one_tile", OPTIONS["segments"])
+    q, k, v, segments = arrays["q"], arrays["k"], arrays["v"][..., :8], options["segment_ids"]
+
+    def attend(x, segments):
+        return x + flash_attention(x, k, v, segment_ids=segments)
+
+    def plain(x):
+        for _ in range(3):
+            x = attend(x, segments)
+        return jnp.sum(x**2)
+
+    def nested(x):
+        layer = jax.checkpoint(lambda x: attend(x, segments))
+        return jnp.sum(jax.lax.scan(lambda x, _: (layer(x), None), x, length=3)[0] ** 2)
+
+    want = jax.grad(plain)(q)
+    np.testing.assert_allclose(jax.jit(jax.grad(nested))(q), want, rtol=1e-5, atol=1e-5)
+    xs = jnp.stack([q, 2 * q])
+    batched = jax.vmap(jax.grad(plain))(xs)
+    np.testing.assert_allclose(batched[0], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_inside_shard_map(check_vma):
+    """Batch over 2 devices, heads over 2, keys shared along the batch axis: gradients are summed where replicated."""
+    P = jax.sharding.PartitionSpec
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(4, 260, 4, 8)), jnp.float32) for _ in range(3))
+    sinks = jnp.asarray(rng.normal(size=4), jnp.float32)
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (4, 260)), 1), jnp.int32)
+
+    def f(q, k, v, sinks, segments):
+        return flash_attention(q, k, v, sinks=sinks, segment_ids=segments)
+
+    heads = P("data", None, "tensor", None)
+    sharded = jax.shard_map(
+        f,
+        mesh=mesh,
+        in_specs=(heads, heads, heads, P("tensor"), P("data")),
+        out_specs=heads,
+        check_vma=check_vma,
+    )
+    pull = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(sharded(*a, segments))), (0, 1, 2, 3)))
+    want = jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a, segments))), (0, 1, 2, 3))(q, k, v, sinks)
+    for a, b in zip(pull(q, k, v, sinks), want):
+        assert relative(a, b) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(window=0), "window"),
+        (dict(chunk=2.5), "chunk"),
+        (dict(softcap=-1.0), "softcap"),
+        (dict(implementation="triton"), "triton"),
+        (dict(sinks=jnp.zeros(3)), "sinks"),
+        (dict(alibi_slopes=jnp.zeros(3)), "alibi_slopes"),
+        (dict(segment_ids=jnp.zeros((3, 39), jnp.int32)), "segment_ids"),
+        (dict(segment_ids=jnp.zeros((3, 40))), "segment_ids"),
+        (dict(kv_positions=jnp.zeros((3, 40), jnp.int32)), "q_positions"),
+        (dict(kv_ranges=jnp.zeros((3, 40, 3), jnp.int32)), "kv_ranges"),
+        (dict(k=jnp.zeros((3, 40, 4, 8)), v=jnp.zeros((3, 40, 4, 8))), "heads"),
+        (dict(v=jnp.zeros((3, 41, 2, 8))), "v "),
+        (dict(k=jnp.zeros((3, 40, 2, 8), jnp.bfloat16)), "dtype"),
+    ],
+)
+def test_bad_calls_name_the_argument(change, word):
+    arrays, _ = make("one_tile", {})
+    with pytest.raises(UserError, match=word) as caught:
+        flash_attention(**arrays | change)
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
