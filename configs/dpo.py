@@ -21,7 +21,7 @@ def quickstart() -> ConfigDict:
             "job": "preference",
             "init_from": "sft.py",
             "beta": 0.1,
-            "data": {"window": 512},
+            "data": {"window": 512, "generated": {"records": 3000}},
             "train": {
                 "steps": 80,
                 "batch_size": 8,
@@ -29,7 +29,6 @@ def quickstart() -> ConfigDict:
                 "optimizer": {"learning_rate": 3e-5, "warmup_steps": 8, "weight_decay": 0.0},
                 "checkpoint": {"every": 40},
             },
-            "task_eval": {"problems": 400},
         }
     )
 
@@ -42,7 +41,6 @@ def docstrings() -> ConfigDict:
             "init_from": "sft.py:docstrings",
             "beta": 0.4,
             "data": {"embedded": "docstrings", "on_long": "truncate"},
-            "task_eval": {"problems": 0},
         }
     )
     return config
@@ -57,7 +55,7 @@ def test() -> ConfigDict:
             "data": {"generated": {"records": 100, "eval_records": 16}},
             "train": {
                 "steps": 4,
-                "batch_size": 4,
+                "batch_size": 8,
                 "log_every": 2,
                 "eval_every": 2,
                 "eval_batches": 2,

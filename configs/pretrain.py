@@ -32,9 +32,9 @@ def quickstart() -> ConfigDict:
             "tokenizer": {"vocab_size": 2048},
             "data": {"window": 256},
             "train": {
-                "steps": 800,
+                "steps": 600,
                 "batch_size": 8,
-                "eval_every": 400,
+                "eval_every": 300,
                 "optimizer": {"learning_rate": 2e-3, "warmup_steps": 40, "final_fraction": 0.1},
                 "checkpoint": {"every": 200},
             },
@@ -58,7 +58,7 @@ def test() -> ConfigDict:
             "data": {"generated": {"records": 200, "eval_records": 32}},
             "train": {
                 "steps": 6,
-                "batch_size": 4,
+                "batch_size": 8,
                 "log_every": 2,
                 "eval_every": 3,
                 "eval_batches": 2,

@@ -21,13 +21,12 @@ def quickstart() -> ConfigDict:
             "init_from": "pretrain.py",
             "data": {"window": 256},
             "train": {
-                "steps": 900,
+                "steps": 600,
                 "batch_size": 8,
                 "eval_every": 300,
                 "optimizer": {"learning_rate": 1e-3, "warmup_steps": 40},
                 "checkpoint": {"every": 300},
             },
-            "task_eval": {"problems": 400},
         }
     )
 
@@ -39,7 +38,6 @@ def docstrings() -> ConfigDict:
         {
             "data": {"embedded": "docstrings", "on_long": "truncate"},
             "train": {"steps": 400},
-            "task_eval": {"problems": 0},
         }
     )
     return config
@@ -54,7 +52,7 @@ def test() -> ConfigDict:
             "data": {"generated": {"records": 100, "eval_records": 16}},
             "train": {
                 "steps": 4,
-                "batch_size": 4,
+                "batch_size": 8,
                 "log_every": 2,
                 "eval_every": 2,
                 "eval_batches": 2,

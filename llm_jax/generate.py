@@ -76,18 +76,18 @@ def main(argv: list[str]) -> None:
     prompt = read_prompt(args.prompt)
 
     from llm_jax.inference.generator import Generator
-    from llm_jax.inference.requests import make_rows
-    from llm_jax.jobs.generate import encode_prompt, end_ids, files_of
+    from llm_jax.inference.requests import check_prompt
+    from llm_jax.jobs.generate import encode_prompt, end_ids, open_model
     from llm_jax.models.loading import load
 
-    files = files_of(args.model)
-    ids = encode_prompt(files.tokenizer, prompt, args.raw)
+    source, tokenizer = open_model(args.model, "MODEL")
+    ids = encode_prompt(tokenizer, prompt, args.raw)
     # Before the weights are read: what is wrong with the prompt.
-    make_rows([ids], params, max_positions=files.config.max_position_embeddings, vocab_size=files.vocab_size)
+    check_prompt(ids, "the prompt", source.model.max_position_embeddings, tokenizer.vocab_size)
     model = load(args.model, dtype=args.dtype)
-    generator = Generator(model, files.tokenizer, max_batch=params.n, stop_ids=end_ids(files.folder))
+    generator = Generator(model, tokenizer, max_batch=params.n, stop_ids=end_ids(source.tokenizer))
     per_token, total = generator.cache_bytes([len(ids)], params)
-    log(f"cache: {per_token:,} bytes per token, {total:,} bytes in all ({args.dtype}, {params.n} samples)")
+    log(f"cache: {per_token:,} bytes per token, {total:,} bytes in all ({args.dtype}, n={params.n})")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     began, count = time.perf_counter(), 0

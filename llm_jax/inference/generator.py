@@ -1,24 +1,18 @@
-"""Many prompts to many answers: batches, buckets and the host's side of decoding."""
+"""Many prompts to many answers: batches, buckets, and what callers see of them."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from llm_jax.base.errors import RunError, UserError
+from llm_jax.base.errors import UserError
+from llm_jax.inference.batch import Batch
 from llm_jax.inference.config import SamplingParams
-from llm_jax.inference.decode import NO_TOKEN, decode_chunk, start
-from llm_jax.inference.logits import row_params
 from llm_jax.inference.requests import Row, make_rows
-from llm_jax.inference.sampling import seed_words
 from llm_jax.inference.steps import decoding_decoder
-from llm_jax.inference.text import TextTracker
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.parameter import declarations
@@ -120,7 +114,7 @@ class Generator:
         plan = plan or getattr(model, "plan", None)
         leaf = jax.tree.leaves(model.params)[0]
         self.dtype = str(jnp.dtype(dtype or (leaf.dtype if plan is None else plan.compute_dtype)))
-        self.plan = plan and dataclasses.replace(plan, compute_dtype=jnp.dtype(self.dtype))
+        self.plan = plan and replace(plan, compute_dtype=jnp.dtype(self.dtype))
         ends = set() if tokenizer is None else {tokenizer.eos_id, tokenizer.end_of_turn_id}
         self.stop_ids = sorted(ends | set(stop_ids))
         self.decoder = decoding_decoder(self.config)
@@ -129,7 +123,7 @@ class Generator:
 
     def update_params(self, params: Mapping[str, Any]) -> None:
         """Takes other weights of the same architecture and grouping; nothing is compiled again."""
-        with self._mesh():
+        with use(self.plan):
             self.params = _unstack_as(params, decoder=self._stacked, dtype=self.dtype)
 
     def cache_bytes(self, prompt_lengths: Sequence[int], params: SamplingParams) -> tuple[int, int]:
@@ -193,9 +187,6 @@ class Generator:
         room = min(prompt_length + max_new, self.max_positions)
         return max(self._bucket(room), self._bucket(prompt_length))
 
-    def _mesh(self) -> AbstractContextManager:
-        return use(self.plan)
-
     def _outputs(self, rows: list[Row], every: int, live: bool) -> Iterator[tuple]:
         """`(row, tracker, logprobs, finish reason or None, new text)` as batches are decoded; `live`: text too."""
         size = self._batch_size(len(rows))
@@ -205,7 +196,7 @@ class Generator:
         for first in range(0, len(ordered), size):
             batch = ordered[first : first + size]
             shape = self._shape(batch, shape)
-            yield from _Batch(self, batch, size, *shape).outputs(every, live)
+            yield from Batch(self, batch, size, *shape).outputs(every, live)
 
     def _shape(self, batch: list[Row], before: tuple[int, int]) -> tuple[int, int]:
         """Buckets of prompts and caches; those of the batch before where smaller ones would not halve them.
@@ -218,101 +209,6 @@ class Generator:
         )
         prompt, slots = (b if a <= b < 2 * a else a for a, b in zip(own, before))
         return prompt, max(prompt, slots)
-
-
-class _Batch:
-    """One batch on its way from prompts to texts."""
-
-    def __init__(self, generator: Generator, rows: list[Row], size: int, prompt_len: int, cache_len: int):
-        self.generator = generator
-        self.rows = rows
-        filler = [Row(-1, 0, [0], SamplingParams(temperature=0.0), 0)] * (size - len(rows))
-        padded = rows + filler
-        self.cache_len = cache_len
-        self.tokens = np.zeros((size, prompt_len), np.int32)
-        for i, row in enumerate(padded):
-            self.tokens[i, : len(row.ids)] = row.ids
-        self.lengths = np.asarray([len(row.ids) for row in padded], np.int32)
-        self.max_new = np.asarray([row.max_new for row in padded], np.int32)
-        self.words = seed_words([row.params.seed for row in padded])
-        self.samples = np.asarray([row.sample for row in padded], np.int32)
-        self.sampling = row_params([row.params for row in padded])
-        # At least one column, so that a tokenizer more or less is no other program.
-        self.stop_ids = np.full((size, max(2, len(generator.stop_ids))), NO_TOKEN, np.int32)
-        for i, row in enumerate(padded):
-            if not row.params.ignore_eos:
-                self.stop_ids[i, : len(generator.stop_ids)] = generator.stop_ids
-        self.trackers = [TextTracker(generator.tokenizer, row.params.stop) for row in rows]
-        self.logprobs: list[list[float]] = [[] for _ in rows]
-        self.pending: list[list[int]] = [[] for _ in rows]
-        self.reasons: list[str | None] = [None] * len(rows)
-
-    def chunks(self, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Tokens and log-probabilities [B, C] as they come, until every row has its finish reason."""
-        g = self.generator
-        with g._mesh():
-            caches, state, tokens, logprobs = start(
-                g.decoder,
-                g.params,
-                self.tokens,
-                self.lengths,
-                self.max_new,
-                self.words,
-                self.samples,
-                self.sampling,
-                self.stop_ids,
-                cache_len=self.cache_len,
-                dtype=g.dtype,
-            )
-        yield np.asarray(tokens)[:, None], np.asarray(logprobs)[:, None]
-        while None in self.reasons:
-            ended = np.asarray([reason is not None for reason in self.reasons])
-            stopped = np.pad(ended, (0, len(self.lengths) - len(self.rows)), constant_values=True)
-            with g._mesh():
-                caches, state, tokens, logprobs = decode_chunk(
-                    g.decoder,
-                    g.params,
-                    caches,
-                    state,
-                    stopped,
-                    self.sampling,
-                    self.stop_ids,
-                    np.int32(every),
-                    size=g.chunk,
-                )
-            yield np.asarray(tokens), np.asarray(logprobs)
-
-    def outputs(self, every: int, live: bool) -> Iterator[tuple]:
-        for tokens, logprobs in self.chunks(every):
-            counts = (tokens != NO_TOKEN).sum(axis=1)
-            for i, row in enumerate(self.rows):
-                count = int(counts[i])
-                if count:
-                    text = self._take(i, tokens[i, :count].tolist(), logprobs[i, :count], live)
-                    yield row, self.trackers[i], self.logprobs[i], self.reasons[i], text
-
-    def _take(self, i: int, tokens: list[int], logprobs: np.ndarray, live: bool) -> str:
-        """Adds a row's new tokens and finds out whether it has ended; returns its new text."""
-        row, tracker = self.rows[i], self.trackers[i]
-        if not np.isfinite(logprobs).all():
-            raise RunError(f"the model's logits for prompt {row.prompt} are not finite")
-        self.logprobs[i] += logprobs.tolist()
-        self.pending[i] += tokens
-        ended = not row.params.ignore_eos and tokens[-1] in self.generator.stop_ids
-        full = len(self.logprobs[i]) >= row.max_new
-        text = ""
-        if live or row.params.stop or ended or full:
-            # The end token is no text: it joins the tokens below.
-            ending = [self.pending[i].pop()] if ended else []
-            text = tracker.push(self.pending[i])
-            self.pending[i] = []
-            if not tracker.stopped:
-                tracker.tokens += ending
-        if tracker.stopped or ended or full:
-            del self.logprobs[i][len(tracker.tokens) :]
-            self.reasons[i] = "stop" if tracker.stopped or ended else "length"
-            text += "" if tracker.stopped else tracker.finish()
-        return text
 
 
 @partial(jax.jit, static_argnames=("decoder", "dtype"))

@@ -36,6 +36,16 @@ def check_sampling(params: SamplingParams) -> None:
             raise UserError(f"sampling parameter {name} is {getattr(params, name)!r}; it must be {wanted}")
 
 
+def check_prompt(ids: Sequence[int], name: str, max_positions: int, vocab_size: int) -> None:
+    """Raises UserError for a prompt that is empty, leaves no room for a token, or has an id that the model lacks."""
+    if not ids:
+        raise UserError(f"{name} has no tokens")
+    if len(ids) >= max_positions:
+        raise UserError(f"{name} has {len(ids)} tokens; the model's {max_positions} positions leave no room for more")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise UserError(f"{name} has token ids outside the model's vocabulary of {vocab_size}")
+
+
 def make_rows(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams | Sequence[SamplingParams],
@@ -55,14 +65,7 @@ def make_rows(
         check_sampling(p)
     rows = []
     for number, (ids, p) in enumerate(zip(prompts, each)):
-        if not ids:
-            raise UserError(f"prompt {number} has no tokens")
-        if len(ids) >= max_positions:
-            raise UserError(
-                f"prompt {number} has {len(ids)} tokens; the model's {max_positions} leave no room for more"
-            )
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            raise UserError(f"prompt {number} has token ids outside the model's vocabulary of {vocab_size}")
+        check_prompt(ids, f"prompt {number}", max_positions, vocab_size)
         max_new = min(p.max_tokens, max_positions - len(ids))
         rows += [Row(number, sample, ids, p, max_new) for sample in range(p.n)]
     return rows

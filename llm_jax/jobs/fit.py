@@ -90,17 +90,20 @@ def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
 def prepare_child(node: "Node", kind: Kind) -> None:
     """Builds the rows of a job that starts from a model, with that model's tokenizer, and passes both on."""
     source = origin(node.parents["init_from"], "init_from")
-    prepare_rows(node, kind, load_tokenizer(source.tokenizer), source.model)
+    prepare_rows(node, kind, load_tokenizer(source.tokenizer), source.model, source.extra)
 
 
-def prepare_rows(node: "Node", kind: Kind, tokenizer: Tokenizer, model: ModelConfig) -> None:
+def prepare_rows(
+    node: "Node", kind: Kind, tokenizer: Tokenizer, model: ModelConfig, extra: Mapping[str, Any] | None = None
+) -> None:
     """Packs the rows, and leaves tokenizer, architecture and data summary in the workdir."""
     workdir, config = node.workdir, node.config
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
     check_shapes(config, make_plan(config.mesh), model)
     data = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
     data.tokenizer.save(workdir.tokenizer)
-    write_architecture(workdir, model)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    write_architecture(workdir, model, ids if extra is None else extra)
     (workdir.data / "summary.json").write_text(json.dumps(data.summary, indent=1))
 
 
@@ -161,7 +164,9 @@ def fit(
 
     def export(state: Any) -> Mapping[str, float]:
         if config.checkpoint.export:
-            save(Model(s.decoder, state["params"]["policy"], s.decoder.config, s.workdir.tokenizer), s.workdir.export)
+            extra = origin(s.node, "workdir").extra
+            policy = state["params"]["policy"]
+            save(Model(s.decoder, policy, s.decoder.config, s.workdir.tokenizer, extra=extra), s.workdir.export)
         return {}
 
     train(

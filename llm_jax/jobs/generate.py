@@ -13,28 +13,16 @@ from llm_jax.data import chat
 from llm_jax.data.config import DataConfig
 from llm_jax.data.sources import list_files, read_records
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
-from llm_jax.inference.requests import check_sampling, make_rows
+from llm_jax.inference.requests import check_prompt, check_sampling
 from llm_jax.jobs.config import GenerateConfig
-from llm_jax.jobs.origin import check_tokenizer, origin
-from llm_jax.models.config import ModelConfig
+from llm_jax.jobs.origin import Origin, check_tokenizer, origin
+from llm_jax.sharding import check_divides, make_plan
 from llm_jax.storage.hashes import file_sha256
-from llm_jax.storage.workdir import Workdir
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
 Messages = Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Files:
-    """What is known of a model before its weights are read."""
-
-    folder: epath.Path
-    """Where the tokenizer's files lie."""
-    tokenizer: Tokenizer
-    config: ModelConfig
-    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -44,19 +32,6 @@ class Prompt:
     where: str
     content: str | Messages
     problem: Any = None
-
-
-def files_of(path: epath.PathLike) -> Files:
-    """Tokenizer and architecture in a Hugging Face folder, native folder or workdir.
-
-    Raises UserError for a path that is none of these, without a tokenizer, or with one that does not fit.
-    """
-    from llm_jax.models.loading import read_hf_config, read_model_config
-
-    folder = Workdir(path).tokenizer if read_hf_config(path) is None else epath.Path(path)
-    tokenizer, config = load_tokenizer(folder), read_model_config(path)
-    check_tokenizer(config, tokenizer.vocab_size, str(path))
-    return Files(folder, tokenizer, config, config.vocab_size or tokenizer.vocab_size)
 
 
 def source_manifest(config: GenerateConfig) -> dict[str, Any]:
@@ -73,25 +48,34 @@ def check(node: "Node") -> None:
         raise UserError("init_from is not set: generate needs a model")
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
+    make_plan(config.mesh)
     check_sampling(config.sampling)
     if config.prompts is not None:
         file_prompts(config.prompts, config.max_prompts)
+    # A parent that is itself to be made has no tokenizer before its `prepare`.
+    if not hasattr(node.parents["init_from"], "workdir"):
+        prepare(node)
 
 
 def prepare(node: "Node") -> None:
-    """Renders every prompt with the model's tokenizer: a prompt too long for the model is found before it is loaded."""
+    """Fits prompts and mesh to the model, from its tokenizer and architecture alone: before it has weights."""
     config: GenerateConfig = node.config
-    source = origin(node.parents["init_from"], "init_from")
-    tokenizer = load_tokenizer(source.tokenizer)
-    check_tokenizer(source.model, tokenizer.vocab_size, "init_from")
+    source, tokenizer = open_model(node.parents["init_from"], "init_from")
+    model = source.model.resolved()
+    sizes = {"heads": model.num_heads, "kv_heads": model.num_kv_heads, "mlp": model.intermediate_size}
+    check_divides(make_plan(config.mesh), {**sizes, "vocab": model.vocab_size})
     prompts = read_prompts(config, data_of(node))
-    ids = [encode_prompt(tokenizer, prompt.content, config.raw) for prompt in prompts]
-    vocab_size = source.model.vocab_size or tokenizer.vocab_size
-    limit = source.model.max_position_embeddings
-    for prompt, each in zip(prompts, ids):
-        if len(each) >= limit:
-            raise UserError(f"{prompt.where}: {len(each)} tokens; the model's {limit} leave no room for an answer")
-    make_rows(ids, config.sampling, max_positions=limit, vocab_size=vocab_size)
+    for prompt in prompts:
+        ids = encode_prompt(tokenizer, prompt.content, config.raw)
+        check_prompt(ids, prompt.where, model.max_position_embeddings, tokenizer.vocab_size)
+
+
+def open_model(parent: Any, field: str) -> tuple[Origin, Tokenizer]:
+    """Where a model lies and its tokenizer, which fits it. Raises UserError."""
+    source = origin(parent, field)
+    tokenizer = load_tokenizer(source.tokenizer)
+    check_tokenizer(source.model, tokenizer.vocab_size, field)
+    return source, tokenizer
 
 
 def run(node: "Node") -> None:
@@ -100,8 +84,7 @@ def run(node: "Node") -> None:
     from llm_jax.models.loading import load
 
     config: GenerateConfig = node.config
-    source = origin(node.parents["init_from"], "init_from")
-    tokenizer = load_tokenizer(source.tokenizer)
+    source, tokenizer = open_model(node.parents["init_from"], "init_from")
     prompts = read_prompts(config, data_of(node))
     ids = [encode_prompt(tokenizer, prompt.content, config.raw) for prompt in prompts]
     model = load(source.path, mesh=config.mesh)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,14 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.families import family_for
 from llm_jax.models.loading import read_hf_config, read_model_config
 from llm_jax.storage.workdir import Workdir
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
+
+EXTRA = "hf_extra.json"
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,14 @@ class Origin:
     path: epath.Path
     tokenizer: epath.Path
     model: ModelConfig
+    extra: dict[str, Any]
+    """Fields of the config.json it first came with that are none of `model`'s; they go into the export again."""
 
 
-def write_architecture(workdir: Workdir, model: ModelConfig) -> None:
+def write_architecture(workdir: Workdir, model: ModelConfig, extra: Mapping[str, Any]) -> None:
     """Leaves the architecture beside the tokenizer, so that children can be prepared before this run has trained."""
     (workdir.path / "model.json").write_text(json.dumps(dataclasses.asdict(model), indent=1))
+    (workdir.path / EXTRA).write_text(json.dumps(extra, indent=1))
 
 
 def origin(parent: "Node | Any", field: str) -> Origin:
@@ -43,10 +50,15 @@ def origin(parent: "Node | Any", field: str) -> Origin:
     workdir = getattr(parent, "workdir", None)
     path = epath.Path(parent if workdir is None else workdir.path)
     model = read_model_config(path)
-    folder = path if read_hf_config(path) is not None else Workdir(path).tokenizer
+    hf = read_hf_config(path)
+    folder = Workdir(path).tokenizer if hf is None else path
+    if hf is not None:
+        extra = dict(family_for(hf).carried(hf))
+    else:
+        extra = json.loads((path / EXTRA).read_text()) if (path / EXTRA).exists() else {}
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{field}: {folder} has no tokenizer.json")
-    return Origin(path, folder, model)
+    return Origin(path, folder, model, extra)
 
 
 def check_tokenizer(model: ModelConfig, vocab_size: int, where: str) -> None:

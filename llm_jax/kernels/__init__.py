@@ -1,7 +1,8 @@
-"""One folder per op: `reference.py` (plain jnp), `xla.py` (memory-lean, any backend), and the public op in `__init__.py`.
+"""One folder per op: `reference.py` (plain jnp), `xla.py` (memory-lean, any backend), the public op in `__init__.py`.
 
 The op `flash_attention` and the folder it lives in share a name. Python binds a submodule to its parent once the
 submodule is loaded, so this package keeps the *function* under that name, whoever imports the folder first.
+A submodule is reached by `from llm_jax.kernels.OP import NAME`, not by `import a.b.c as x`.
 """
 
 import sys

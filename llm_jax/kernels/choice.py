@@ -30,7 +30,7 @@ class Op:
 
     name: str
     spec: Callable[..., Any]
-    """Static description of a call, from the call's own arguments (arrays or ShapeDtypeStructs); raises ArgumentError."""
+    """Static description of a call, from its own arguments (arrays or ShapeDtypeStructs); raises ArgumentError."""
     implementations: Mapping[str, Any]
     """Name -> module (see `Implementation`)."""
     order: tuple[str, ...]
@@ -58,7 +58,9 @@ def decide(op: Op, spec: Any, requested: str | None, platform: str) -> Choice:
     chosen = next((name for name in candidates if name in refusals and name not in reasons), None)
     for name in refusals:
         if name != chosen and name not in reasons:
-            reasons[name] = f"{chosen} comes first" if requested is None else f"implementation={requested!r} was asked for"
+            reasons[name] = (
+                f"{chosen} comes first" if requested is None else f"implementation={requested!r} was asked for"
+            )
     return Choice(op.name, chosen, reasons)
 
 
@@ -102,7 +104,7 @@ def explain(
     platform: str | None = None,
     **kwargs: Any,
 ) -> Choice:
-    """Which implementation the call `op(*args, **kwargs)` would run on `platform` (default: this one), and why not another.
+    """What the call `op(*args, **kwargs)` would run on `platform` (default: this one), and why not another.
 
     `op` is a name or the public function; arrays may be `jax.ShapeDtypeStruct`s. `str()` of the result is one line.
     """

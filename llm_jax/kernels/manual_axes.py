@@ -1,4 +1,4 @@
-"""Inside `shard_map`, JAX tracks over which mesh axes a value may differ ("varies"), and a loop's carry must keep that."""
+"""Inside `shard_map`, JAX tracks the mesh axes over which a value may differ; a loop's carry must keep them."""
 
 from collections.abc import Sequence
 from typing import Any

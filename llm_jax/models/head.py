@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax import kernels
-from llm_jax.base.errors import UserError
+from llm_jax.kernels.linear_cross_entropy.spec import needed_statistics, outputs_from_statistics
 from llm_jax.models.decoder import Decoder
 from llm_jax.sharding import axis_index, axis_max, axis_size, axis_sum, on_shards
 
-OUTPUTS = {
-    "logps": ("target_logit", "lse"),
-    "lse": ("lse",),
-    "entropy": ("lse", "expected_logit"),
-    "mean_logit": ("sum_logit",),
-    "argmax": ("argmax", "max"),
-    "log_sum_sq_probs": ("lse", "lse2"),
-}
-"""Each output, and what it takes of every shard of the vocabulary."""
 ROWS = ("batch", "length")
 
 
@@ -35,29 +26,33 @@ def token_scores(
 
     The decoder has its parameters bound. Logits are made in chunks of tokens; under a tensor axis each shard makes
     those of its part of the vocabulary, and single numbers per token are exchanged. False in `mask`: no work, value 0,
-    no gradient. Names as in `kernels.linear_cross_entropy`; raises UserError for others.
+    no gradient. Names as in `kernels.linear_cross_entropy`, which says what is raised for others; log-probabilities of
+    targets outside the vocabulary are NaN.
     """
-    for name in outputs:
-        if name not in OUTPUTS:
-            raise UserError(f"{name!r} is not an output of token_scores (known: {', '.join(OUTPUTS)})")
-    parts = tuple(sorted({part for name in outputs for part in OUTPUTS[name]}))
+    outputs = tuple(outputs)
+    names = needed_statistics(outputs)
+    if "argmax" in names:
+        names = (*names, "max")
 
     def scores(hidden: Array, head: Array, targets: Array, mask: Array) -> dict[str, Array]:
         size = head.shape[1]
-        start = axis_index("vocab") * size
-        flat = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1) - start, mask.reshape(-1))
-        local = kernels.partial_linear_cross_entropy(flat[0], head, flat[1], mask=flat[2], outputs=parts)
-        found = combine(local, tuple(outputs), start, size * axis_size("vocab"))
-        return {name: jnp.where(mask, x.reshape(mask.shape), 0) for name, x in found.items()}
+        start, vocab = axis_index("vocab") * size, size * axis_size("vocab")
+        local = kernels.partial_linear_cross_entropy(hidden, head, targets - start, mask=mask, outputs=names)
+        whole = across_shards(local, start, vocab)
+        if "target_logit" in whole:
+            known = (targets >= 0) & (targets < vocab)
+            whole["target_logit"] = jnp.where(known, whole["target_logit"], jnp.nan)
+        found = outputs_from_statistics(whole, vocab=vocab, outputs=outputs)
+        return {name: jnp.where(mask, value, 0) for name, value in found.items()}
 
     run = on_shards(scores, ((*ROWS, "embed"), ("embed", "vocab"), ROWS, ROWS), dict.fromkeys(outputs, ROWS))
     return run(hidden, decoder.head_weight(), targets, mask)
 
 
-def combine(local: dict[str, Array], outputs: Sequence[str], start: Array, vocab_size: int) -> dict[str, Array]:
-    """Outputs from each shard's own sums; the shard's first token is `start`. Runs inside `on_shards`.
+def across_shards(local: Mapping[str, Array], start: Array, vocab: int) -> dict[str, Array]:
+    """Statistics over the whole vocabulary from each shard's own, whose first token is `start`. Inside `on_shards`.
 
-    With local log-sum-exps l_s: lse = log sum_s exp(l_s), and a mean under the softmax is the mean over shards of
+    With local log-sum-exps l_s: lse = log sum_s exp(l_s), and a mean under the softmax is the sum over shards of
     theirs, weighted by exp(l_s - lse).
     """
 
@@ -65,22 +60,18 @@ def combine(local: dict[str, Array], outputs: Sequence[str], start: Array, vocab
         largest = axis_max(x, "vocab")
         return largest + jnp.log(axis_sum(jnp.exp(x - largest), "vocab"))
 
-    lse = logsumexp(local["lse"]) if "lse" in local else jnp.zeros(())
-    out: dict[str, Array] = {}
-    for name in outputs:
-        if name == "lse":
-            out[name] = lse
-        elif name == "logps":
-            out[name] = axis_sum(local["target_logit"], "vocab") - lse
-        elif name == "entropy":
-            share = jnp.exp(local["lse"] - lse)
-            out[name] = lse - axis_sum(share * local["expected_logit"], "vocab")
-        elif name == "mean_logit":
-            out[name] = axis_sum(local["sum_logit"], "vocab") / vocab_size
-        elif name == "log_sum_sq_probs":
-            out[name] = logsumexp(local["lse2"]) - 2 * lse
-        elif name == "argmax":
-            best = axis_max(local["max"], "vocab")
-            mine = jnp.where(local["max"] == best, local["argmax"] + start, vocab_size)
-            out[name] = -axis_max(-mine, "vocab")  # the first of equals
-    return out
+    lse = logsumexp(local["lse"])
+    whole = {"lse": lse}
+    # A fixed order: processes must meet in the same collectives.
+    for name in ("target_logit", "sum_logit"):
+        if name in local:
+            whole[name] = axis_sum(local[name], "vocab")
+    if "expected_logit" in local:
+        whole["expected_logit"] = axis_sum(jnp.exp(local["lse"] - lse) * local["expected_logit"], "vocab")
+    if "lse2" in local:
+        whole["lse2"] = logsumexp(local["lse2"])
+    if "argmax" in local:
+        best = axis_max(local["max"], "vocab")
+        mine = jnp.where(local["max"] == best, local["argmax"] + start, vocab)
+        whole["argmax"] = -axis_max(-mine, "vocab")  # the first of equals
+    return whole

@@ -66,9 +66,11 @@ def _use_forward(value: Array, slot: Array | None, dtype: Any, axes: Axes) -> tu
 def _use_backward(dtype: Any, axes: Axes, likes: Any, gradient: Array) -> tuple[Any, Any]:
     plan = current_plan()
     value_like, slot_like = likes
+    if plan is not None:
+        # Before the cast, so that reducing and cutting are neighbours and become one reduce-scatter.
+        gradient = constrain_spec(gradient, plan.gradient_spec(axes, gradient.shape))
     gradient = gradient.astype(jnp.float32)
     if plan is not None:
-        gradient = constrain_spec(gradient, plan.gradient_spec(axes, gradient.shape))
         # Without a barrier XLA moves the reduction over `data` out of the loops over layers and microbatches, which
         # takes twice the memory of the gradients and, in bfloat16, rounds their float32 sum.
         gradient = jax.lax.optimization_barrier(gradient)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from llm_jax.base.door import NO_SPACE
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import log, warn
 from llm_jax.sharding.plan import Plan
@@ -92,6 +93,11 @@ def train(job: TrainingJob) -> State:
     try:
         with StopSignal() as stop:
             return _train(job, checkpoints, progress, stop)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        checkpoints.close()
+        raise RunError(f"no space left on device at {error.filename}; {checkpoints.last_good()}") from error
     finally:
         progress.close()
         checkpoints.close()

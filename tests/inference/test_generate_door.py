@@ -85,7 +85,7 @@ def test_generation_configs_end_tokens_are_honoured(capsys, tiny, folder, tmp_pa
         (("--prompt", "x", "--temprature", "1"), "--temprature; the nearest is --temperature"),
         (("--prompt", "x", "--top-p", "2"), "top_p is 2.0"),
         (("--prompt", "x", "--max-tokens", "many"), "--max-tokens: invalid int value: 'many'"),
-        (("--prompt", "x" * 500), "the model's 96 leave no room"),
+        (("--prompt", "x" * 500), "the prompt has 501 tokens; the model's 96"),
         (("--prompt", ""), "prompt is empty"),
         (("--prompt", "x", "--n", "2", "--stream"), "--stream shows one sample"),
         ((), "--prompt"),

@@ -100,16 +100,24 @@ def test_a_prompt_too_long_is_found_before_loading(folder, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "' + "Zoë " * 99 + '"}\n')
     node = make_node(folder, tmp_path, prompts=str(file))
-    generate.check(node)
-    with pytest.raises(UserError, match=r"prompts.jsonl:2: \d+ tokens; the model's 96"):
+    message = r"prompts.jsonl:2 has \d+ tokens; the model's 96"
+    with pytest.raises(UserError, match=message):
+        generate.check(node)
+    node.parents["init_from"] = SimpleNamespace(workdir=SimpleNamespace(path=folder))
+    generate.check(node)  # of a parent still to be made nothing is known yet
+    with pytest.raises(UserError, match=message):
         generate.prepare(node)
 
 
-def test_config_without_a_model_or_with_bad_sampling(folder, tmp_path):
+def test_config_without_a_model_or_with_bad_sampling_or_mesh(folder, tmp_path):
     node = make_node(folder, tmp_path)
     node.config = dataclasses.replace(node.config, sampling=SamplingParams(top_p=3.0))
     with pytest.raises(UserError, match="top_p"):
         generate.check(node)
+    for mesh, message in ((MeshConfig(data=3), "mesh data=3"), (MeshConfig(data=1, tensor=8), "mesh.tensor=8")):
+        node.config = dataclasses.replace(node.config, sampling=SAMPLING, mesh=mesh)
+        with pytest.raises(UserError, match=message):
+            generate.check(node)
     node.config = dataclasses.replace(node.config, init_from=None)
     with pytest.raises(UserError, match="init_from"):
         generate.check(node)

@@ -8,6 +8,8 @@ from jax.test_util import check_grads
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import flash_attention
+from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds
+from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
 
 OPTIONS = {
     "causal": {},
@@ -23,7 +25,9 @@ OPTIONS = {
     "segments_sinks_window": dict(segment_ids=True, sinks=True, window=9),
     "positions": dict(positions=True, chunk=40),
     "ranges": dict(kv_ranges=True, causal=False),
-    "all": dict(segment_ids=True, positions=True, kv_ranges=True, window=60, softcap=4.0, alibi_slopes=True, sinks=True),
+    "all": dict(
+        segment_ids=True, positions=True, kv_ranges=True, window=60, softcap=4.0, alibi_slopes=True, sinks=True
+    ),
 }
 SHAPES = {
     "blocks": (2, 300, 300, 4, 2, 16, 16),
@@ -242,7 +246,9 @@ def test_memory_is_linear():
         segments = jax.ShapeDtypeStruct((1, T), jnp.int32)
         f = lambda q, k, v, s: flash_attention(q, k, v, segment_ids=s).sum()  # noqa: E731
         compiled = jax.jit(jax.grad(f, (0, 1, 2))).lower(x, x, x, segments).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     small, large = temporaries(2048), temporaries(4096)
     assert large < 2 * 4096 * 4096 * 4 / 8
@@ -294,9 +300,11 @@ def test_inside_shard_map(check_vma):
         out_specs=heads,
         check_vma=check_vma,
     )
-    pull = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(sharded(*a, segments))), (0, 1, 2, 3)))
-    want = jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a, segments))), (0, 1, 2, 3))(q, k, v, sinks)
-    for a, b in zip(pull(q, k, v, sinks), want):
+
+    def grads(f):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2, 3)))(q, k, v, sinks, segments)
+
+    for a, b in zip(grads(sharded), grads(f)):
         assert relative(a, b) < 2e-6
 
 
@@ -323,3 +331,22 @@ def test_bad_calls_name_the_argument(change, word):
     with pytest.raises(UserError, match=word) as caught:
         flash_attention(**arrays | change)
     assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "window_both_sides", "chunk", "segments", "positions", "ranges"])
+def test_bounds_leave_out_only_what_nobody_sees(name):
+    """Every visible key lies within the blocks visited; for one long row these are exactly the blocks needed."""
+    arrays, options = make("blocks", OPTIONS[name])
+    spec = attention_spec(**arrays, **options)
+    tiles = Tiling(groups=2, rows=1, q_blocks=10, q_block=32, kv_blocks=13, kv_block=24)
+    keys = ("segment_ids", "q_positions", "kv_positions", "kv_ranges")
+    low, high = block_bounds(spec, tiles, mask_arrays(spec, **{k: options.get(k) for k in keys}))
+    seen = np.zeros((2, 320, 312), bool)
+    seen[:, :300, :300] = numpy_mask(options, 2, 300, 300)
+    needed = seen.reshape(2, 10, 32, 13, 24).any((2, 4))
+    visited = (np.arange(13) >= np.asarray(low)[..., None]) & (np.arange(13) < np.asarray(high)[..., None])
+    assert not (needed & ~visited).any()
+    if name in ("causal", "window", "window_both_sides"):
+        np.testing.assert_array_equal(needed, visited)
+    if name == "segments":
+        assert visited.sum() < 0.6 * np.tril(np.ones((10, 13))).sum() * 2 * 1.3

@@ -1,5 +1,7 @@
 """On a mesh: the same numbers, and no weight among what the scan keeps for the backward pass."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def test_what_the_scan_keeps(zero, remat):
         grads = jax.make_jaxpr(jax.grad(lambda p: bind(decoder, p)(TOKENS)[0].astype(jnp.float32).sum()))
         program = grads(abstract_params(decoder))
     forward = next(e for e in program.eqns if e.primitive.name == "scan")
-    kept = [v.aval for v in forward.outvars[1:]]
+    kept: list[Any] = [v.aval for v in forward.outvars[1:]]
     weights = {v.shape for v in jax.tree.leaves(abstract_params(decoder)) if len(v.shape) == 3}
     assert not weights & {a.shape for a in kept}
     residual, wide = (3, 8, 12, 16), (3, 8, 12, 24)

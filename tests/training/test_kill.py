@@ -116,13 +116,14 @@ def test_a_full_disk_ends_with_one_line_and_status_1(tmp_path):
     """The disk takes two checkpoints of some 200 kB, not a third, and keep_last=2 needs room for three."""
     small, log = tmp_path / "small", tmp_path / "log.txt"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", small], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=520k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
         with log.open("w") as file:
-            assert start(small / "killed", 60, file).wait(timeout=120) == 1
+            assert start(small / "killed", 60, file).wait(timeout=120) == 1, log.read_text()[-2000:]
         last = log.read_text().splitlines()[-1]
-        assert last.startswith("error: checkpoint of step ") and "no space left on device; last good" in last
+        # It is the save that fills the disk, but a line of metrics.jsonl may be the first to find it full.
+        assert last.startswith("error: ") and "no space left on device" in last and "last good checkpoint: " in last
         assert "Traceback" not in log.read_text()
         checkpoints = Checkpoints(small / "killed" / "checkpoints")
         assert last.endswith(str(checkpoints.path(checkpoints.newest_good() or 0)))

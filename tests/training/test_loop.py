@@ -207,6 +207,20 @@ def test_a_full_disk_stops_the_run(tmp_path, monkeypatch):
     assert Checkpoints(made.checkpoints).newest_good() == 6
 
 
+def test_a_disk_that_fills_up_under_the_metrics(tmp_path, monkeypatch):
+    made = workdir(tmp_path / "run")
+    original = MetricsFile.append
+
+    def fills_up(self, step, values):
+        if step == 8:
+            raise OSError(28, "No space left on device", str(self.path))
+        return original(self, step, values)
+
+    monkeypatch.setattr(MetricsFile, "append", fills_up)
+    with pytest.raises(RunError, match="no space left on device at .*metrics.jsonl; last good .*step_00000006"):
+        train(tiny_job(made, config()))
+
+
 def test_best_checkpoints_need_evaluations(tmp_path):
     made = workdir(tmp_path / "run")
     with pytest.raises(UserError, match="train.checkpoint.every=6 must be a multiple of train.eval_every=10"):

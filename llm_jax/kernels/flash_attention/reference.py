@@ -32,7 +32,7 @@ def attention(
     rows, keys = _sides(spec, masks)
     if alibi_slopes is not None:
         slopes = alibi_slopes.astype(jnp.float32).reshape(K, G, 1, 1)
-        scores += alibi_bias(slopes, *(Rows(*(_at_heads(x) for x in side)) for side in (rows, keys)))
+        scores += alibi_bias(slopes, *(jax.tree.map(_at_heads, side) for side in (rows, keys)))
     seen = visible(spec, rows, keys)
     seen = jnp.ones((1, 1, 1, 1, 1), bool) if seen is None else _at_heads(seen)
     logits = jnp.where(seen, scores, -jnp.inf)
@@ -69,5 +69,5 @@ def _sides(spec: AttentionSpec, masks: MaskArrays) -> tuple[Rows, Rows]:
     return rows, keys
 
 
-def _at_heads(x: Array | None) -> Array | None:
-    return None if x is None else x[:, None, None]
+def _at_heads(x: Array) -> Array:
+    return x[:, None, None]

@@ -52,7 +52,7 @@ class MaskArrays(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """One side of a rectangle of the mask: indices, positions, segments, each broadcastable against the other side's."""
+    """One side of a rectangle of the mask: indices, positions, segments that broadcast against the other side's."""
 
     index: Array
     position: Array

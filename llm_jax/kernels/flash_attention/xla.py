@@ -128,8 +128,10 @@ def backward(
                 d_probs = _dot("bkgth,bksh->bkgts", d_out_tile, v_tile)
                 d_scores = probs * (d_probs - delta_tile[..., None])
                 d_slopes = grads.slopes
-                if slopes is not None:
-                    d_slopes += jnp.sum(d_scores * alibi_bias(jnp.ones_like(slopes), scores.rows, scores.keys), axis=(0, 3, 4))
+                if slopes is not None and d_slopes is not None:
+                    d_slopes += jnp.sum(
+                        d_scores * alibi_bias(jnp.ones_like(slopes), scores.rows, scores.keys), axis=(0, 3, 4)
+                    )
                 if spec.softcap is not None:
                     d_scores = d_scores * (1.0 - (scores.capped / spec.softcap) ** 2)
                 dq += _dot("bkgts,bksh->bkgth", d_scores, k_tile)
@@ -209,9 +211,7 @@ def _sides(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, i: Array, j: A
         None if ranges is None else ranges[..., 0],
         None if ranges is None else ranges[..., 1],
     )
-    keys = Rows(
-        kv_index, kv_index if kv_positions is None else kv_positions, cut(masks.kv_segments, j, tiles.kv_block)
-    )
+    keys = Rows(kv_index, kv_index if kv_positions is None else kv_positions, cut(masks.kv_segments, j, tiles.kv_block))
     # A slice whose start is known at run time only, fused into the passes over the scores, keeps XLA from vectorising
     # them (3x slower on a CPU); the barrier makes it an array of its own.
     rows, keys = lax.optimization_barrier((rows, keys))

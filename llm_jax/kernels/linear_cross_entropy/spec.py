@@ -85,9 +85,7 @@ def partial_spec(
     )
 
 
-def needed_statistics(
-    outputs: tuple[str, ...], label_smoothing: float = 0.0, z_loss: float = 0.0
-) -> tuple[str, ...]:
+def needed_statistics(outputs: tuple[str, ...], label_smoothing: float = 0.0, z_loss: float = 0.0) -> tuple[str, ...]:
     """Which per-token statistics `outputs` are made of, the log-sum-exp always among them."""
     _check_names(outputs, OUTPUTS)
     if (label_smoothing or z_loss) and "loss" not in outputs:

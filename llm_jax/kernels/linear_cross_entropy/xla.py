@@ -167,7 +167,7 @@ class _Order(NamedTuple):
 
         def move(x: Array) -> Array:
             x = jnp.pad(x, ((0, self.padding), *((0, 0),) * (x.ndim - 1)))
-            if self.positions is None:
+            if self.positions is None or self.active is None:
                 return x
             x = jnp.zeros_like(x).at[self.positions].set(x, unique_indices=True)
             active = jnp.arange(x.shape[0]) < self.active

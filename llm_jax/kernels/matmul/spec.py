@@ -1,44 +1,33 @@
-"""A product's static description."""
+"""What a product asks for."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from llm_jax.kernels.choice import ArgumentError
-from llm_jax.kernels.matmul.quantized import FORMATS, QuantizedArray
+from llm_jax.kernels.matmul.quantized import QuantizedArray, check_format
 
 
 @dataclass(frozen=True)
 class MatmulSpec:
-    """`format` is the weight's number format, or None for a plain array."""
+    """The static part of a call; `format` is the weight's number format, None for an array."""
 
-    rows: int
-    inner: int
+    shape: tuple[int, ...]
     columns: int
     dtype: str
     format: str | None
 
 
 def matmul_spec(x: Any, w: Any) -> MatmulSpec:
-    """The spec of a call of `matmul`. Raises ArgumentError for shapes and dtypes that do not fit."""
-    if len(w.shape) != 2 or not x.shape or x.shape[-1] != w.shape[0]:
-        raise ArgumentError(f"matmul: w is {list(w.shape)}, x {list(x.shape)}; wanted [K, M] and [..., K]")
+    """Checks a call, arguments as for `matmul`; raises ArgumentError."""
+    if len(w.shape) != 2 or x.shape[-1:] != w.shape[:1]:
+        raise ArgumentError(f"matmul: w {w.shape} must be [K, M] to go with x {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ArgumentError(f"matmul: x has dtype {x.dtype}, wanted a floating one")
-    format = w.format if isinstance(w, QuantizedArray) else None
-    if format is None and w.dtype != x.dtype:
-        raise ArgumentError(f"matmul: w has dtype {w.dtype}, x {x.dtype}; wanted the same for both")
-    if format is not None and format not in FORMATS:
-        raise ArgumentError(f"matmul: w has format {format!r} (known: {', '.join(FORMATS)})")
-    rows = 1
-    for size in x.shape[:-1]:
-        rows *= size
-    return MatmulSpec(rows, w.shape[0], w.shape[1], str(x.dtype), format)
-
-
-def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """float32 sums; of float32 numbers, full float32 products."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.matmul(x, w, precision=precision, preferred_element_type=jnp.float32)
+        raise ArgumentError(f"matmul: x must be of a floating dtype; got {x.dtype}")
+    if isinstance(w, QuantizedArray):
+        check_format(w.format)
+        return MatmulSpec(x.shape, w.shape[1], jnp.dtype(x.dtype).name, w.format)
+    if w.dtype != x.dtype:
+        raise ArgumentError(f"matmul: w {w.dtype} must be of x's dtype {x.dtype}, or a QuantizedArray")
+    return MatmulSpec(x.shape, w.shape[1], jnp.dtype(x.dtype).name, None)

@@ -17,11 +17,11 @@ def matmul(x: Float[Array, "*batch K"], w: Float[Array, "K M"] | QuantizedArray)
     if isinstance(w, QuantizedArray):
         scales = jax.lax.stop_gradient(w.scales[0])
         return (_product(x, w.codes.astype(x.dtype)).astype(jnp.float32) * scales).astype(x.dtype)
-    return _product(x, w.astype(x.dtype))
+    return _product(x, w)
 
 
 def _product(x: Array, w: Array) -> Array:
     # No preferred_element_type: asked for float32 results of narrow operands, JAX transposes into products of a float32
-    # cotangent with a narrow weight, several times slower. Sums are float32 anyway: tested here, the hardware's on others.
+    # cotangent with a narrow weight, several times slower. Sums are float32 anyway (on a CPU: tested).
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jnp.matmul(x, w, precision=precision)

@@ -1,0 +1,152 @@
+"""Attention on this machine's CPU: ours, `jax.nn`, and (with --peer-python) PyTorch's SDPA, float32, causal.
+
+    python experiments/benchmarks/attention_cpu.py [--peer-python PYTHON_WITH_TORCH] [--repeats 15]
+
+Prints a Markdown table of medians (and least) in milliseconds of wall time. Calls of all rows alternate, PyTorch's
+in a process of its own that waits its turn, so that a busy machine disturbs all alike. "packed" rows hold documents
+of 100 tokens; PyTorch and jax.nn, given the mask as an array, compute all of it.
+"""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+SHAPES = ((8, 256, 256, 8, 32), (8, 128, 128, 4, 32), (4, 1024, 1024, 8, 64), (8, 1, 512, 8, 32))
+"""B, T, S, N, H. T = 1 is a decoding step against a full cache."""
+MODES = ("forward", "forward+backward")
+DOCUMENT = 100
+
+
+def cases() -> list[tuple[tuple[int, ...], bool, str]]:
+    """(shape, packed, mode) of every row."""
+    return [
+        (shape, packed, mode)
+        for shape in SHAPES
+        for packed in (False, True)
+        for mode in MODES
+        if shape[1] > 1 or (mode == "forward" and not packed)
+    ]
+
+
+def jax_calls() -> dict[str, list[Callable[[], object]]]:
+    """One compiled call per case, for our op and for jax.nn."""
+    import jax
+    import jax.numpy as jnp
+
+    from llm_jax.kernels import flash_attention
+
+    def call(attend: Callable, shape: tuple[int, ...], packed: bool, mode: str) -> Callable[[], object]:
+        B, T, S, N, H = shape
+        keys = jax.random.split(jax.random.key(0), 4)
+        q, g = (jax.random.normal(key, (B, T, N, H)) for key in keys[:2])
+        k, v = (jax.random.normal(key, (B, S, N, H)) for key in keys[2:])
+        segments = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32) // DOCUMENT + 1, (B, S)) if packed else None
+
+        def forward(q, k, v, segments):
+            return attend(q, k, v, segments)
+
+        def both(q, k, v, segments):
+            out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
+            return out, pull(g)
+
+        run = jax.jit(forward if mode == "forward" else both)
+        return lambda: jax.block_until_ready(run(q, k, v, segments))
+
+    def ours(q, k, v, segments):
+        return flash_attention(q, k, v, segment_ids=segments)
+
+    def jax_nn(q, k, v, segments):
+        T, S = q.shape[1], k.shape[1]
+        mask = (jnp.arange(S) <= jnp.arange(T)[:, None] + S - T)[None]
+        if segments is not None:
+            mask &= segments[:, :, None] == segments[:, None, :]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+    return {name: [call(f, *case) for case in cases()] for name, f in (("llm_jax", ours), ("jax.nn", jax_nn))}
+
+
+def torch_worker() -> None:
+    """Times case i for every line "i" on stdin; answers in seconds. Runs under the peer's Python."""
+    torch: Any = importlib.import_module("torch")
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    torch.set_num_threads(os.cpu_count() or 1)
+    calls = []
+    for (B, T, S, N, H), packed, mode in cases():
+        backward = mode != "forward"
+        q, k, v = (torch.randn(B, N, L, H, requires_grad=backward) for L in (T, S, S))
+        g, mask = torch.randn(B, N, T, H), None
+        if packed:
+            document = torch.arange(S) // DOCUMENT
+            mask = (document[:, None] == document) & torch.ones(S, S, dtype=torch.bool).tril()
+        causal = mask is None and T == S
+
+        def call(q=q, k=k, v=v, g=g, mask=mask, causal=causal, backward=backward):
+            out = sdpa(q, k, v, attn_mask=mask, is_causal=causal)
+            if backward:
+                out.backward(g)
+                q.grad = k.grad = v.grad = None
+
+        call()
+        calls.append(call)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(_seconds(calls[int(line)]), flush=True)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", help="a Python that has torch; without it its column is left out")
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    timers: dict[str, Callable[[int], float]] = {}
+    for name, calls in jax_calls().items():
+        for call in calls:
+            call()
+        timers[name] = lambda i, calls=calls: _seconds(calls[i])
+    peer = None
+    if options.peer_python:
+        command = [options.peer_python, os.path.abspath(__file__)]
+        environment = os.environ | {"ATTENTION_CPU_PEER": "1"}
+        peer = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+        )
+        stdin, stdout = peer.stdin, peer.stdout
+        assert stdin is not None and stdout is not None
+        if stdout.readline().strip() != "ready":
+            sys.exit(f"error: {options.peer_python} could not run the PyTorch side")
+
+        def ask(i: int) -> float:
+            print(i, file=stdin, flush=True)
+            return float(stdout.readline())
+
+        timers["PyTorch"] = ask
+    print("| B T S N H | mask | | " + " | ".join(f"{name} median (least) ms" for name in timers) + " |")
+    print("|---|---|---|" + "---|" * len(timers))
+    for i, (shape, packed, mode) in enumerate(cases()):
+        times: dict[str, list[float]] = {name: [] for name in timers}
+        for _ in range(options.repeats):
+            for name, timer in timers.items():
+                times[name].append(1e3 * timer(i))
+        cells = (f"{sorted(t)[len(t) // 2]:.2f} ({min(t):.2f})" for t in times.values())
+        print(f"| {' '.join(map(str, shape))} | {'packed' if packed else 'causal'} | {mode} | {' | '.join(cells)} |")
+    if peer is not None and peer.stdin is not None:
+        peer.stdin.close()
+        peer.wait(timeout=30)
+
+
+if __name__ == "__main__":
+    if os.environ.get("ATTENTION_CPU_PEER"):
+        torch_worker()
+    else:
+        main()

@@ -1,0 +1,143 @@
+"""Bad input of every kind the README promises: status 2, one line naming the thing, nothing trained, nothing harmed.
+
+Everything goes through the command's own door, in this process: the message is what a person sees.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llm_jax.base.door import run_door
+from llm_jax.main import main
+from llm_jax.storage.workdir import Workdir
+from tests.jobs.conftest import CONFIGS
+
+PAIR = {"prompt": "Say a word.", "chosen": "One.", "rejected": "Two."}
+TURN = {"prompt": "Say a word.", "completion": "One."}
+
+
+def lines(*records: object) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """Runs the command, expects status 2 and exactly one line of error, and returns it."""
+    capsys.readouterr()
+    status = run_door(main, arguments)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1, (status, errors)
+    return errors[0]
+
+
+def nothing_trained(folder: Path) -> bool:
+    return not list(folder.glob("**/checkpoints")) and not list(folder.glob("**/metrics.jsonl"))
+
+
+LONG = TURN | {"prompt": "word " * 900}
+EMPTY_MASK = "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
+CYCLE = """from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({"job": "sft", "init_from": "cycle.py"})
+"""
+PICKLE = {"weights/config.json": '{"model_type": "llama"}', "weights/pytorch_model.bin": b"x"}
+
+
+def of_file(config: str, content: str | bytes, *said: str):
+    return config, {"a.jsonl": content}, "data.path=a.jsonl", said
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "override", "said"),
+    [
+        ("dpo.py:test", {}, "data.windw=64", ["data.windw", "data.window"]),
+        ("dpo.py:test", {}, "beta=strong", ["beta", "strong", "float"]),
+        ("dpo.py:tset", {}, None, ["tset", "test"]),
+        ("dop.py", {}, None, ["dop.py"]),
+        ("dpo.py:test", {}, "data.path=gone.jsonl", ["gone.jsonl"]),
+        of_file("dpo.py:test", lines(PAIR) + '{"prompt": ', "a.jsonl", "2"),
+        of_file("dpo.py:test", lines(PAIR, {"prompt": "x"}), "a.jsonl:2", "chosen"),
+        of_file("sft.py:test", b'{"prompt": "\xff", "completion": "a"}\n', "a.jsonl", "UTF-8"),
+        of_file("sft.py:test", "", "a.jsonl"),
+        of_file("sft.py:test", lines(*[LONG] * 80), "a.jsonl", "window"),
+        ("sft.py:test", {"t.jinja": EMPTY_MASK}, "data.chat_template=t.jinja", ["mask"]),
+        ("sft.py:test", {}, "init_from=nowhere", ["init_from", "nowhere"]),
+        ("sft.py:test", PICKLE, "init_from=weights", ["pytorch_model.bin", "safetensors"]),
+        ("sft.py:test", {}, "mesh.data=3", ["mesh", "3"]),
+        ("sft.py:test", {}, "mesh.tensor=8", ["tensor", "8"]),
+        ("sft.py:test", {}, "train.batch_size=9", ["batch_size", "9"]),
+        ("pretrain.py:test", {}, "data.path=.", ["."]),
+        ("cycle.py", {"cycle.py": CYCLE}, None, ["cycle"]),
+    ],
+)
+def test_it_is_refused_before_anything_is_trained(folder, capsys, config, files, override, said):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    own = folder / config
+    arguments = [] if override is None else [f"--config.{override}"]
+    message = refusal(capsys, f"--config={own if own.exists() else CONFIGS / config}", *arguments)
+    for word in said:
+        assert word in message, message
+    assert nothing_trained(folder)
+
+
+def test_a_tokenizer_with_more_entries_than_the_checkpoint(folder, capsys, chain):
+    """The parent's export with another run's tokenizer: ids that the embedding lacks."""
+    export = chain["sft"].workdir.export
+    broken = folder / "broken"
+    broken.mkdir()
+    for file in export.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    tokenizer = json.loads((broken / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary.update({f"extra{i}": len(vocabulary) + i for i in range(200)})
+    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    message = refusal(capsys, f"--config={CONFIGS / 'sft.py'}:test", "--config.init_from=broken")
+    assert "tokenizer" in message and "embedding" in message
+    assert nothing_trained(folder)
+
+
+def test_a_workdir_of_another_config_is_named_field_by_field_and_left_alone(folder, capsys, chain):
+    workdir = chain["base"].workdir
+    before = {path: path.stat().st_mtime_ns for path in Path(workdir.path).rglob("*") if path.is_file()}
+    message = refusal(
+        capsys, f"--config={CONFIGS / 'pretrain.py'}:test", f"--workdir={workdir.path}", "--config.train.seed=5"
+    )
+    assert "train.seed" in message
+    after = {path: path.stat().st_mtime_ns for path in Path(workdir.path).rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_workdir_in_use_names_the_process(folder, capsys):
+    with Workdir("busy").lock():
+        message = refusal(capsys, f"--config={CONFIGS / 'pretrain.py'}:test", "--workdir=busy")
+    assert "in use" in message and str(os.getpid()) in message
+
+
+def test_a_checkpoint_of_an_unknown_format(folder, capsys, chain):
+    copy = folder / "copy"
+    shutil.copytree(chain["base"].workdir.path, copy)
+    for commit in copy.glob("checkpoints/*/commit.json"):
+        commit.write_text(json.dumps(json.loads(commit.read_text()) | {"format": 99}))
+    message = refusal(capsys, f"--config={CONFIGS / 'sft.py'}:test", "--config.init_from=copy")
+    assert "format 99" in message
+
+
+def test_a_nan_stops_the_run_with_step_rows_and_the_last_good_checkpoint(folder, capsys):
+    """A learning rate of 1e38 overflows float32 in the first update: status 1, one line."""
+    arguments = ["--config.train.optimizer.learning_rate=1e38", "--config.train.checkpoint.every=1", "--workdir=nan"]
+    capsys.readouterr()
+    status = run_door(main, [f"--config={CONFIGS / 'pretrain.py'}:test", *arguments])
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 1 and "not finite" in error and "rows" in error and "checkpoint" in error
