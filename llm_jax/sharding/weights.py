@@ -70,7 +70,7 @@ def _use_backward(dtype: Any, axes: Axes, likes: Any, gradient: Array) -> tuple[
         # Before the cast, so that reducing and cutting are neighbours and become one reduce-scatter.
         gradient = constrain_spec(gradient, plan.gradient_spec(axes, gradient.shape))
     gradient = gradient.astype(jnp.float32)
-    if plan is not None:
+    if plan is not None and plan.mesh.size > 1:
         # Without a barrier XLA moves the reduction over `data` out of the loops over layers and microbatches, which
         # takes twice the memory of the gradients and, in bfloat16, rounds their float32 sum.
         gradient = jax.lax.optimization_barrier(gradient)

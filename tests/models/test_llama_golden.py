@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TESTS
 from safetensors.numpy import load_file
 
 import llm_jax
@@ -12,6 +11,7 @@ from llm_jax.models.cache import Meta, init_caches
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.loading import Model, load, save
 from llm_jax.models.parameter import bind
+from tests.models.conftest import TESTS
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def adamw(parameters, decays: list[bool]) -> torch.optim.AdamW:
 
 def train() -> dict[str, list[float]]:
     model = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
-    missing = model.load_state_dict({k: torch.tensor(v) for k, v in weights().items()}, strict=False)
+    missing = model.load_state_dict({k: torch.tensor(v) for k, v in weights(draw).items()}, strict=False)
     assert not missing.missing_keys and not missing.unexpected_keys, missing
     named = list(model.named_parameters())
     optimizer = adamw([p for _, p in named], [p.ndim == 2 for _, p in named])

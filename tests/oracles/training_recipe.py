@@ -1,7 +1,8 @@
 """The model, the batches and the fields of the training run that tests/golden/training.json records. NumPy only."""
 
+from collections.abc import Callable
+
 import numpy as np
-from recipe import draw
 
 STEPS, BATCH, LENGTH, SEED = 200, 8, 24, 11
 CONFIG = {
@@ -52,8 +53,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return out
 
 
-def weights() -> dict[str, np.ndarray]:
-    """float32 tensors under their Hugging Face names."""
+def weights(draw: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
+    """float32 tensors under their Hugging Face names, of `recipe.draw` (scripts and tests import it differently)."""
     return {name: draw(name, shape, SEED) for name, shape in shapes().items()}
 
 

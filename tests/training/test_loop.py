@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_job import tiny_job
 
 from llm_jax.base.errors import Interrupted, RunError, UserError
 from llm_jax.sharding.config import MeshConfig
@@ -20,6 +19,7 @@ from llm_jax.storage.workdir import Workdir
 from llm_jax.training.config import CheckpointConfig, TrainConfig
 from llm_jax.training.loop import check_train_config, train
 from llm_jax.training.metrics import Accumulator, MetricsFile, last_values, read_metrics
+from tests.training.tiny_job import tiny_job
 
 
 def config(steps: int = 20, every: int = 6, checkpoint: Any = None, **fields: Any) -> TrainConfig:

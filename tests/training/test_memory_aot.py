@@ -7,7 +7,7 @@ in stage 3. A deep model of one token row a device makes activations small; what
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -27,10 +27,10 @@ from llm_jax.training import Objective, OptimizerConfig, abstract_state, make_op
 N, MICROBATCHES, ROWS, LENGTH = 8, 4, 8, 128
 COMPUTE, GRADIENT = 2, 4
 MIB = 2**20
-SHAPE = {"vocab_size": 256, "head_dim": 128, "num_kv_heads": 8}
+BASE = ModelConfig(vocab_size=256, head_dim=128, num_kv_heads=8)
 # Deep: what one layer takes besides is small. Wide: one layer is too large for the chip's VMEM, which HBM figures omit.
-DEEP = ModelConfig(hidden_size=2048, intermediate_size=8192, num_layers=40, num_heads=16, **SHAPE)
-WIDE = ModelConfig(hidden_size=4096, intermediate_size=16384, num_layers=12, num_heads=32, **SHAPE)
+DEEP = replace(BASE, hidden_size=2048, intermediate_size=8192, num_layers=40, num_heads=16)
+WIDE = replace(BASE, hidden_size=4096, intermediate_size=16384, num_layers=12, num_heads=32)
 
 
 @dataclass(frozen=True)

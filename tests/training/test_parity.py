@@ -12,6 +12,7 @@ from llm_jax.models import Decoder, ModelConfig, bind, declarations, token_score
 from llm_jax.sharding import MeshConfig, make_plan
 from llm_jax.training import Objective, OptimizerConfig, init_state, make_optimizer, make_train_step
 from tests.oracles import training_recipe as recipe
+from tests.oracles.recipe import draw
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "training.json").read_text())
 CONFIG = ModelConfig(
@@ -34,7 +35,7 @@ NAMES = {
 
 
 def params():
-    theirs = recipe.weights()
+    theirs = recipe.weights(draw)
     out = {
         "embed/weight": theirs["model.embed_tokens.weight"],
         "norm/weight": theirs["model.norm.weight"],
