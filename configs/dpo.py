@@ -29,6 +29,7 @@ def quickstart() -> ConfigDict:
                 "optimizer": {"learning_rate": 3e-5, "warmup_steps": 8, "weight_decay": 0.0},
                 "checkpoint": {"every": 40},
             },
+            "mesh": {"data": 1},
         }
     )
 
@@ -62,6 +63,7 @@ def test() -> ConfigDict:
                 "optimizer": {"warmup_steps": 1},
                 "checkpoint": {"every": 2},
             },
+            "mesh": {"data": -1},
             "task_eval": {"problems": 4, "max_tokens": 16, "samples": 2},
         }
     )

@@ -32,12 +32,14 @@ def quickstart() -> ConfigDict:
             "tokenizer": {"vocab_size": 2048},
             "data": {"window": 256},
             "train": {
-                "steps": 600,
-                "batch_size": 8,
-                "eval_every": 300,
-                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 40, "final_fraction": 0.1},
-                "checkpoint": {"every": 200},
+                "steps": 1200,
+                "batch_size": 4,
+                "eval_every": 600,
+                "optimizer": {"learning_rate": 4e-3, "warmup_steps": 40, "final_fraction": 0.1},
+                "checkpoint": {"every": 300},
             },
+            # Batches this small have nothing to gain from more devices.
+            "mesh": {"data": 1},
         }
     )
 
@@ -65,6 +67,7 @@ def test() -> ConfigDict:
                 "optimizer": {"warmup_steps": 2},
                 "checkpoint": {"every": 3},
             },
+            "mesh": {"data": -1},
         }
     )
     return config

@@ -21,12 +21,13 @@ def quickstart() -> ConfigDict:
             "init_from": "pretrain.py",
             "data": {"window": 256},
             "train": {
-                "steps": 600,
-                "batch_size": 8,
-                "eval_every": 300,
-                "optimizer": {"learning_rate": 1e-3, "warmup_steps": 40},
-                "checkpoint": {"every": 300},
+                "steps": 1000,
+                "batch_size": 4,
+                "eval_every": 500,
+                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 40},
+                "checkpoint": {"every": 250},
             },
+            "mesh": {"data": 1},
         }
     )
 
@@ -59,6 +60,7 @@ def test() -> ConfigDict:
                 "optimizer": {"warmup_steps": 1},
                 "checkpoint": {"every": 2},
             },
+            "mesh": {"data": -1},
             "task_eval": {"problems": 4, "max_tokens": 16, "samples": 2},
         }
     )
