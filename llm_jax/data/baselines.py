@@ -1,10 +1,11 @@
-"""What a model has to beat: a unigram and an interpolated bigram model of the same tokens.
+"""What a model has to beat: a unigram and an interpolated bigram model of the same tokens, and a compressor.
 
-Both are counted on training rows and scored on the predicted tokens of evaluation rows (those with loss_mask 1), given
+The two are counted on training rows and scored on the predicted tokens of evaluation rows (loss_mask 1), given
 what a language model is given: the token before, within the segment.
 """
 
-from collections.abc import Sequence
+import lzma
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -46,6 +47,12 @@ def interpolated_bigram_nats(train: RowSet, evaluation: RowSet, rows: Sequence[i
     bigram, unigram, bucket = _scores((before, tokens), _bigrams(evaluation, rows), vocab)
     weight = weights[bucket]
     return float(-np.log(weight * bigram + (1 - weight) * unigram).sum())
+
+
+def xz_bits_per_byte(texts: Iterable[str]) -> float:
+    """Bits per byte of the texts, joined, under `xz -9`."""
+    data = "".join(texts).encode()
+    return 8 * len(lzma.compress(data, preset=9)) / len(data)
 
 
 def _bigrams(rowset: RowSet, rows: Sequence[int] | None = None) -> Bigrams:

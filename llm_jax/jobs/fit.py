@@ -34,7 +34,7 @@ from llm_jax.training.loop import check_train_config
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
-Params = dict[str, Any]
+Params = Mapping[str, Any]
 Columns = Mapping[str, Mapping[str, np.ndarray]]
 """Further per-row arrays, by split (`train`, `eval`) and name."""
 Hook = Callable[[Any], Mapping[str, float]]

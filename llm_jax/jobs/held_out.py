@@ -5,14 +5,16 @@ import math
 import numpy as np
 
 from llm_jax.data import Loader
-from llm_jax.data.baselines import interpolated_bigram_nats, unigram_nats
+from llm_jax.data.baselines import interpolated_bigram_nats, unigram_nats, xz_bits_per_byte
+from llm_jax.data.corpus import examples
+from llm_jax.data.formats import Text
 from llm_jax.jobs.fit import Hook, Setup
 from llm_jax.models import declarations
 from llm_jax.training import Objective, make_eval_step
 
 
 def text_hook(s: Setup, objective: Objective) -> Hook:
-    """`eval_nats_per_byte`, `eval_bits_per_byte` and both n-gram models' nats per byte.
+    """`eval_nats_per_byte`, `eval_bits_per_byte`, both n-gram models' nats per byte, and for files `xz -9`'s bits.
 
     Of embedded data the rows of the source `text` count, else all rows. All three models are scored on the same
     predicted tokens, and divided by the bytes of just these.
@@ -29,11 +31,16 @@ def text_hook(s: Setup, objective: Objective) -> Hook:
         loader = Loader(held_out, config.batch_size, config.microbatches, shuffle=False, subset=rows)
         eval_step = make_eval_step(objective, s.plan, {"policy": declarations(s.decoder)})
         nats = sum(float(eval_step(state, batch)["loss/nll"][0]) for batch in loader.iterate(0, len(loader)))
-        return {
+        values = {
             "eval_nats_per_byte": nats / num_bytes,
             "eval_bits_per_byte": nats / num_bytes / math.log(2),
             "eval_unigram_nats_per_byte": unigram_nats(s.data.train, held_out, rows.tolist()) / num_bytes,
             "eval_bigram_nats_per_byte": interpolated_bigram_nats(s.data.train, held_out, rows.tolist()) / num_bytes,
         }
+        if s.config.data.path is not None:
+            records = examples("pretrain", s.config.data)["eval"]["records"]
+            texts = (text.text for _, text in records if isinstance(text, Text))
+            values["eval_xz_bits_per_byte"] = xz_bits_per_byte(texts)
+        return values
 
     return hook

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def write_architecture(workdir: Workdir, model: ModelConfig, extra: Mapping[str,
     (workdir.path / EXTRA).write_text(json.dumps(extra, indent=1))
 
 
-def origin(parent: "Node | Any", field: str) -> Origin:
+def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
     """Reads what a parent (a node of the graph or a folder) says of its model.
 
     Args:
@@ -47,8 +48,7 @@ def origin(parent: "Node | Any", field: str) -> Origin:
     Raises:
       UserError: a file is missing, or a field of a config.json is not honoured.
     """
-    workdir = getattr(parent, "workdir", None)
-    path = epath.Path(parent if workdir is None else workdir.path)
+    path = epath.Path(parent) if isinstance(parent, str | os.PathLike) else parent.workdir.path
     model = read_model_config(path)
     hf = read_hf_config(path)
     folder = Workdir(path).tokenizer if hf is None else path

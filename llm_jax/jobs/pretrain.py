@@ -1,6 +1,7 @@
 """The job `pretrain`: next-token prediction on packed documents, from random weights or from a model."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.base.errors import UserError
@@ -83,7 +84,7 @@ def run(node: "Node") -> None:
     s = setup(node, "pretrain")
     objective = sft_objective(s.decoder)
 
-    def policy() -> dict[str, Any]:
+    def policy() -> Mapping[str, Any]:
         parent = node.parents.get("init_from")
         if parent is None:
             return init_params(s.decoder, s.config.train.seed, s.shardings)

@@ -54,3 +54,8 @@ def test_bigram_falls_back_where_it_has_seen_nothing(tmp_path):
     assert B.interpolated_bigram_nats(train, make(tmp_path / "c", [[4, 1]], 5)) == pytest.approx(
         B.unigram_nats(train, make(tmp_path / "d", [[4, 1]], 5))
     )
+
+
+def test_xz_of_random_digits_is_near_their_entropy():
+    digits = "".join(map(str, np.random.default_rng(0).integers(0, 10, 50_000)))
+    assert math.log2(10) < B.xz_bits_per_byte([digits[:20_000], digits[20_000:]]) < 1.15 * math.log2(10)

@@ -42,8 +42,10 @@ def nothing_trained(folder: Path) -> bool:
     return not list(folder.glob("**/checkpoints")) and not list(folder.glob("**/metrics.jsonl"))
 
 
-LONG = TURN | {"prompt": "word " * 900}
+LONG = [TURN | {"prompt": f"{i} words " * 900} for i in range(80)]
+CHATS = [{"messages": [{"role": r, "content": f"{r} {i}"} for r in ("user", "assistant")]} for i in range(80)]
 EMPTY_MASK = "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
+CHAT_FLAGS = "data.path=a.jsonl --config.data.chat_template=t.jinja"
 CYCLE = """from ml_collections import ConfigDict
 
 def get_config():
@@ -68,8 +70,8 @@ def of_file(config: str, content: str | bytes, *said: str):
         of_file("dpo.py:test", lines(PAIR, {"prompt": "x"}), "a.jsonl:2", "chosen"),
         of_file("sft.py:test", b'{"prompt": "\xff", "completion": "a"}\n', "a.jsonl", "UTF-8"),
         of_file("sft.py:test", "", "a.jsonl"),
-        of_file("sft.py:test", lines(*[LONG] * 80), "a.jsonl", "window"),
-        ("sft.py:test", {"t.jinja": EMPTY_MASK}, "data.chat_template=t.jinja", ["mask"]),
+        of_file("sft.py:test", lines(*LONG), "a.jsonl", "window"),
+        ("sft.py:test", {"a.jsonl": lines(*CHATS), "t.jinja": EMPTY_MASK}, CHAT_FLAGS, ["mask"]),
         ("sft.py:test", {}, "init_from=nowhere", ["init_from", "nowhere"]),
         ("sft.py:test", PICKLE, "init_from=weights", ["pytorch_model.bin", "safetensors"]),
         ("sft.py:test", {}, "mesh.data=3", ["mesh", "3"]),
@@ -85,7 +87,7 @@ def test_it_is_refused_before_anything_is_trained(folder, capsys, config, files,
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     own = folder / config
-    arguments = [] if override is None else [f"--config.{override}"]
+    arguments = [] if override is None else f"--config.{override}".split()
     message = refusal(capsys, f"--config={own if own.exists() else CONFIGS / config}", *arguments)
     for word in said:
         assert word in message, message
