@@ -4,8 +4,9 @@
     python -m llm_jax.main --config=configs/pretrain.py --config.data.path=my_texts/
 
 Trains a byte-level BPE and a small Llama from random weights on data that needs no download: the standard library's
-sources and docstrings, mixed with generated stories and equations. Expect held-out text at fewer nats per byte than an
-interpolated bigram model (the report has both), and no right answers yet: nothing has shown it questions.
+sources and docstrings, mixed with generated stories and equations. Expect 1.52 nats per byte of held-out text, where an
+interpolated bigram model needs 1.62 and a unigram model 2.33 (the report has all three), and no right answers among 400
+held-out problems: nothing has shown it questions.
 
 Variants: `:test` (seconds, for tests), `:llama_8b` (the shapes of Llama 3 8B; needs a tokenizer and texts).
 """

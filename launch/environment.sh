@@ -1,6 +1,7 @@
 #!/bin/sh
 # usage: environment.sh FOLDER REQUIREMENT
-# Makes a virtual environment with Python 3.12 in FOLDER, unless one is there, and installs this project into it.
+# Makes a virtual environment with Python 3.12 in FOLDER, unless one is there, and installs this project into it,
+# with the versions in constraints.txt.
 set -eu
 folder=$1
 requirement=$2
@@ -30,6 +31,6 @@ if [ ! -x "$folder/bin/python" ]; then
 fi
 
 # uv resolves and unpacks several times faster than pip.
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 echo "installing $requirement into $folder" >&2
-"$folder/bin/python" -m uv pip install --quiet --python "$folder/bin/python" -e "$requirement"
+"$folder/bin/python" -m uv pip install --quiet --python "$folder/bin/python" -c constraints.txt -e "$requirement"

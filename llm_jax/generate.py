@@ -26,6 +26,9 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             guess = nearest(flag, known)
             raise UserError(f"unknown argument {flag}" + (f"; the nearest is {guess}" if guess else ""))
+        # Not argparse's `required`: a misspelt --prompt would be reported as a missing one.
+        if not hasattr(args, "prompt"):
+            raise UserError("--prompt is missing: the text to answer or continue, or - for stdin")
         return args
 
 
@@ -40,7 +43,7 @@ def make_parser() -> Parser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="Hugging Face folder, native folder or workdir")
-    add("--prompt", required=True, default=argparse.SUPPRESS, help="text to answer or continue; - reads stdin")
+    add("--prompt", default=argparse.SUPPRESS, help="text to answer or continue; - reads stdin")
     add("--raw", action="store_true", help="give the prompt to the model as it is, without chat template")
     add("--max-tokens", type=int, default=d.max_tokens, help="new tokens at most")
     add("--temperature", type=float, default=d.temperature, help="divides the logits; 0 is greedy")

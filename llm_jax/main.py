@@ -94,4 +94,4 @@ def config_help(reference: str, overrides: list[tuple[str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, sys.argv[1:]))
+    sys.exit(run_door(main, sys.argv[1:], resumable=True))

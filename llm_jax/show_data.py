@@ -23,15 +23,26 @@ def main(argv: list[str]) -> None:
     if not argv or {"--help", "-h"} & set(argv):
         print((__doc__ or "").strip())
         return
+    print(_batch(*parse(argv)))
+
+
+def parse(argv: list[str]) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
+    """The config, its overrides and the options; `--flag=value` and `--flag value` are the same. Raises UserError."""
     options, overrides, configs = dict(OPTIONS), [], []
-    for word in argv:
+    rest = iter(argv)
+    for word in rest:
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
             configs.append(word)
-        elif not equals or not (name in OPTIONS or name.startswith("--config")):
+            continue
+        if not (name in OPTIONS or name == "--config" or name.startswith("--config.")):
             near = nearest(name, [*OPTIONS, "--config"])
             raise UserError(f"unknown argument {word}; " + (f"the nearest is {near}=..." if near else "see --help"))
-        elif name == "--config":
+        if not equals:
+            value = next(rest, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{name} needs a value: {name}=...")
+        if name == "--config":
             configs.append(value)
         elif name in OPTIONS:
             options[name] = value
@@ -44,7 +55,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{name}={options[name]} has to be a whole number")
     if options["--split"] not in ("train", "eval"):
         raise UserError(f"--split={options['--split']} has to be train or eval")
-    print(_batch(configs[0], overrides, options))
+    return configs[0], overrides, options
 
 
 def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str]) -> str:
@@ -59,8 +70,13 @@ def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str
         raise UserError(f"{config}: the job {node.job} reads no rows")
     rowset = RowSet(node.workdir.data / options["--split"])
     train = node.config.train
-    loader = Loader(rowset, train.batch_size, seed=train.seed, shuffle=options["--split"] == "train")
-    batch = {name: array[:, : int(options["--rows"])] for name, array in loader.batch(int(options["--step"])).items()}
+    shuffle = options["--split"] == "train"
+    loader = Loader(rowset, train.batch_size, seed=train.seed, shuffle=shuffle)
+    # Shuffled rows come again in every epoch, as long as the run goes on.
+    step, count = int(options["--step"]), train.steps if shuffle else len(loader)
+    if step >= count:
+        raise UserError(f"--step={step}: {options['--split']} has {count} batches, from 0 to {count - 1}")
+    batch = {name: array[:, : int(options["--rows"])] for name, array in loader.batch(step).items()}
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return format_batch(batch, load_tokenizer(node.workdir.tokenizer), color, rowset.manifest["sources"])
 

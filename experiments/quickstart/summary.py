@@ -10,14 +10,7 @@ import sys
 
 from llm_jax.base.door import run_door
 from llm_jax.jobs.graph import Node, resolve
-
-
-def final_metrics(node: Node) -> dict[str, float]:
-    """The last value of every metric of a run."""
-    last: dict[str, float] = {}
-    for line in node.workdir.metrics.read_text().splitlines():
-        last.update(json.loads(line))
-    return last
+from llm_jax.training.metrics import last_values
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -36,7 +29,7 @@ def main(argv: list[str]) -> None:
     base = sft.parents["init_from"]
     assert isinstance(base, Node)
     stages = {"base": base, "SFT": sft, "DPO": dpo}
-    metrics = {name: final_metrics(node) for name, node in stages.items()}
+    metrics = {name: last_values(node.workdir.metrics) for name, node in stages.items()}
 
     print("\nHeld-out text, nats per byte (lower is better)")
     names = {

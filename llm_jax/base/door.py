@@ -3,26 +3,56 @@
 import errno
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from llm_jax.base.errors import Interrupted, RunError, UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run_door(main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised wherever the command is. No Exception, so that nothing takes it for a failure of its own."""
+
+
+def run_door(main: Callable[[list[str]], None], argv: Sequence[str], *, resumable: bool = False) -> int:
     """Runs a command's `main(argv)` and returns its exit status.
 
-    A reader of stdout that leaves early (`| head`) ends the command quietly with status 1.
+    SIGTERM unwinds the command as Ctrl-C does; code that can do better, such as a training loop, has its own handler
+    for a while. A reader of stdout that leaves early (`| head`) ends the command quietly with status 1.
+
+    Args:
+        resumable: whether the command, given again, goes on from what it left on disk, as the message then says.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return _run(main, argv, resumable)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(main, argv, resumable)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _run(main: Callable[[list[str]], None], argv: Sequence[str], resumable: bool) -> int:
     try:
         main(list(argv))
         sys.stdout.flush()
         return 0
     except (UserError, Interrupted, RunError) as e:
         return _fail(str(e), e.status)
+    except _Terminated:
+        # A second one, as batch systems send, would only put a traceback in place of the line.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        after = "; the same command continues" if resumable else ""
+        return _fail(f"interrupted by SIGTERM{after}", Interrupted.status)
     except KeyboardInterrupt:
         return _fail("interrupted", Interrupted.status)
     except OSError as e:

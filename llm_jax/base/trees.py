@@ -1,6 +1,6 @@
 """Nested dicts with string keys, the shape of every parameter tree, and their slash-joined paths."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -26,12 +26,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[last] = value
     return tree
-
-
-def map_with_path(f: Callable[..., Any], tree: Mapping[str, Any], *rest: Mapping[str, Any]) -> dict[str, Any]:
-    """`f(path, leaf, *leaves of rest)` for every leaf, in a tree of the same shape."""
-    others = [flatten(r) for r in rest]
-    return unflatten({path: f(path, leaf, *(o[path] for o in others)) for path, leaf in flatten(tree).items()})
 
 
 def tree_bytes(tree: Mapping[str, Any]) -> int:

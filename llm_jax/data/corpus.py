@@ -32,9 +32,12 @@ def check(data: DataConfig) -> None:
     if data.max_records is not None and data.max_records < 1:
         raise UserError(f"data.max_records is {data.max_records}: it has to be at least 1, or None")
     if data.path is None:
-        if data.eval_path is not None:
-            raise UserError("data.eval_path is set without data.path")
+        for name in ("eval_path", "max_records"):
+            if getattr(data, name) is not None:
+                raise UserError(f"data.{name} is set without data.path")
         return problems.check(data.generated)
+    if data.embedded != "problems":
+        raise UserError(f"data.embedded={data.embedded} is set, but data.path={data.path} replaces the embedded data")
     list_files(data.path)
     if data.eval_path is not None:
         list_files(data.eval_path)

@@ -3,12 +3,16 @@
 | fields | format | examples |
 |---|---|---|
 | `text` | text | Text |
-| `instruction`, `input`?, `output` | alpaca | Completion (as messages) |
+| `instruction`, `input`?, `output` | alpaca | Completion (as messages); Conversation with a `history` |
 | `instruction`, `instances` | self-instruct seed tasks | one Completion per instance |
 | `conversations` | sharegpt | Conversation |
 | `messages` | chat | Conversation |
 | `prompt`, `completion` (strings or messages) | prompt and completion | Completion |
 | `prompt`?, `chosen`, `rejected` (strings, messages, or transcripts like hh-rlhf's) | preference | Pair |
+
+A `system` text beside messages or an instruction becomes the first message; a `history` of [question, answer] pairs
+becomes the turns before the instruction, and its answers are learned too (as LLaMA-Factory does). What isn't read and
+would change what is learned (tools, images, weights of turns) is refused; other fields are metadata and ignored.
 """
 
 import re
@@ -28,6 +32,12 @@ WANTED = {
     "preference": "`chosen`+`rejected`, with or without `prompt`",
 }
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+UNREAD = ("tools", "functions", "chat_template_kwargs", "image", "images", "videos", "audios")
+UNREAD_IN_MESSAGE = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking")
+TOOL_ROLES = ("tool", "function", "ipython")
+# Names under which data sets keep a question that TRL calls `prompt`.
+QUESTIONS = ("instruction", "input", "question", "query", "messages", "conversations")
+EMPTY = (None, "", [], {}, "[]", "{}")
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -87,6 +97,7 @@ def read_examples(kind: Kind, record: Any, where: str) -> list[Example]:
     reader = _Reader(record, where)
     if kind == "pretrain" and "text" in record:
         return [Text(reader.text("text"))]
+    refuse_unread(record, where)
     if kind == "preference" and ("chosen" in record or "rejected" in record):
         return [reader.pair()]
     if kind == "sft":
@@ -99,6 +110,13 @@ def read_examples(kind: Kind, record: Any, where: str) -> list[Example]:
     raise UserError(f"{where}: {kind} needs {WANTED[kind]}; the record has {found}")
 
 
+def refuse_unread(record: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a field, not empty, without which a chat record would mean something else."""
+    for name in UNREAD:
+        if record.get(name) not in EMPTY:
+            raise UserError(f"{where}: `{name}` is not supported, and without it the record would mean something else")
+
+
 @dataclass(frozen=True)
 class _Reader:
     record: dict[str, Any]
@@ -108,14 +126,18 @@ class _Reader:
         record = self.record
         if "label" in record and "completion" in record:
             return []
+        if record.get("kto_tag") is not None:
+            raise UserError(f"{self.where}: unpaired records (`kto_tag`) are not trained on by sft")
+        if not ("instruction" in record and {"output", "instances"} & record.keys()):
+            self.refuse("history", "stands beside no `instruction` and `output`")
         if "messages" in record:
-            return [Conversation(self.messages("messages", answered=True))]
+            return [Conversation(self.led(self.messages("messages", answered=True)))]
         if "conversations" in record:
-            return [Conversation(self.sharegpt())]
+            return [Conversation(self.led(self.sharegpt()))]
         if "prompt" in record and "completion" in record:
             prompt, completion = self.either("prompt"), self.either("completion")
             self.alike(prompt=prompt, completion=completion)
-            return [Completion(prompt, completion)]
+            return [Completion(self.led_prompt(prompt), completion)]
         if "instruction" in record and "instances" in record:
             return self.instances()
         if "instruction" in record and "output" in record:
@@ -130,16 +152,57 @@ class _Reader:
             raise UserError(f"{self.where}: the record has no `{missing[0]}`")
         chosen, rejected = self.either("chosen"), self.either("rejected")
         self.alike(chosen=chosen, rejected=rejected)
+        self.refuse("history", "is not read in pairs: write it into `prompt`, as messages")
         if "prompt" in self.record:
             prompt = self.either("prompt")
             self.alike(prompt=prompt, chosen=chosen)
-            return Pair(prompt, chosen, rejected)
+            return Pair(self.led_prompt(prompt), chosen, rejected)
         if isinstance(chosen, str) and isinstance(rejected, str) and all(map(TRANSCRIPT.match, (chosen, rejected))):
             chosen, rejected = _transcript(chosen), _transcript(rejected)
+        if isinstance(chosen, str):  # messages hold what was asked
+            for name in QUESTIONS:
+                self.refuse(name, "is not read in pairs: call what is asked `prompt`")
         pair = _split_shared(chosen, rejected)
         if not pair.prompt:
             raise UserError(f"{self.where}: no `prompt`, and `chosen` and `rejected` share no beginning")
-        return pair
+        return Pair(self.led_prompt(pair.prompt), pair.chosen, pair.rejected)
+
+    def refuse(self, name: str, why: str) -> None:
+        if self.record.get(name) not in EMPTY:
+            raise UserError(f"{self.where}: `{name}` {why}")
+
+    def system(self) -> Messages:
+        """The record's `system` text as a message; none where it is absent or empty."""
+        value = self.record.get("system")
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{self.where}: `system` has to be a string, not {type(value).__name__}")
+        return ({"role": "system", "content": value},) if value else ()
+
+    def led(self, messages: Messages) -> Messages:
+        """The record's `system` text, where it has one, before its messages."""
+        system = self.system()
+        if system and any(m["role"] == "system" for m in messages):
+            raise UserError(f"{self.where}: `system` stands beside messages that have a system message already")
+        return (*system, *messages)
+
+    def led_prompt(self, prompt: str | Messages) -> str | Messages:
+        """As `led`; a string cannot be led."""
+        if not isinstance(prompt, str):
+            return self.led(prompt)
+        self.refuse("system", "stands beside strings: write both as messages")
+        return prompt
+
+    def history(self) -> Messages:
+        """The turns before an instruction."""
+        value = self.record.get("history") or []
+        if not isinstance(value, list):
+            raise UserError(f"{self.where}: `history` has to be a list of pairs, not {type(value).__name__}")
+        messages: list[Mapping[str, Any]] = []
+        for index, turn in enumerate(value):
+            if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+                raise UserError(f"{self.where}: `history[{index}]` has to be a pair of strings, [question, answer]")
+            messages += ({"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]})
+        return tuple(messages)
 
     def text(self, name: str, empty: bool = False) -> str:
         value = self.record.get(name, "" if empty else None)
@@ -173,6 +236,9 @@ class _Reader:
     def message(self, value: Any, name: str) -> Mapping[str, Any]:
         if not isinstance(value, dict) or not isinstance(value.get("role"), str):
             raise UserError(f"{self.where}: `{name}` has to be an object with `role` and `content`")
+        self.whole(value, name)
+        if value["role"] in TOOL_ROLES:
+            raise UserError(f"{self.where}: `{name}.role` is {value['role']!r}: calls of tools are not supported")
         content = value.get("content")
         if isinstance(content, list):  # OpenAI's list of parts
             kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
@@ -183,6 +249,15 @@ class _Reader:
             raise UserError(f"{self.where}: `{name}` has no `content`")
         return {**value, "content": content}
 
+    def whole(self, turn: Mapping[str, Any], name: str) -> None:
+        """Raises UserError where more belongs to a turn than its text, or not all turns count alike."""
+        for key in UNREAD_IN_MESSAGE:
+            if turn.get(key) not in EMPTY:
+                raise UserError(f"{self.where}: `{name}.{key}` is not supported, and would be lost")
+        if turn.get("weight") not in (None, 1) or turn.get("train") not in (None, True):
+            key = "weight" if turn.get("weight") not in (None, 1) else "train"
+            raise UserError(f"{self.where}: `{name}.{key}` is {turn[key]!r}; every assistant turn is learned alike")
+
     def sharegpt(self) -> Messages:
         turns = self.record["conversations"]
         if not isinstance(turns, list) or not turns:
@@ -192,6 +267,7 @@ class _Reader:
             name = f"conversations[{index}]"
             if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
                 raise UserError(f"{self.where}: `{name}` has to be an object with `from` and `value`")
+            self.whole(turn, name)
             role = SHAREGPT_ROLES.get(str(turn.get("from")))
             if role is None:
                 raise UserError(f"{self.where}: `{name}` is from {turn.get('from')!r}, not human, gpt or system")
@@ -200,10 +276,13 @@ class _Reader:
             raise UserError(f"{self.where}: `conversations` has no turn of gpt, so nothing to learn")
         return tuple(messages)
 
-    def alpaca(self, text: str, output: str) -> Completion:
+    def alpaca(self, text: str, output: str) -> Completion | Conversation:
         instruction = self.text("instruction")
-        question = f"{instruction}\n\n{text}" if text else instruction
-        return Completion(({"role": "user", "content": question},), ({"role": "assistant", "content": output},))
+        question = {"role": "user", "content": f"{instruction}\n\n{text}" if text else instruction}
+        answer, history = {"role": "assistant", "content": output}, self.history()
+        if history:
+            return Conversation((*self.system(), *history, question, answer))
+        return Completion((*self.system(), question), (answer,))
 
     def instances(self) -> list[Example]:
         instances = self.record["instances"]

@@ -30,6 +30,7 @@ from llm_jax.data.rows import Row, Schema, fill_pair_row, fill_row, lm_schema, p
 from llm_jax.data.rowset import RowSet, write_rowset
 from llm_jax.data.sources import ignored_files
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.storage.atomic import write_atomically
 
 __all__ = [
     "Prepared",
@@ -88,7 +89,7 @@ def prepare(
     else:
         summary = _build(kind, data, tokenizer, folder, seed)
         stored = {"inputs": inputs, "summary": summary}
-        (folder / MANIFEST).write_text(json.dumps(stored, indent=2) + "\n")
+        write_atomically(folder / MANIFEST, json.dumps(stored, indent=2) + "\n")
     return Prepared(RowSet(folder / "train"), RowSet(folder / "eval"), summary, tokenizer)
 
 

@@ -12,6 +12,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.rows import Field, Row, Schema, empty_row
+from llm_jax.storage.atomic import write_atomically
 
 FORMAT = 1
 GROUP_BYTES = 1 << 18
@@ -40,7 +41,7 @@ def write_rowset(
         count += 1
     writer.close()
     stored = {"format": FORMAT, **manifest, "rows": count, "schema": {n: [f.dtype, f.shape] for n, f in schema.items()}}
-    (folder / MANIFEST).write_text(json.dumps(stored, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, json.dumps(stored, indent=2) + "\n")
 
 
 def _stride(schema: Schema) -> int:

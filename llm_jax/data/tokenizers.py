@@ -21,9 +21,13 @@ from jaxtyping import Int
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.templating import render_marked
+from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.hashes import file_sha256
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
+# What `load_tokenizer` reads of a folder.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # How text is cut before merging: the pattern of Llama 3 (numbers in runs of up to three digits) and of Qwen 2 (singly).
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}"
@@ -202,14 +206,18 @@ class Tokenizer:
         return np.array(counts, np.int32)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, which transformers reads."""
+        """Writes `tokenizer_config.json`, `chat_template.jinja` and `tokenizer.json`, which transformers reads.
+
+        `tokenizer.json` comes last: where it is, all are.
+        """
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True))
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / "tokenizer_config.json", text)
         if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template)
+            write_atomically(folder / "chat_template.jinja", self.chat_template)
+        write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:
@@ -295,6 +303,16 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         if config.get(name) is None:
             config[name] = value
     return Tokenizer(backend, config, _chat_template(folder, config))
+
+
+def tokenizer_manifest(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Stands for the content of a tokenizer's folder: its fingerprint, and hashes of the files beside tokenizer.json.
+
+    Raises UserError as `load_tokenizer` does.
+    """
+    folder = epath.Path(folder)
+    beside = {name: file_sha256(folder / name) for name in TOKENIZER_FILES[1:] if (folder / name).exists()}
+    return {"fingerprint": load_tokenizer(folder).fingerprint, **beside}
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:

@@ -54,8 +54,6 @@ class PreferenceConfig:
     """Frozen reference model; None means init_from."""
     reference_logps: Literal["stored", "live"] = "stored"
     """stored: computed once before training and kept beside the data; live: the reference runs in every step."""
-    loss_type: Literal["sigmoid"] = "sigmoid"
-    """Objective: sigmoid is DPO (Rafailov et al. 2023, eq. 7)."""
     beta: float = 0.1
     """Strength of the pull to the reference."""
     label_smoothing: float = 0.0

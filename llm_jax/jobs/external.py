@@ -11,7 +11,15 @@ from llm_jax.storage.workdir import Workdir, is_workdir
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # What a job reads of a folder besides weights.
-DESCRIPTIONS = ("config.json", "model.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+DESCRIPTIONS = (
+    "config.json",
+    "model.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath.Path:

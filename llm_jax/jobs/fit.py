@@ -17,6 +17,7 @@ from llm_jax.models import Decoder, Model, abstract_params, declarations, layout
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import Plan, check_divides, make_plan, storage_shardings
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training import (
     Objective,
@@ -29,7 +30,8 @@ from llm_jax.training import (
     make_train_step,
     train,
 )
-from llm_jax.training.loop import check_train_config
+from llm_jax.training.loop import check_least, check_train_config
+from llm_jax.training.optimizer import check_optimizer
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -59,10 +61,12 @@ class Setup:
 
 
 def check_training(node: "Node", kind: Kind) -> None:
-    """What fields and files can tell before anything is built: mesh, batch, records, and the parent's shapes."""
+    """What fields and files can tell before anything is built: mesh, numbers, records, and the parent's shapes."""
     config = node.config
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     check_train_config(config.train, plan)
+    check_optimizer(config.train.optimizer, config.train.steps)
+    check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
     if parent is not None and not hasattr(parent, "workdir"):
@@ -100,11 +104,13 @@ def prepare_rows(
     workdir, config = node.workdir, node.config
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
     check_shapes(config, make_plan(config.mesh), model)
+    # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
+    make_optimizer(config.train.optimizer, {"policy": declarations(Decoder(model))}, config.train.steps)
     data = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if extra is None else extra)
-    (workdir.data / "summary.json").write_text(json.dumps(data.summary, indent=1))
+    write_atomically(workdir.data / "summary.json", json.dumps(data.summary, indent=1))
 
 
 def setup(node: "Node", kind: Kind) -> Setup:

@@ -1,16 +1,19 @@
 """The job `generate`: prompts from a file, or held-out word problems, to `samples.jsonl` in the workdir."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from llm_jax.base.config import bind
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
 from llm_jax.data import chat
 from llm_jax.data.config import DataConfig
+from llm_jax.data.formats import refuse_unread
 from llm_jax.data.sources import list_files, read_records
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from llm_jax.inference.requests import check_prompt, check_sampling
@@ -18,6 +21,7 @@ from llm_jax.jobs.config import GenerateConfig
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
 from llm_jax.sharding import check_divides, make_plan
 from llm_jax.storage.hashes import file_sha256
+from llm_jax.storage.workdir import Workdir, is_workdir
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -119,9 +123,15 @@ def run(node: "Node") -> None:
 
 
 def data_of(node: "Node") -> DataConfig:
-    """Settings of the word problems: those the model was trained on where the parent is a run that has them."""
+    """Settings of the word problems: those the model was trained on, where it comes from a run that has them."""
     parent = node.parents["init_from"]
-    return getattr(getattr(parent, "config", None), "data", None) or DataConfig()
+    if not isinstance(parent, str | os.PathLike):
+        return getattr(parent.config, "data", None) or DataConfig()
+    if not is_workdir(parent):
+        return DataConfig()
+    workdir = Workdir(parent)
+    data = workdir.read_config()["config"].get("data")
+    return DataConfig() if data is None else bind(DataConfig, data, where=f"{workdir.config}: data")
 
 
 def read_prompts(config: GenerateConfig, data: DataConfig) -> list[Prompt]:
@@ -140,6 +150,9 @@ def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
     for where, record in read_records(path, max_prompts):
         if not isinstance(record, dict) or not ({"prompt", "messages"} & record.keys()):
             raise UserError(f"{where}: a prompt has to be a JSON object with `prompt` or `messages`")
+        refuse_unread(record, where)
+        if record.get("system"):
+            raise UserError(f"{where}: `system` is not read here: make it the first of the messages")
         name = "prompt" if "prompt" in record else "messages"
         content = record[name]
         text = name == "prompt" and isinstance(content, str) and content

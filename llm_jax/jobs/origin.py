@@ -13,6 +13,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family_for
 from llm_jax.models.loading import read_hf_config, read_model_config
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Origin:
 
 def write_architecture(workdir: Workdir, model: ModelConfig, extra: Mapping[str, Any]) -> None:
     """Leaves the architecture beside the tokenizer, so that children can be prepared before this run has trained."""
-    (workdir.path / "model.json").write_text(json.dumps(dataclasses.asdict(model), indent=1))
-    (workdir.path / EXTRA).write_text(json.dumps(extra, indent=1))
+    write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model), indent=1))
+    write_atomically(workdir.path / EXTRA, json.dumps(extra, indent=1))
 
 
 def origin(parent: "Node | epath.PathLike", field: str) -> Origin:

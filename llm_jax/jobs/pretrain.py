@@ -8,6 +8,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer, load_tokenizer, pretrain_texts, train_bpe
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.config import TokenizerConfig
+from llm_jax.data.tokenizers import tokenizer_manifest
 from llm_jax.jobs.config import PretrainConfig
 from llm_jax.jobs.fit import check_shapes, check_training, fit, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook
@@ -17,17 +18,16 @@ from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params, load
 from llm_jax.models.config import ModelConfig
 from llm_jax.sharding import make_plan
-from llm_jax.storage.hashes import file_sha256
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
 
 def source_manifest(config: PretrainConfig) -> dict[str, Any]:
-    """Content hashes of the texts, and of the tokenizer's file where one is given."""
+    """Content hashes of the texts, and of the tokenizer's files where one is given."""
     manifest = data_manifest("pretrain", config.data)
     if config.tokenizer.path is not None:
-        manifest["tokenizer"] = file_sha256(load_tokenizer_file(config.tokenizer))
+        manifest["tokenizer"] = tokenizer_manifest(load_tokenizer_file(config.tokenizer).parent)
     return manifest
 
 
@@ -40,6 +40,15 @@ def check(node: "Node") -> None:
                 raise UserError(f"{name}.* is set, but it comes from init_from={config.init_from}")
     else:
         check_shapes(config, make_plan(config.mesh), config.model)
+    path, default = config.tokenizer.path, TokenizerConfig()
+    for name in ("vocab_size", "split_digits"):
+        value, unset = getattr(config.tokenizer, name), getattr(default, name)
+        if path is not None and value != unset:
+            raise UserError(
+                f"tokenizer.{name}={value} is for a new BPE; with tokenizer.path={path} leave it at {unset}"
+            )
+    if config.data.embedded != "problems":
+        raise UserError(f"data.embedded={config.data.embedded} is for sft and preference; pretrain has its own mixture")
     check_training(node, "pretrain")
 
 

@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_jax.data import Tokenizer, held_out_problems, load_tokenizer, render
+from llm_jax.data import Tokenizer, held_out_problems, load_tokenizer
 from llm_jax.data.embedded.problems import Problem, is_careful, is_correct
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.jobs.fit import Hook, Setup, policy_of
+from llm_jax.jobs.generate import encode_prompt
 from llm_jax.jobs.origin import Origin
 from llm_jax.models import Model, load
 
@@ -54,12 +55,7 @@ def _answers(model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], ma
 
 def encode_prompts(tokenizer: Tokenizer, problems: Sequence[Problem]) -> list[list[int]]:
     """Each problem as a user's turn; for a model without a chat template as the text that it continues."""
-    if tokenizer.chat_template is None:
-        return [[tokenizer.bos_id, *tokenizer.encode(problem.prompt)] for problem in problems]
-    return [
-        render(tokenizer, [{"role": "user", "content": problem.prompt}], add_generation_prompt=True)[0]
-        for problem in problems
-    ]
+    return [encode_prompt(tokenizer, problem.prompt, raw=False) for problem in problems]
 
 
 def answer_problems(

@@ -12,6 +12,7 @@ __getattr__ = lazy_exports(
         "file_sha256": "llm_jax.storage.hashes",
         "is_workdir": "llm_jax.storage.workdir",
         "read_index": "llm_jax.storage.safetensors",
+        "write_atomically": "llm_jax.storage.atomic",
         "write_folder": "llm_jax.storage.safetensors",
     },
 )

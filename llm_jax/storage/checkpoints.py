@@ -1,13 +1,12 @@
 """Checkpoints of a run: written by Orbax in the background, committed by an object that holds every file's hash.
 
-A checkpoint is a folder `step_00000100/` with Orbax's files in `state/` and `commit.json`, which is written last and
-says what is there: format, step, metric, the caller's meta, shapes and types of the arrays, size and SHA-256 of every
-file. A folder without it is a leftover of a killed save. Orbax restores a flipped bit without a word, so the hashes are
-verified before anything is read.
+A checkpoint is a folder `step_00000100/` with Orbax's files in `state/` and `commit.json`, which is written last,
+whole or not at all, and says what is there: format, step, metric, the caller's meta, shapes and types of the arrays,
+size and SHA-256 of every file. A folder without it is a leftover of a killed save. Orbax restores a flipped bit without
+a word, so the hashes are verified before anything is read.
 """
 
 import json
-import logging
 import math
 import re
 import threading
@@ -22,6 +21,8 @@ from etils import epath
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import warn
 from llm_jax.base.trees import flatten, unflatten
+from llm_jax.storage import orbax_noise
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash, file_sha256
 
 FORMAT = 1
@@ -209,8 +210,7 @@ class Checkpoints:
     @property
     def _checkpointer(self) -> ocp.AsyncCheckpointer:
         if self._orbax is None:
-            # A failed save is raised by `check`; Orbax would print its traceback besides.
-            logging.getLogger("absl").addFilter(_not_orbax_error)
+            orbax_noise.silence()
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
             in_place = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
             self._orbax = ocp.AsyncCheckpointer(handler, atomicity_options=in_place)
@@ -233,7 +233,7 @@ class Checkpoints:
                 folder = self.path(step)
                 files = {name: [path.stat().length, file_sha256(path)] for name, path in sorted(_files(folder))}
                 commit = {**commit, "files": files}
-                self._commit_path(step).write_text(json.dumps({**commit, "hash": canonical_hash(commit)}))
+                write_atomically(self._commit_path(step), json.dumps({**commit, "hash": canonical_hash(commit)}))
                 committed = True
                 self._verified.add(step)
                 self._retain(step)
@@ -328,10 +328,6 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
             yield from _files(child, f"{prefix}{child.name}/")
         else:
             yield prefix + child.name, child
-
-
-def _not_orbax_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def _one_line(error: BaseException) -> str:

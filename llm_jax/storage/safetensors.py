@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.storage.atomic import write_atomically
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -149,7 +150,7 @@ def write_folder(
         part(number).rename(folder / file)
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_atomically(folder / _INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _read_header(file: epath.Path) -> dict[str, TensorInfo]:

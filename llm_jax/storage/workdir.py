@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.storage.atomic import write_atomically
 
 FORMAT = 1
 """Version of the layout of a workdir and of what its names mean."""
@@ -71,9 +72,7 @@ class Workdir:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`: format, name, job, hash, the resolved configuration, sources and parents."""
-        temporary = self.path / "config.json.new"
-        temporary.write_text(json.dumps(config, indent=1) + "\n")
-        temporary.replace(self.config)
+        write_atomically(self.config, json.dumps(config, indent=1) + "\n")
 
     def read_config(self) -> dict[str, Any]:
         """What `write_config` wrote. Raises UserError if it can't be read or has a format not known here."""
@@ -87,7 +86,7 @@ class Workdir:
 
     def mark_done(self, summary: dict[str, Any]) -> None:
         """Commits the run; written last of all its files."""
-        self.done.write_text(json.dumps(summary, indent=1) + "\n")
+        write_atomically(self.done, json.dumps(summary, indent=1) + "\n")
 
     def is_done(self) -> bool:
         """Whether the run was finished."""

@@ -107,9 +107,20 @@ def train(job: TrainingJob) -> State:
             warn(f"{job.workdir.report} was not written: {error}")
 
 
+def check_least(config: Any, where: str, least: Mapping[str, int]) -> None:
+    """Raises UserError for the first field that is below its least value; None is not."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise UserError(f"{where}.{name} is {value}; it must be at least {bound}")
+
+
 def check_train_config(config: TrainConfig, plan: Plan) -> None:
-    """Raises UserError where microbatches do not divide the batch, the mesh does not divide a microbatch, or
-    checkpoints are to be ranked by evaluations that do not take place."""
+    """Raises UserError where a number is out of range, microbatches do not divide the batch, the mesh does not divide
+    a microbatch, or checkpoints are to be ranked by evaluations that do not take place."""
+    positive = ("steps", "batch_size", "microbatches", "log_every", "eval_batches")
+    check_least(config, "train", dict.fromkeys(positive, 1) | {"eval_every": 0, "seed": 0})
+    check_least(config.checkpoint, "train.checkpoint", {"every": 1, "keep_last": 1, "keep_best": 0})
     if config.batch_size % config.microbatches:
         raise UserError(
             f"train.microbatches={config.microbatches} does not divide train.batch_size={config.batch_size}"
@@ -122,7 +133,9 @@ def check_train_config(config: TrainConfig, plan: Plan) -> None:
                 f"mesh.{axis}={plan.axis_size(axis)} does not divide the {rows} rows of a microbatch "
                 f"(train.batch_size={config.batch_size}, train.microbatches={config.microbatches})"
             )
-    every = config.checkpoint.every
+    every, best = config.checkpoint.every, config.checkpoint.best_metric
+    if config.checkpoint.keep_best and not best.startswith("eval_"):
+        raise UserError(f"train.checkpoint.best_metric={best} is no evaluation metric; those begin with eval_")
     if config.checkpoint.keep_best and (config.eval_every == 0 or every % config.eval_every):
         raise UserError(
             f"train.checkpoint.keep_best ranks by evaluation: train.checkpoint.every={every} must be a multiple of "

@@ -76,22 +76,40 @@ def make_rules(config: OptimizerConfig, declarations: Tree) -> dict[str, Rule]:
     return rules
 
 
+def check_optimizer(config: OptimizerConfig, steps: int) -> None:
+    """Raises UserError for fields out of range, or that the chosen schedule would ignore."""
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"optimizer.{name} is {getattr(config, name)}; it must be in [0, 1)")
+    numbers = {name: getattr(config, name) for name in ("learning_rate", "eps", "weight_decay")}
+    for i, group in enumerate(config.groups):
+        numbers[f"groups.{i}.learning_rate_multiplier"] = group.learning_rate_multiplier
+        numbers[f"groups.{i}.weight_decay"] = 0.0 if group.weight_decay is None else group.weight_decay
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"optimizer.{name} is {value}; it must be a number of at least 0")
+    if config.clip_norm is not None and not config.clip_norm > 0:
+        raise UserError(f"optimizer.clip_norm is {config.clip_norm}; it must be positive, or None not to clip")
+    if config.decay_steps is not None and config.schedule != "wsd":
+        raise UserError(
+            f"optimizer.decay_steps is set, but optimizer.schedule={config.schedule} ignores it; wsd has it"
+        )
+    if config.final_fraction and config.schedule == "constant":
+        raise UserError(
+            f"optimizer.final_fraction is {config.final_fraction}, but optimizer.schedule=constant ignores it"
+        )
+    make_schedule(config, steps)
+
+
 def make_optimizer(config: OptimizerConfig, declarations_by_role: Tree, steps: int) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), equal to torch.optim.AdamW.
 
     `declarations_by_role`: `{role: nested dict of declarations}`, of the trained roles only. State:
     `{"count": int32[], "mu": like the parameters, "nu": likewise}`, moments in float32. `update(grads, state, params)`
     clips by global norm first, as configured; gradients and updates have the trained parameters only.
-    Raises UserError for fields out of range and for groups that match nothing.
+    Raises UserError as `check_optimizer`, and for groups that match nothing.
     """
-    for name, low, high in (("beta1", 0, 1), ("beta2", 0, 1)):
-        if not low <= getattr(config, name) < high:
-            raise UserError(f"optimizer.{name} is {getattr(config, name)}; it must be in [0, 1)")
-    for name in ("learning_rate", "eps", "weight_decay"):
-        if not (0 <= getattr(config, name) < math.inf):
-            raise UserError(f"optimizer.{name} is {getattr(config, name)}; it must be a number of at least 0")
-    if config.clip_norm is not None and not config.clip_norm > 0:
-        raise UserError(f"optimizer.clip_norm is {config.clip_norm}; it must be positive, or None not to clip")
+    check_optimizer(config, steps)
     schedule, rules = make_schedule(config, steps), make_rules(config, declarations_by_role)
 
     def init(params: Tree) -> dict[str, Any]:

@@ -1,4 +1,6 @@
 import errno
+import os
+import signal
 import subprocess
 import sys
 
@@ -25,6 +27,37 @@ def test_status_and_one_line(error, status, line, capsys):
 
     assert run_door(main, []) == status
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("resumable, after", [(True, "; the same command continues"), (False, "")])
+def test_sigterm_unwinds_and_is_one_line(resumable, after, capsys):
+    unwound = []
+
+    def main(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except Exception:
+            unwound.append("taken for a failure")
+        finally:
+            unwound.append("cleaned up")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_door(main, [], resumable=resumable) == 75
+    assert capsys.readouterr().err == f"error: interrupted by SIGTERM{after}\n"
+    assert unwound == ["cleaned up"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_handler_set_for_a_while_has_precedence():
+    def main(argv):
+        seen = []
+        before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
+        assert seen == [signal.SIGTERM]
+
+    assert run_door(main, []) == 0
 
 
 def test_anything_else_shows_its_traceback(capsys):

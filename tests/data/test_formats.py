@@ -26,6 +26,27 @@ def test_sft_formats():
     assert sft({"text": "all"}) == [Text("all")]
 
 
+def test_system_texts_and_histories_are_kept():
+    system, turns = {"role": "system", "content": "s"}, [USER, ASSISTANT]
+    led = [Conversation((system, USER, ASSISTANT))]
+    assert sft({"messages": turns, "system": "s"}) == led
+    shared = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 1}]
+    assert sft({"conversations": shared, "system": "s", "tools": "[]"}) == led
+    assert sft({"conversations": [{"from": "system", "value": "s"}, *shared], "system": ""}) == led
+    alpaca = {"instruction": "q", "output": "a"}
+    assert sft({**alpaca, "system": "s"}) == [Completion((system, USER), (ASSISTANT,))]
+    assert sft({**alpaca, "system": None, "history": []}) == [Completion((USER,), (ASSISTANT,))]
+    earlier = ({"role": "user", "content": "h"}, {"role": "assistant", "content": "i"})
+    history = {**alpaca, "system": "s", "history": [["h", "i"]]}
+    assert sft(history) == [Conversation((system, *earlier, USER, ASSISTANT))]
+    seed = {"instruction": "q", "instances": [{"input": "", "output": "a"}], "system": "s"}
+    assert sft(seed) == [Completion((system, USER), (ASSISTANT,))]
+    completion = {"prompt": [USER], "completion": [ASSISTANT], "system": "s"}
+    assert sft(completion) == [Completion((system, USER), (ASSISTANT,))]
+    pair = {"chosen": turns, "rejected": turns, "system": "s", "instruction": "q"}
+    assert read_examples("preference", pair, "f:1") == [Pair((system, USER), (ASSISTANT,), (ASSISTANT,))]
+
+
 def test_content_in_parts():
     parts = {"role": "user", "content": [{"type": "text", "text": "q"}]}
     assert sft({"messages": [parts, ASSISTANT]}) == [Conversation((USER, ASSISTANT))]
@@ -82,6 +103,36 @@ def test_pretraining_format():
         ("preference", {"chosen": "abc", "rejected": "xyz"}, "share no beginning"),
         ("preference", {"prompt": "q", "completion": "a", "label": True}, "unpaired"),
         ("preference", {"text": "x"}, "needs `chosen`"),
+        ("sft", {"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}, "`tools` is not supported"),
+        ("sft", {"conversations": [], "tools": '[{"name": "f"}]'}, "`tools` is not supported"),
+        ("sft", {"messages": [USER, ASSISTANT], "images": ["a.png"]}, "`images` is not supported"),
+        ("sft", {"messages": [USER, ASSISTANT], "kto_tag": False}, "`kto_tag`"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "tool_calls": [1]}]}, r"`messages\[1\].tool_calls`"),
+        ("sft", {"messages": [USER, {"role": "tool", "content": "3"}]}, r"`messages\[1\].role` is 'tool'"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "weight": 0}]}, r"`messages\[1\].weight` is 0"),
+        (
+            "sft",
+            {"conversations": [{"from": "gpt", "value": "a", "train": False}]},
+            r"conversations\[0\].train` is False",
+        ),
+        ("sft", {"conversations": [{"from": "function_call", "value": "{}"}]}, "from 'function_call'"),
+        (
+            "sft",
+            {"messages": [{**USER, "role": "system"}, ASSISTANT], "system": "s"},
+            "`system` stands beside messages",
+        ),
+        ("sft", {"prompt": "q", "completion": "a", "system": "s"}, "`system` stands beside strings"),
+        ("sft", {"instruction": "q", "output": "a", "system": 3}, "`system` has to be a string"),
+        ("sft", {"instruction": "q", "output": "a", "history": [["h"]]}, r"`history\[0\]` has to be a pair"),
+        ("sft", {"instruction": "q", "output": "a", "history": "h"}, "`history` has to be a list of pairs, not str"),
+        ("sft", {"messages": [USER, ASSISTANT], "history": [["h", "i"]]}, "`history` stands beside no"),
+        ("preference", {"question": "q", "chosen": "The a", "rejected": "The b"}, "`question` is not read in pairs"),
+        (
+            "preference",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"},
+            "`system` stands beside strings",
+        ),
+        ("preference", {"prompt": "q", "chosen": "a", "rejected": "b", "history": [["h", "i"]]}, "`history` is not"),
         ("pretrain", {"prompt": "q", "completion": "a"}, "pretrain needs `text`"),
         ("pretrain", {"text": 5}, "`text` has to be a string, not int"),
         ("pretrain", {"text": ""}, "`text` is empty"),

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -208,6 +209,28 @@ def test_held_out_records(write_jsonl, bpe, tmp_path):
     assert len(prepare("pretrain", DataConfig(path=few), bpe, tmp_path / "b").eval) == 1
     other = prepare("pretrain", DataConfig(path=path, eval_path=few), bpe, tmp_path / "c")
     assert other.summary["eval"]["documents"] == 2 and other.summary["train"]["documents"] == 100
+
+
+def test_a_kill_before_any_file_is_finished_is_made_good(write_jsonl, bpe, tmp_path, monkeypatch):
+    data = DataConfig(path=write_jsonl(*({"text": f"story {i}"} for i in range(40))), eval_fraction=0.25, window=32)
+    replace, left = os.replace, 0
+
+    def killed(source, target):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    for finished in range(3):  # the rows of both splits, and what says that all is there
+        left = finished
+        with pytest.raises(KeyboardInterrupt):
+            prepare("pretrain", data, bpe, tmp_path / "data")
+        assert not (tmp_path / "data" / "manifest.json").exists()
+    left = 3
+    made = prepare("pretrain", data, bpe, tmp_path / "data")
+    assert prepare("pretrain", data, bpe, tmp_path / "data").summary == made.summary
 
 
 def test_source_manifest_is_of_contents(write_jsonl, tmp_path):

@@ -2,10 +2,12 @@ import re
 
 import pytest
 
+from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig, EmbeddedConfig
 from llm_jax.data.loader import Loader
 from llm_jax.data.prepare import prepare
 from llm_jax.data.show import format_batch
+from llm_jax.show_data import main, parse
 
 DATA = DataConfig(generated=EmbeddedConfig(records=40, eval_records=10), window=256)
 
@@ -35,3 +37,29 @@ def test_a_record_cannot_move_the_cursor(bpe, tmp_path, write_jsonl):
     for color in (True, False):
         shown = format_batch(batch, prepared.tokenizer, color)
         assert not re.search("\x1b\\[2J|\r|\x07", shown) and "␛[2J" in shown
+
+
+def test_the_command_reads_values_after_an_equals_sign_or_a_space():
+    words = ["--rows=2", "a.py", "--step", "3", "--config.data.window", "64", "--split=eval"]
+    options = {"--split": "eval", "--step": "3", "--rows": "2", "--workdir": ""}
+    assert parse(words) == ("a.py", [("data.window", "64")], options)
+    assert parse(["--config", "a.py"])[0] == "a.py"
+    for words, message in (
+        (["a.py", "--setp=3"], "unknown argument --setp=3; the nearest is --step="),
+        (["a.py", "--configure=3"], "the nearest is --config"),
+        (["a.py", "--step"], "--step needs a value"),
+        (["a.py", "--step", "--rows=2"], "--step needs a value"),
+        (["a.py", "--step", "x"], "--step=x has to be a whole number"),
+        (["a.py", "b.py"], "takes one config"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(words)
+
+
+def test_a_batch_beyond_the_data_is_refused(tmp_path, capsys):
+    words = ["configs/pretrain.py:test", f"--workdir={tmp_path / 'run'}"]
+    main([*words, "--split", "eval"])
+    assert "⟦" in capsys.readouterr().out
+    for split in ("train", "eval"):
+        with pytest.raises(UserError, match=rf"--step=99999: {split} has \d+ batches, from 0 to"):
+            main([*words, f"--split={split}", "--step=99999"])

@@ -1,8 +1,11 @@
+import json
+import os
+
 import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.tokenizers import SPECIALS, Tokenizer, load_tokenizer, train_bpe
+from llm_jax.data.tokenizers import SPECIALS, Tokenizer, load_tokenizer, tokenizer_manifest, train_bpe
 
 TRICKY = [
     "",
@@ -77,6 +80,43 @@ def test_saved_folder_gives_the_same_ids_here_and_in_transformers(chat_bpe, tmp_
         assert theirs.decode(ours.encode(text)) == text
     ours.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").fingerprint == ours.fingerprint
+
+
+def test_a_kill_while_saving_leaves_no_tokenizer_or_a_whole_one(chat_bpe, tmp_path, monkeypatch):
+    replace, left = os.replace, 0
+
+    def killed(source, target):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    for files in range(3):
+        left = files
+        with pytest.raises(KeyboardInterrupt):
+            chat_bpe.save(tmp_path)
+        assert len(list(tmp_path.iterdir())) == files and not (tmp_path / "tokenizer.json").exists()
+    left = 3
+    chat_bpe.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == chat_bpe.fingerprint
+
+
+def test_the_manifest_tells_any_change_of_a_folder(chat_bpe, tmp_path):
+    chat_bpe.save(tmp_path)
+    made = [tokenizer_manifest(tmp_path)]
+    (tmp_path / "special_tokens_map.json").write_text('{"unk_token": "?"}')
+    made.append(tokenizer_manifest(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    made.append(tokenizer_manifest(tmp_path))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 9}))
+    made.append(tokenizer_manifest(tmp_path))
+    (tmp_path / "tokenizer.json").write_text(train_bpe(["other text " * 20], 265).backend.to_str())
+    made.append(tokenizer_manifest(tmp_path))
+    assert len({json.dumps(manifest) for manifest in made}) == len(made)
+    assert tokenizer_manifest(tmp_path) == made[-1]
 
 
 def test_bad_input(tmp_path):

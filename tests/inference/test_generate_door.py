@@ -88,7 +88,8 @@ def test_generation_configs_end_tokens_are_honoured(capsys, tiny, folder, tmp_pa
         (("--prompt", "x" * 500), "the prompt has 501 tokens; the model's 96"),
         (("--prompt", ""), "prompt is empty"),
         (("--prompt", "x", "--n", "2", "--stream"), "--stream shows one sample"),
-        ((), "--prompt"),
+        (("--promt", "x"), "--promt; the nearest is --prompt"),
+        ((), "--prompt is missing"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, folder, argv, message):

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from llm_jax.base.config import to_dict
 from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig, EmbeddedConfig
+from llm_jax.data.prepare import held_out_problems
 from llm_jax.inference.config import SamplingParams
 from llm_jax.jobs import generate
 from llm_jax.jobs.config import GenerateConfig
+from llm_jax.jobs.word_problems import encode_prompts
 from llm_jax.models.loading import Model, save
 from llm_jax.sharding.config import MeshConfig
-from llm_jax.storage.workdir import Workdir
+from llm_jax.storage.workdir import FORMAT, Workdir
 
 SAMPLING = SamplingParams(max_tokens=6, temperature=0.8, n=2, ignore_eos=True)
 ONE = MeshConfig(data=1)
@@ -69,6 +72,31 @@ def test_held_out_problems_are_checked(folder, tmp_path):
     assert all(line["correct"] in (True, False) and isinstance(line["answer"], int) for line in lines)
 
 
+def test_settings_of_the_problems_come_from_a_workdir_made_elsewhere(folder, tmp_path):
+    data = DataConfig(generated=EmbeddedConfig(max_operations=1))
+    made = Workdir(tmp_path / "made")
+    made.path.mkdir()
+    record = {"format": FORMAT, "job": "sft", "config": {"data": to_dict(data)}}
+    made.write_config(record)
+    node = make_node(folder, tmp_path)
+    assert generate.data_of(node) == DataConfig()  # a Hugging Face folder's config.json says nothing of them
+    node.parents["init_from"] = made.path
+    assert generate.data_of(node) == data
+    made.write_config({**record, "config": {}})
+    assert generate.data_of(node) == DataConfig()
+    made.write_config({**record, "config": {"data": {"windw": 3}}})
+    with pytest.raises(UserError, match=r"made/config.json: data.windw"):
+        generate.data_of(node)
+
+
+def test_held_out_problems_need_neither_template_nor_bos(tiny):
+    bare = SimpleNamespace(chat_template=None, bos_id=None, encode=lambda text, add_special_tokens: [7, 8])
+    problems = held_out_problems(DataConfig(), 2)
+    assert encode_prompts(bare, problems) == [[7, 8]] * 2  # type: ignore[arg-type]
+    ids = encode_prompts(tiny.tokenizer, problems)
+    assert all(row[0] == tiny.tokenizer.bos_id for row in ids)
+
+
 def test_manifest_follows_the_prompts(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n')
@@ -84,6 +112,8 @@ def test_manifest_follows_the_prompts(tmp_path):
     [
         ('{"prompt": "a"}\n{"prompt"', "prompts.jsonl:2: not JSON"),
         ('{"text": "a"}\n', "prompts.jsonl:1: a prompt has to be"),
+        ('{"prompt": "a", "tools": [1]}\n', "prompts.jsonl:1: `tools` is not supported"),
+        ('{"prompt": "a", "system": "s"}\n', "prompts.jsonl:1: `system` is not read"),
         ('{"prompt": ""}\n', "prompts.jsonl:1: `prompt` is neither"),
         ('{"messages": [{"role": "user"}]}\n', "prompts.jsonl:1: `messages` is neither"),
         ("", "is empty"),
@@ -103,7 +133,7 @@ def test_a_prompt_too_long_is_found_before_loading(folder, tmp_path):
     message = r"prompts.jsonl:2 has \d+ tokens; the model's 96"
     with pytest.raises(UserError, match=message):
         generate.check(node)
-    node.parents["init_from"] = SimpleNamespace(workdir=SimpleNamespace(path=folder))
+    node.parents["init_from"] = SimpleNamespace(workdir=SimpleNamespace(path=folder), config=None)
     generate.check(node)  # of a parent still to be made nothing is known yet
     with pytest.raises(UserError, match=message):
         generate.prepare(node)

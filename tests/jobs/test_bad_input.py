@@ -52,6 +52,10 @@ def get_config():
     return ConfigDict({"job": "sft", "init_from": "cycle.py"})
 """
 PICKLE = {"weights/config.json": '{"model_type": "llama"}', "weights/pytorch_model.bin": b"x"}
+TOKENIZER = {
+    "tok/tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+    "tok/tokenizer_config.json": '{"eos_token": "a"}',
+}
 
 
 def of_file(config: str, content: str | bytes, *said: str):
@@ -78,6 +82,22 @@ def of_file(config: str, content: str | bytes, *said: str):
         ("sft.py:test", {}, "mesh.tensor=8", ["tensor", "8"]),
         ("sft.py:test", {}, "train.batch_size=9", ["batch_size", "9"]),
         ("pretrain.py:test", {}, "data.path=.", ["."]),
+        ("dpo.py:test", {}, "train.optimizer.warmup_steps=99", ["warmup_steps is 99", "4 steps"]),
+        ("sft.py:test", {}, "train.optimizer.groups=({'match':'nothing'},)", ["'nothing'", "no parameter"]),
+        ("sft.py:test", {}, "train.optimizer.decay_steps=2", ["decay_steps", "cosine"]),
+        ("pretrain.py:test", {}, "train.optimizer.schedule=constant", ["final_fraction", "constant"]),
+        ("sft.py:test", {}, "train.log_every=0", ["train.log_every is 0; it must be at least 1"]),
+        ("sft.py:test", {}, "train.microbatches=0", ["train.microbatches is 0; it must be at least 1"]),
+        ("sft.py:test", {}, "task_eval.problems=-3", ["task_eval.problems is -3; it must be at least 0"]),
+        ("sft.py:test", {}, "data.max_records=5", ["data.max_records", "data.path"]),
+        ("sft.py:docstrings", {"a.jsonl": lines(TURN)}, "data.path=a.jsonl", ["data.embedded", "a.jsonl"]),
+        ("pretrain.py:test", {}, "data.embedded=docstrings", ["data.embedded", "pretrain"]),
+        (
+            "pretrain.py:test",
+            TOKENIZER,
+            "tokenizer.path=tok",
+            ["tokenizer.vocab_size", "tokenizer.path"],
+        ),
         ("cycle.py", {"cycle.py": CYCLE}, None, ["cycle"]),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llm_jax.base.errors import RunError, UserError
+from llm_jax.storage import atomic
 from llm_jax.storage import checkpoints as checkpoints_module
 from llm_jax.storage.checkpoints import Checkpoints
 
@@ -186,6 +187,33 @@ def test_an_unknown_format_is_refused(three):
     commit.write_text(json.dumps({**json.loads(commit.read_text()), "format": 99}))
     with pytest.raises(UserError, match="has format 99; this version reads format 1"):
         three.restore(abstract(make_state()))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "st', b"\xff", b"[]"])
+def test_a_commit_that_cannot_be_read_is_corrupt(three, content, capsys):
+    (three.path(3) / "commit.json").write_bytes(content)
+    assert three.newest_good() == 2
+    assert "commit.json can't be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("renamed, newest", [(False, 3), (True, 4)])
+def test_a_kill_around_the_commit_leaves_none_or_a_whole_one(three, renamed, newest, monkeypatch):
+    replace = os.replace
+
+    def killed(source, target):
+        if renamed:
+            replace(source, target)
+        raise KeyboardInterrupt
+
+    three.wait()
+    monkeypatch.setattr(atomic.os, "replace", killed)
+    monkeypatch.setattr(Checkpoints, "_delete", lambda self, step: None)  # a killed process cleans up nothing
+    three.save(4, make_state(scale=4), {})
+    with pytest.raises(RunError):
+        three.wait()
+    monkeypatch.undo()
+    assert (three.path(4) / "commit.json").exists() == renamed
+    assert Checkpoints(three.directory).newest_good() == newest
 
 
 def test_leftovers_and_what_is_newer_are_removed_only_on_request(three, capsys):

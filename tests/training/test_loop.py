@@ -1,5 +1,6 @@
 """The loop: what it writes, that it resumes bit for bit, and how it stops."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -236,6 +237,21 @@ def test_batch_and_mesh_must_fit():
         check_train_config(config(microbatches=3), plan)
     with pytest.raises(UserError, match=r"mesh.data=4 does not divide the 6 rows .*train.batch_size=12"):
         check_train_config(config(batch_size=12), plan)
+
+
+def test_numbers_out_of_range():
+    plan = make_plan(MeshConfig(data=1))
+    for name in ("steps", "batch_size", "microbatches", "log_every", "eval_batches"):
+        with pytest.raises(UserError, match=f"^train.{name} is 0; it must be at least 1$"):
+            check_train_config(config(**{name: 0}), plan)
+    with pytest.raises(UserError, match="^train.eval_every is -1; it must be at least 0$"):
+        check_train_config(config(eval_every=-1), plan)
+    for name, value, least in (("every", 0, 1), ("keep_last", 0, 1), ("keep_best", -1, 0)):
+        broken = TrainConfig(checkpoint=dataclasses.replace(CheckpointConfig(), **{name: value}))
+        with pytest.raises(UserError, match=f"^train.checkpoint.{name} is {value}; it must be at least {least}$"):
+            check_train_config(broken, plan)
+    with pytest.raises(UserError, match="best_metric=loss is no evaluation metric"):
+        check_train_config(config(checkpoint={"keep_best": 1, "best_metric": "loss"}), plan)
 
 
 def test_no_signal_handlers_outside_the_main_thread(tmp_path):
