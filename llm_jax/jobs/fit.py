@@ -12,7 +12,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import check_lengths, prepare
-from llm_jax.jobs.origin import check_tokenizer, origin, write_architecture
+from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
@@ -94,11 +94,11 @@ def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
 def prepare_child(node: "Node", kind: Kind) -> None:
     """Builds the rows of a job that starts from a model, with that model's tokenizer, and passes both on."""
     source = origin(node.parents["init_from"], "init_from")
-    prepare_rows(node, kind, load_tokenizer(source.tokenizer), source.model, source.extra)
+    prepare_rows(node, kind, load_tokenizer(source.tokenizer), source.model, source)
 
 
 def prepare_rows(
-    node: "Node", kind: Kind, tokenizer: Tokenizer, model: ModelConfig, extra: Mapping[str, Any] | None = None
+    node: "Node", kind: Kind, tokenizer: Tokenizer, model: ModelConfig, parent: Origin | None = None
 ) -> None:
     """Packs the rows, and leaves tokenizer, architecture and data summary in the workdir."""
     workdir, config = node.workdir, node.config
@@ -109,7 +109,8 @@ def prepare_rows(
     data = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    write_architecture(workdir, model, ids if extra is None else extra)
+    write_architecture(workdir, model, ids if parent is None else parent.extra)
+    write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
     write_atomically(workdir.data / "summary.json", json.dumps(data.summary, indent=1))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.data import Tokenizer
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family_for
 from llm_jax.models.loading import read_hf_config, read_model_config
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
 EXTRA = "hf_extra.json"
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,19 @@ def write_architecture(workdir: Workdir, model: ModelConfig, extra: Mapping[str,
     """Leaves the architecture beside the tokenizer, so that children can be prepared before this run has trained."""
     write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model), indent=1))
     write_atomically(workdir.path / EXTRA, json.dumps(extra, indent=1))
+
+
+def write_generation_config(
+    folder: epath.Path, ids: Mapping[str, int | None], tokenizer: Tokenizer, parent: Origin | None
+) -> None:
+    """Leaves beside the tokenizer what transformers has to know to stop: the end tokens of the parent and of turns."""
+    file = None if parent is None else parent.tokenizer / GENERATION
+    fields: dict[str, Any] = json.loads(file.read_text()) if file is not None and file.exists() else dict(ids)
+    ends = fields.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [ends]
+    ends = dict.fromkeys([*known, tokenizer.eos_id, tokenizer.end_of_turn_id])
+    fields["eos_token_id"] = [end for end in ends if end is not None]
+    write_atomically(folder / GENERATION, json.dumps(fields, indent=2))
 
 
 def origin(parent: "Node | epath.PathLike", field: str) -> Origin:

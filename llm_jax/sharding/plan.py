@@ -68,9 +68,6 @@ class Plan:
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
 
-    def compute_sharding(self, axes: Sequence[str | None]) -> NamedSharding:
-        return self.sharding(self.compute_spec(axes))
-
     def storage_sharding(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
         return self.sharding(self.storage_spec(axes, shape))
 

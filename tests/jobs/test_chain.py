@@ -72,6 +72,13 @@ def test_the_export_is_the_model(chain):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(exported))
 
 
+def test_the_export_says_where_a_turn_ends(chain):
+    """transformers reads `generation_config.json`: without the end of turn there, a chat would go on and on."""
+    tokenizer = load_tokenizer(chain["dpo"].workdir.tokenizer)
+    ends = json.loads((chain["dpo"].workdir.export / "generation_config.json").read_text())["eos_token_id"]
+    assert {tokenizer.eos_id, tokenizer.end_of_turn_id} <= set(ends)
+
+
 def test_a_finished_run_decodes(chain):
     path = chain["dpo"].workdir.path
     model, tokenizer = llm_jax.load(path), load_tokenizer(chain["dpo"].workdir.tokenizer)
