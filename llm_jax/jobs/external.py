@@ -6,6 +6,7 @@ from pathlib import Path
 from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import warn
 from llm_jax.storage.hashes import canonical_hash, file_fingerprint
 from llm_jax.storage.workdir import Workdir, is_workdir
 
@@ -38,6 +39,8 @@ def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath
     if is_workdir(path) or (path / "model.json").exists():
         if _newest_commit(path) is None:
             raise UserError(f"{said} is a workdir without a checkpoint")
+        if not Workdir(path).done.exists():
+            warn(f"{said} is the workdir of a run that has not finished; its newest checkpoint is taken")
         return path
     if any(path.glob("*.safetensors")):
         if not (path / "config.json").exists():
