@@ -21,7 +21,7 @@ test-slow: .venv/dev
 
 # libtpu lives in an environment of its own: beside it, every start of JAX looks for a TPU.
 test-aot: .venv-aot/ready
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv-aot/bin/python -m pytest -m aot
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv-aot/bin/python -m pytest -s -m aot tests/training/test_memory_aot.py
 
 .venv/ready: pyproject.toml
 	@sh launch/environment.sh .venv .
