@@ -29,7 +29,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
     for value in dict.fromkeys((low, high)):
         marks.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - 6}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         marks.append(f'<text x="{_LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for step, anchor in dict.fromkeys(((x_low, "start"), (x_high, "end"))):
+    for step, anchor in ((x_low, "start"), (x_high, "end")) if x_high > x_low else ((x_low, "middle"),):
         marks.append(f'<text x="{x(step):.1f}" y="{_HEIGHT - 4}" text-anchor="{anchor}">{step:g}</text>')
     if len(shown) == 1:
         drawn = f'<circle class="point" cx="{x(steps[0]):.1f}" cy="{y(values[0]):.1f}" r="3"/>'
