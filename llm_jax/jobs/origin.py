@@ -13,14 +13,13 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family_for
-from llm_jax.models.loading import read_hf_config, read_model_config
+from llm_jax.models.loading import EXTRA, read_extra, read_hf_config, read_model_config
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.workdir import Workdir
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
-EXTRA = "hf_extra.json"
 GENERATION = "generation_config.json"
 
 
@@ -68,10 +67,7 @@ def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
     model = read_model_config(path)
     hf = read_hf_config(path)
     folder = Workdir(path).tokenizer if hf is None else path
-    if hf is not None:
-        extra = dict(family_for(hf).carried(hf))
-    else:
-        extra = json.loads((path / EXTRA).read_text()) if (path / EXTRA).exists() else {}
+    extra = read_extra(path) if hf is None else dict(family_for(hf).carried(hf))
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{field}: {folder} has no tokenizer.json")
     return Origin(path, folder, model, extra)

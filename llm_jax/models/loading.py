@@ -36,6 +36,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 FLOATS = ("float32", "bfloat16", "float16")
+EXTRA = "hf_extra.json"
+"""In a native folder or workdir: fields of the config.json a model first came with that are none of ModelConfig's."""
 ROLE = "policy"
 """The role whose parameters a workdir's checkpoint is loaded for."""
 
@@ -186,6 +188,12 @@ def read_model_config(path: epath.PathLike) -> ModelConfig:
     return ModelConfig(**json.loads((epath.Path(path) / "model.json").read_text()))
 
 
+def read_extra(path: epath.PathLike) -> dict[str, Any]:
+    """What `EXTRA` of a native folder or workdir holds; nothing where a model never had any."""
+    file = epath.Path(path) / EXTRA
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
     workdir = Workdir(path)
     decoder = Decoder(read_model_config(path))
@@ -212,7 +220,7 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
         decoder.config,
         tokenizer,
         plan=plan,
-        extra=hf.get("extra"),
+        extra=read_extra(path),
         dtypes=hf.get("dtypes"),
     )
 
@@ -261,9 +269,10 @@ def save_native(model: Model, path: epath.PathLike) -> None:
             copy_tokenizer(model.tokenizer_dir, workdir.tokenizer)
         checkpoints = Checkpoints(workdir.checkpoints)
         params = jax.tree.map(lambda x: x.astype(jnp.float32), model.params)
-        meta = {"layout": layout(model.decoder), "hf": {"extra": model.extra, "dtypes": model.dtypes}}
+        meta = {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}}
         checkpoints.save(0, {"params": {ROLE: params}}, meta)
         checkpoints.wait()
+        (workdir.path / EXTRA).write_text(json.dumps(model.extra, indent=1))
         (workdir.path / "model.json").write_text(json.dumps(dataclasses.asdict(model.config), indent=1))
         workdir.write_config({"format": FORMAT, "job": "convert", "config": {}})
         workdir.mark_done({})

@@ -30,11 +30,11 @@ def test_a_run_leaves_what_the_readme_names(chain, stage):
 
 def test_dpo_starts_at_log_2(chain):
     """Policy and reference are the same model at the first step (Rafailov et al. 2023, eq. 7 at 0)."""
-    line = run_metrics_of_first_step(chain["dpo"])
-    assert line == pytest.approx(math.log(2), rel=1e-6)
+    loss = held_out_loss_at_step_0(chain["dpo"])
+    assert loss == pytest.approx(math.log(2), rel=1e-6)
 
 
-def run_metrics_of_first_step(node) -> float:
+def held_out_loss_at_step_0(node) -> float:
     from llm_jax.data import Loader
     from llm_jax.jobs.fit import setup
     from llm_jax.jobs.origin import origin

@@ -18,7 +18,7 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import llama
 from llm_jax.models.init import init_params
-from llm_jax.models.loading import Model, load, read_model_config, save, save_native
+from llm_jax.models.loading import Model, load, read_extra, read_model_config, save, save_native
 from llm_jax.models.segments import regroup
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.storage.checkpoints import Checkpoints
@@ -226,3 +226,10 @@ def test_flops():
     matrices = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32) + 16 * 64
     attention = sum(2 * 2 * 4 * 4 * (query + 1) for query in range(10)) * 2 / 10
     assert llama.flops_per_token(config, 10) == 2 * matrices + attention
+
+
+def test_a_job_that_starts_from_a_converted_folder_keeps_the_extra_fields(hf_folder, tmp_path):
+    folder = hf_folder("gqa", eos_token_id=7)
+    save_native(load(folder), tmp_path / "native")
+    assert load(tmp_path / "native").extra["eos_token_id"] == 7
+    assert read_extra(tmp_path / "native")["eos_token_id"] == 7

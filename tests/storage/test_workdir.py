@@ -66,7 +66,7 @@ def test_another_host_is_taken_to_be_at_work(tmp_path):
 def test_a_lock_that_was_never_finished_holds_nothing(tmp_path, text):
     (tmp_path / "lock").write_text(text)
     with Workdir(tmp_path).lock():
-        pass
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
 def test_the_lock_is_released_after_an_error_and_not_reentered(tmp_path):
