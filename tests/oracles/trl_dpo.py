@@ -37,7 +37,7 @@ def make_trainer(records: list[dict], tokenizer) -> DPOTrainer:
         per_device_train_batch_size=len(records),
     )
     return DPOTrainer(
-        make_model(), make_model(other=0.5), args=args, train_dataset=dataset(records), processing_class=tokenizer
+        make_model(), make_model(other=1.0), args=args, train_dataset=dataset(records), processing_class=tokenizer
     )
 
 

@@ -7,7 +7,7 @@ in stage 3. A deep model of one token row a device makes activations small; what
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -27,10 +27,17 @@ from llm_jax.training import Objective, OptimizerConfig, abstract_state, make_op
 N, MICROBATCHES, ROWS, LENGTH = 8, 4, 8, 128
 COMPUTE, GRADIENT = 2, 4
 MIB = 2**20
-BASE = ModelConfig(vocab_size=256, head_dim=128, num_kv_heads=8)
-# Deep: what one layer takes besides is small. Wide: one layer is too large for the chip's VMEM, which HBM figures omit.
-DEEP = replace(BASE, hidden_size=2048, intermediate_size=8192, num_layers=40, num_heads=16)
-WIDE = replace(BASE, hidden_size=4096, intermediate_size=16384, num_layers=12, num_heads=32)
+# Deep, so that what one layer takes besides is small; and wide enough that a layer does not fit the chip's 128 MiB of
+# VMEM, which HBM figures omit (a gathered layer that does is missing from them).
+MODEL = ModelConfig(
+    vocab_size=256,
+    hidden_size=2560,
+    intermediate_size=10240,
+    num_layers=32,
+    num_heads=24,
+    num_kv_heads=8,
+    head_dim=128,
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,10 @@ def objective(decoder: Decoder) -> Objective:
     return Objective(terms, lambda batch: {"nll": (batch["segment_ids"] > 0).sum()})
 
 
-def compile_step(config: ModelConfig, zero: int) -> Memory:
+def compile_step(zero: int) -> Memory:
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x4").devices
     plan = make_plan(MeshConfig(data=N, zero=zero), devices=devices, compute_dtype="bfloat16")
-    decoder = Decoder(config, remat="full")
+    decoder = Decoder(MODEL, remat="full")
     shapes, declared = abstract_params(decoder), {"policy": declarations(decoder)}
     optimizer = make_optimizer(OptimizerConfig(), declared, 100)
     state = abstract_state({"policy": shapes}, optimizer, declared, plan)
@@ -73,8 +80,8 @@ def compile_step(config: ModelConfig, zero: int) -> Memory:
         # What is donated is written in place: the outputs are no bytes of their own.
         beyond=memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
         psi=sum(leaf.size for leaf in flatten(shapes).values()),
-        layer=layers // config.num_layers,
-        hidden=config.num_layers * ROWS // N * LENGTH * config.hidden_size * COMPUTE,
+        layer=layers // MODEL.num_layers,
+        hidden=MODEL.num_layers * ROWS // N * LENGTH * MODEL.hidden_size * COMPUTE,
     )
 
 
@@ -83,18 +90,15 @@ def formula(zero: int, m: Memory) -> float:
     return gradients + COMPUTE * (m.psi if zero < 3 else m.layer)
 
 
-@pytest.mark.parametrize("model, zero", [("deep", 1), ("deep", 2), ("deep", 3), ("wide", 3)])
-def test_step_takes_what_the_formula_says(model, zero, capsys):
-    """Within 5%; below it only where the compiler keeps the gathered layer in VMEM, outside of what is counted."""
-    m = compile_step({"deep": DEEP, "wide": WIDE}[model], zero)
-    want, named = formula(zero, m), m.hidden
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_step_takes_what_the_formula_says(zero, capsys):
+    m = compile_step(zero)
+    want = formula(zero, m) + m.hidden
     with capsys.disabled():
         print(
-            f"\nZeRO {zero}, {model}, {m.psi / 1e6:.0f}M parameters, {N} x v6e, {MICROBATCHES} microbatches, MiB: "
+            f"\nZeRO {zero}, {m.psi / 1e6:.0f}M parameters, {N} x v6e, {MICROBATCHES} microbatches, MiB: "
             f"persistent {m.persistent / MIB:.0f} (12Psi/N {12 * m.psi / N / MIB:.0f}); "
-            f"step {m.beyond / MIB:.0f} (formula {want / MIB:.0f} + block inputs {named / MIB:.0f}), "
-            f"ratio {m.beyond / (want + named):.3f}"
+            f"step {m.beyond / MIB:.0f} (formula and block inputs {want / MIB:.0f}), ratio {m.beyond / want:.3f}"
         )
     assert abs(m.persistent / (12 * m.psi / N) - 1) < 0.01
-    in_vmem = COMPUTE * m.layer if (model, zero) == ("deep", 3) else 0
-    assert 0.95 * (want + named - in_vmem) < m.beyond < 1.05 * (want + named)
+    assert abs(m.beyond / want - 1) < 0.05
