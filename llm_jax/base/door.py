@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from llm_jax.base.errors import Interrupted, RunError, UserError
+from llm_jax.base.platform import choose_platform
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -28,6 +29,7 @@ def run_door(main: Callable[[list[str]], None], argv: Sequence[str], *, resumabl
     Args:
         resumable: whether the command, given again, goes on from what it left on disk, as the message then says.
     """
+    choose_platform()
     if threading.current_thread() is not threading.main_thread():
         return _run(main, argv, resumable)
     before = signal.signal(signal.SIGTERM, _terminate)
