@@ -121,11 +121,11 @@ def main() -> None:
         "model_tflop_per_chip": round(flops / 1e12, 1),
         "seconds_at_peak": round(flops / peak, 3) if peak else None,
     }
-    if costs.get("optimal_seconds", 0) > 0:
+    if "estimated_cycles" in text:
         turned, once = program_cycles(text, lambda name, around: trips(around, args.rows * config.data.window))
         estimate = turned / CLOCK
         figures |= {
-            "optimal_seconds_bodies_once": round(costs["optimal_seconds"], 3),
+            "optimal_seconds_bodies_once": round(costs.get("optimal_seconds", 0), 3) or None,
             "estimated_seconds_bodies_once": round(once / CLOCK, 3),
             "estimated_seconds": round(estimate, 3),
             "tokens_per_s_per_chip": round(tokens / estimate),
