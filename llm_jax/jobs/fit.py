@@ -30,8 +30,10 @@ from llm_jax.training import (
     make_train_step,
     train,
 )
+from llm_jax.training.loggers import check_logging
 from llm_jax.training.loop import check_least, check_train_config
 from llm_jax.training.optimizer import check_optimizer
+from llm_jax.training.profile import profiled_steps
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -66,6 +68,8 @@ def check_training(node: "Node", kind: Kind) -> None:
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     check_train_config(config.train, plan)
     check_optimizer(config.train.optimizer, config.train.steps)
+    check_logging(config.logging)
+    profiled_steps(config.profile, config.train.steps)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
@@ -191,6 +195,8 @@ def fit(
             finish=(*finish, export),
             layout=layout(s.decoder),
             regroup=regroup,
+            logging=s.config.logging,
+            profile=s.config.profile,
             flops_per_token=3 * family(s.decoder.config.family).flops_per_token(s.decoder.config, s.config.data.window),
         )
     )

@@ -143,3 +143,32 @@ class TrainConfig:
     """Held-out batches per evaluation, at most."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    project: str | None = None
+    """W&B project; None means $WANDB_PROJECT, or llm_jax."""
+    name: str | None = None
+    """Name of the run on its page; None means the name of the config."""
+    entity: str | None = None
+    """Team or user; None means the account's default."""
+    group: str | None = None
+    """Runs of one group are shown together."""
+    tags: tuple[str, ...] = ()
+    """Labels to filter by."""
+    mode: Literal["online", "offline"] | None = None
+    """offline writes to the workdir only, for `wandb sync` later; None means $WANDB_MODE, or online."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Where the lines of metrics.jsonl, which is always written, go besides: tensorboard,wandb."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    steps: str | None = None
+    """START:STOP writes a trace of steps START to STOP - 1 to `profile/` in the workdir, for xprof and Perfetto."""
