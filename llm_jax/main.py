@@ -2,12 +2,21 @@
 
 Its prerequisites are made first if they are not there yet. Exit status: 0 done, 2 bad configuration or input,
 75 interrupted with its state saved (the same command goes on), 1 anything else.
+
+Several processes, on one host or many, are one run when each is given the same command and
+
+    --coordinator=HOST:PORT --processes=N --process=I      with I from 0; process 0 is on HOST, the port is free there
+
+or the same as LLM_JAX_COORDINATOR, LLM_JAX_PROCESSES and LLM_JAX_PROCESS in its environment. Under `srun` and on a
+Cloud TPU slice nothing has to be said; `--processes=auto` asks jax on other clusters. All see the same workdir.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
+from llm_jax.base import processes
 from llm_jax.base.door import run_door
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_docs, field_names
@@ -16,7 +25,7 @@ from llm_jax.jobs.config import JOBS
 from llm_jax.jobs.graph import run
 from llm_jax.jobs.registry import first_doc_line, job_summary, load_config
 
-FLAGS = ("--config", "--workdir", "--help")
+FLAGS = ("--config", "--workdir", *(f"--{flag}" for flag in processes.FLAGS), "--help")
 
 
 @dataclasses.dataclass
@@ -24,6 +33,7 @@ class Arguments:
     config: str | None = None
     workdir: str | None = None
     overrides: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    processes: dict[str, str | None] = dataclasses.field(default_factory=dict)
     help: bool = False
 
 
@@ -39,7 +49,7 @@ def parse(argv: list[str]) -> Arguments:
         if flag in ("--help", "-h") and not equals:
             arguments.help = True
             continue
-        if flag not in ("--config", "--workdir") and not flag.startswith("--config."):
+        if flag not in FLAGS and not flag.startswith("--config."):
             fields = [f"--config.{name}" for cls in JOBS.values() for name in field_names(cls)]
             near = nearest(flag, [*FLAGS, *fields]) if flag.startswith("-") else None
             raise UserError(f"unknown argument {word}" + (f"; the nearest is {near}" if near else "; see --help"))
@@ -51,6 +61,8 @@ def parse(argv: list[str]) -> Arguments:
             arguments.config = value
         elif flag == "--workdir":
             arguments.workdir = value
+        elif flag in FLAGS:
+            arguments.processes[flag.removeprefix("--")] = value
         else:
             arguments.overrides.append((flag.removeprefix("--config."), value))
     if arguments.config is None and not arguments.help:
@@ -65,6 +77,7 @@ def main(argv: list[str]) -> None:
     elif arguments.help:
         print(config_help(arguments.config, arguments.overrides))
     else:
+        processes.join(processes.place(arguments.processes, os.environ))
         run(arguments.config, arguments.overrides, arguments.workdir)
 
 

@@ -9,11 +9,21 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NamedTuple
 
+from llm_jax.base import processes
 from llm_jax.base.errors import Interrupted, RunError, UserError
 from llm_jax.base.platform import choose_platform
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Ending(NamedTuple):
+    """How a command ended: its status, and what stderr gets: a line, or a traceback."""
+
+    status: int
+    line: str = ""
+    error: BaseException | None = None
 
 
 class _Terminated(KeyboardInterrupt):
@@ -25,16 +35,17 @@ def run_door(main: Callable[[list[str]], None], argv: Sequence[str], *, resumabl
 
     SIGTERM unwinds the command as Ctrl-C does; code that can do better, such as a training loop, has its own handler
     for a while. A reader of stdout that leaves early (`| head`) ends the command quietly with status 1.
+    One of several processes (`base.processes`) that fails ends the others, and does not return.
 
     Args:
         resumable: whether the command, given again, goes on from what it left on disk, as the message then says.
     """
     choose_platform()
     if threading.current_thread() is not threading.main_thread():
-        return _run(main, argv, resumable)
+        return _report(_run(main, argv, resumable))
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _run(main, argv, resumable)
+        return _report(_run(main, argv, resumable))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -43,35 +54,45 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _run(main: Callable[[list[str]], None], argv: Sequence[str], resumable: bool) -> int:
+def _run(main: Callable[[list[str]], None], argv: Sequence[str], resumable: bool) -> _Ending:
     try:
         main(list(argv))
         sys.stdout.flush()
-        return 0
+        processes.end(0)
+        return _Ending(0)
     except (UserError, Interrupted, RunError) as e:
-        return _fail(str(e), e.status)
+        return _Ending(e.status, str(e))
     except _Terminated:
         # A second one, as batch systems send, would only put a traceback in place of the line.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         after = "; the same command continues" if resumable else ""
-        return _fail(f"interrupted by SIGTERM{after}", Interrupted.status)
+        return _Ending(Interrupted.status, f"interrupted by SIGTERM{after}")
     except KeyboardInterrupt:
-        return _fail("interrupted", Interrupted.status)
+        return _Ending(Interrupted.status, "interrupted")
     except OSError as e:
         if isinstance(e, BrokenPipeError) and _stdout_is_closed():
-            return 1
+            return _Ending(1)
         if e.errno in NO_SPACE:
-            return _fail(f"no space left on the disk{f': {e.filename}' if e.filename else ''}", RunError.status)
-        traceback.print_exc()
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+            line = f"no space left on the disk{f': {e.filename}' if e.filename else ''}"
+            return _Ending(RunError.status, line)
+        return _Ending(1, error=e)
+    except Exception as e:
+        return _Ending(1, error=e)
 
 
-def _fail(message: str, status: int) -> int:
-    print("error: " + " ".join(message.splitlines()), file=sys.stderr, flush=True)
-    return status
+def _report(ending: _Ending) -> int:
+    if ending.status == 0:
+        return 0
+    message = " ".join(ending.line.splitlines())
+    several = processes.several()
+    processes.end(ending.status, message or f"{type(ending.error).__name__}: {ending.error}", ending.error)
+    if ending.error is not None:
+        traceback.print_exception(ending.error)
+    elif message:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    if several:
+        processes.exit_now(ending.status)
+    return ending.status
 
 
 def _stdout_is_closed() -> bool:

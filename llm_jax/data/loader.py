@@ -1,5 +1,6 @@
 """Batches of rows as a pure function of (seed, step): resuming is asking for the next step."""
 
+import functools
 from collections.abc import Iterator
 
 import grain
@@ -71,15 +72,27 @@ class Loader:
             return np.array([self._rows[self._order[place]] for place in places])
         return np.array([self._rows[place] if place < len(self._rows) else -1 for place in places])
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of batch `step`, each `[microbatches, batch_size / microbatches, ...]`."""
-        indices = self.indices(step)
+    def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> dict[str, np.ndarray]:
+        """The fields of batch `step`, each `[microbatches, batch_size / microbatches, ...]`.
+
+        `part=(i, n)`: the i-th of n equal, contiguous parts of each microbatch's rows; no other row is read.
+        Raises ValueError where n does not divide them.
+        """
+        indices = self._part(self.indices(step), part)
         columns = self.rowset.read(indices.tolist())
         for name, array in self._extras.items():
             real = (indices >= 0).reshape(-1, *[1] * (array.ndim - 1))
             columns[name] = np.where(real, array[indices], np.zeros((), array.dtype))
         return {name: c.reshape(self.microbatches, -1, *c.shape[1:]) for name, c in columns.items()}
 
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches `start` to `stop` (exclusive) in order, read ahead by grain's threads."""
-        return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(PREFETCH))
+    def _part(self, indices: Int[np.ndarray, "batch"], part: tuple[int, int]) -> Int[np.ndarray, "rows"]:
+        i, n = part
+        rows = indices.reshape(self.microbatches, -1)
+        if rows.shape[1] % n:
+            raise ValueError(f"{n} parts do not divide the {rows.shape[1]} rows of a microbatch")
+        return np.split(rows, n, axis=1)[i].ravel()
+
+    def iterate(self, start: int, stop: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
+        """Batches `start` to `stop` (exclusive) in order, read ahead by grain's threads; `part` as for `batch`."""
+        read = functools.partial(self.batch, part=part)
+        return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(PREFETCH))

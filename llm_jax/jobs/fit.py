@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from llm_jax.base import processes
 from llm_jax.base.errors import UserError
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
 from llm_jax.data.formats import Kind
@@ -16,7 +17,7 @@ from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architect
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
-from llm_jax.sharding import Plan, check_divides, make_plan, storage_shardings
+from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training import (
@@ -166,7 +167,7 @@ def fit(
     eval_step = make_eval_step(objective, s.plan, declared)
 
     def held_out(state: Any) -> dict[str, float]:
-        batches = loaders["eval"].iterate(0, min(config.eval_batches, len(loaders["eval"])))
+        batches = placed_batches(loaders["eval"], s.plan, 0, min(config.eval_batches, len(loaders["eval"])))
         values = evaluate(eval_step, objective, state, batches)
         return {f"eval_{name}": value for name, value in values.items() if name != "num_tokens"}
 
@@ -176,8 +177,9 @@ def fit(
     def export(state: Any) -> Mapping[str, float]:
         if config.checkpoint.export:
             extra = origin(s.node, "workdir").extra
-            policy = state["params"]["policy"]
-            save(Model(s.decoder, policy, s.decoder.config, s.workdir.tokenizer, extra=extra), s.workdir.export)
+            policy = to_first(state["params"]["policy"])
+            model = Model(s.decoder, policy, s.decoder.config, s.workdir.tokenizer, extra=extra)
+            processes.from_first(lambda: save(model, s.workdir.export))
         return {}
 
     train(
@@ -203,5 +205,8 @@ def fit(
 
 
 def policy_of(state: Any) -> Params:
-    """The trained parameters, on the default device, for evaluations that do not use the mesh."""
-    return jax.device_put(state["params"]["policy"], jax.devices()[0])
+    """The trained parameters, on the default device of process 0, for evaluations that do not use the mesh.
+
+    All processes call it; the others get leaves of None.
+    """
+    return jax.device_put(to_first(state["params"]["policy"]), jax.local_devices()[0])

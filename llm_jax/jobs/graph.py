@@ -8,6 +8,7 @@ A job is a module `llm_jax.jobs.JOB` with four functions, called in this order:
 - `run(node)`: the work; its parents are done.
 
 All checks come before all preparations, and these before the first run: bad input ends a chain before it trains.
+Of several processes the first locks, prepares and marks; the others wait for it and compare what they see.
 """
 
 import contextlib
@@ -18,11 +19,13 @@ from typing import Any
 
 from etils import epath
 
+from llm_jax.base import processes
 from llm_jax.base.config import to_dict
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_value, fields_of_type
 from llm_jax.base.logging import log
 from llm_jax.base.model_ref import ModelRef
+from llm_jax.jobs import together
 from llm_jax.jobs.changes import hashed_fields, refuse_changes
 from llm_jax.jobs.external import external_hash, external_model
 from llm_jax.jobs.registry import ConfigFile, job_module, load_config, split_reference
@@ -91,15 +94,17 @@ def run(reference: str, overrides: Sequence[Override] = (), workdir: str | None 
     """Makes the run that a config names, and first those of its ancestors that aren't done."""
     root = resolve(reference, overrides, workdir)
     todo = unfinished(root)
+    together.agree_on_runs(_depth_first(root), todo)
     if not todo:
         log(f"{root.name}: already done, {root.workdir}")
         return root
     with _prepared(todo) as locks:
         for node in todo:
-            if not node.is_done():
+            if not processes.from_first(node.is_done):
                 log(f"{node.name}: {'goes on' if node.workdir.checkpoints.exists() else 'begins'} in {node.workdir}")
                 job_module(node.job).run(node)
-                node.workdir.mark_done({"name": node.name, "hash": node.hash})
+                done = {"name": node.name, "hash": node.hash}
+                processes.from_first(lambda node=node, done=done: node.workdir.mark_done(done))
             locks[node].close()
     log(f"{root.name}: done, {root.workdir}")
     return root
@@ -127,19 +132,26 @@ def _prepared(nodes: Sequence[Node]) -> Iterator[Mapping[Node, contextlib.ExitSt
     with contextlib.ExitStack() as stack:
         locks = {node: stack.enter_context(contextlib.ExitStack()) for node in nodes}
         # Children first: if the one that was asked for is in use, no parent's folder is touched.
-        for node in reversed(nodes):
+        for node in reversed(nodes) if processes.first() else ():
             locks[node].enter_context(node.workdir.lock())
+        if (watch := processes.watch()) is not None:
+            watch.before_exit.append(stack.close)
         for node in nodes:
-            # Another process may have been at work here, and have finished, until the lock was had.
-            refuse_changes(node.workdir, node.record())
-            if node.is_done():
-                continue
-            if not node.workdir.config.exists() or node.workdir.read_config() != node.record():
-                node.workdir.write_config(node.record())
-            # A run that goes on with more steps is no longer done.
-            node.workdir.done.unlink(missing_ok=True)
-            job_module(node.job).prepare(node)
+            processes.from_first(lambda node=node: _prepare(node))
+        together.agree_on_files(nodes)
         yield locks
+
+
+def _prepare(node: Node) -> None:
+    # Another run may have been at work here, and have finished, until the lock was had.
+    refuse_changes(node.workdir, node.record())
+    if node.is_done():
+        return
+    if not node.workdir.config.exists() or node.workdir.read_config() != node.record():
+        node.workdir.write_config(node.record())
+    # A run that goes on with more steps is no longer done.
+    node.workdir.done.unlink(missing_ok=True)
+    job_module(node.job).prepare(node)
 
 
 def _follow(

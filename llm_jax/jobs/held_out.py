@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 
+from llm_jax.base import processes
 from llm_jax.data import Loader
 from llm_jax.data.baselines import interpolated_bigram_nats, unigram_nats, xz_bits_per_byte
 from llm_jax.data.corpus import examples
 from llm_jax.data.formats import Text
 from llm_jax.jobs.fit import Hook, Setup
 from llm_jax.models import declarations
+from llm_jax.sharding import placed_batches
 from llm_jax.training import Objective, make_eval_step
 
 
@@ -30,12 +32,19 @@ def text_hook(s: Setup, objective: Objective) -> Hook:
         config = s.config.train
         loader = Loader(held_out, config.batch_size, config.microbatches, shuffle=False, subset=rows)
         eval_step = make_eval_step(objective, s.plan, {"policy": declarations(s.decoder)})
-        nats = sum(float(eval_step(state, batch)["loss/nll"][0]) for batch in loader.iterate(0, len(loader)))
+        batches = placed_batches(loader, s.plan, 0, len(loader))
+        nats = sum(float(eval_step(state, batch)["loss/nll"][0]) for batch in batches)
         values = {
             "eval_nats_per_byte": nats / num_bytes,
             "eval_bits_per_byte": nats / num_bytes / math.log(2),
-            "eval_unigram_nats_per_byte": unigram_nats(s.data.train, held_out, rows.tolist()) / num_bytes,
-            "eval_bigram_nats_per_byte": interpolated_bigram_nats(s.data.train, held_out, rows.tolist()) / num_bytes,
+        }
+        return values | processes.from_first(lambda: compared(rows, num_bytes))
+
+    def compared(rows: np.ndarray, num_bytes: int) -> dict[str, float]:
+        held_out, chosen = s.data.eval, rows.tolist()
+        values = {
+            "eval_unigram_nats_per_byte": unigram_nats(s.data.train, held_out, chosen) / num_bytes,
+            "eval_bigram_nats_per_byte": interpolated_bigram_nats(s.data.train, held_out, chosen) / num_bytes,
         }
         if s.config.data.path is not None:
             records = examples("pretrain", s.config.data)["eval"]["records"]

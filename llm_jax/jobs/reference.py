@@ -4,14 +4,17 @@ import json
 
 import jax
 import numpy as np
+from etils import epath
+from jax.sharding import PartitionSpec
 
+from llm_jax.base import processes
 from llm_jax.base.logging import log
 from llm_jax.data import Loader, RowSet
 from llm_jax.jobs.fit import Columns, Setup
 from llm_jax.jobs.origin import Origin
 from llm_jax.jobs.scoring import answer_logps
 from llm_jax.models import Decoder, bind, load
-from llm_jax.sharding import use
+from llm_jax.sharding import placed_batches, use
 from llm_jax.storage.hashes import canonical_hash
 
 
@@ -29,14 +32,12 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
         }
     )
     file = s.workdir.data / f"reference-{key}.npz"
-    if not file.exists():
+    if not processes.from_first(file.exists):
         log(f"{s.node.name}: the reference's log-probabilities of {len(s.data.train) + len(s.data.eval)} rows")
         values = _compute(s, reference)
-        flat = {f"{split}/{name}": array for split, arrays in values.items() for name, array in arrays.items()}
-        temporary = s.workdir.data / "reference.npz.new"
-        with temporary.open("wb") as f:
-            np.savez(f, **flat)  # pyright: ignore[reportArgumentType]
-        temporary.replace(file)
+        if processes.first():
+            _store(file, values)
+        return values
     stored = np.load(file)
     return {
         split: {name: stored[f"{split}/{name}"] for name in ("ref_chosen_logps", "ref_rejected_logps")}
@@ -44,22 +45,31 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
     }
 
 
+def _store(file: epath.Path, values: Columns) -> None:
+    flat = {f"{split}/{name}": array for split, arrays in values.items() for name, array in arrays.items()}
+    temporary = file.parent / "reference.npz.new"
+    with temporary.open("wb") as f:
+        np.savez(f, **flat)  # pyright: ignore[reportArgumentType]
+    temporary.replace(file)
+
+
 def _compute(s: Setup, reference: Origin) -> Columns:
     decoder = Decoder(reference.model)
     params = load(reference.path, mesh=s.config.mesh).params
 
-    @jax.jit
     def score(params, rows):
         found = answer_logps(bind(decoder, params), jax.tree.map(lambda x: x[0], rows))
         return found["chosen_logps"], found["rejected_logps"]
 
+    # Every process gets the numbers of all rows.
+    whole = jax.jit(score, out_shardings=s.plan.sharding(PartitionSpec()))
+
     def over(rowset: RowSet) -> dict[str, np.ndarray]:
         loader = Loader(rowset, s.config.train.batch_size // s.config.train.microbatches, shuffle=False)
-        sharding = s.plan.activation_sharding((None, "batch"))
         parts = []
         with use(s.plan):
-            for rows in loader.iterate(0, len(loader)):
-                parts.append(jax.device_get(score(params, jax.device_put(rows, sharding))))
+            for rows in placed_batches(loader, s.plan, 0, len(loader)):
+                parts.append(jax.device_get(whole(params, rows)))
         chosen, rejected = (np.concatenate(side)[: len(rowset)] for side in zip(*parts, strict=True))
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_jax.base import processes
 from llm_jax.data import Tokenizer, held_out_problems, load_tokenizer
 from llm_jax.data.embedded.problems import Problem, is_careful, is_correct
 from llm_jax.inference import Generator, SamplingParams
@@ -21,7 +22,7 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
     """Answers the held-out problems with the trained model, and the first few with the model `before` too.
 
     Writes `samples.jsonl` for the report. Does nothing for data without a checkable answer, unless
-    `task_eval.problems` asks for it.
+    `task_eval.problems` asks for it. Of several processes the first answers, on its own device, and the others wait.
     """
     task, data = s.config.task_eval, s.config.data
     checkable = data.path is None and data.embedded == "problems"
@@ -30,8 +31,12 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
     def hook(state: Any) -> Mapping[str, float]:
         if not count:
             return {}
+        params = policy_of(state)
+        return processes.from_first(lambda: answered(params))
+
+    def answered(params: Any) -> Mapping[str, Any]:
         problems = held_out_problems(data, count)
-        model = Model(s.decoder, policy_of(state), s.decoder.config, s.workdir.tokenizer)
+        model = Model(s.decoder, params, s.decoder.config, s.workdir.tokenizer)
         metrics, records = _answers(model, s.tokenizer, problems, task.max_tokens)
         shown = [
             {"prompt": r["prompt"], "answer": r["answer"], "completion": r["completion"]}

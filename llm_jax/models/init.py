@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import abstract_params, declarations
+from llm_jax.sharding.placement import place
 
 
 def init_params(decoder: Decoder, seed: int, shardings: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def init_params(decoder: Decoder, seed: int, shardings: Mapping[str, Any] | None
     def value(path: str) -> Array:
         shape, init = shapes[path].shape, declared[path].init
         if init.kind != "normal":
-            return jax.device_put(np.full(shape, 1.0 if init.kind == "ones" else 0.0, np.float32), where[path])
+            return place(np.full(shape, 1.0 if init.kind == "ones" else 0.0, np.float32), where[path])
         name, layers = path, None
         if path.startswith("segments/"):
             _, segment, position, inner = path.split("/", 3)

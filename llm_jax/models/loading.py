@@ -20,7 +20,7 @@ from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import family, family_for
 from llm_jax.models.parameter import abstract_params, bind, declarations
 from llm_jax.models.segments import regroup
-from llm_jax.sharding import check_divides, make_plan, storage_shardings, use
+from llm_jax.sharding import check_divides, make_plan, place, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.checkpoints import Checkpoints
@@ -87,7 +87,8 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None =
     Args:
         path: which of the three it is, is recognised.
         dtype: of parameters and computation.
-        mesh: spreads the parameters over devices; None puts them on the default one.
+        mesh: spreads the parameters over devices, those of all processes, which all call this; None puts them on the
+            default one of this process.
 
     Raises:
         UserError: nothing known lies there, a field of config.json is not honoured, a tensor is missing, unknown or of
@@ -161,7 +162,7 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
             value = read(found[ours, None])
         if value.shape != shape.shape:
             raise UserError(f"{path}: {ours} has shape {value.shape}, config.json says {shape.shape}")
-        flat[ours] = jax.device_put(value, shardings[ours])
+        flat[ours] = place(value, shardings[ours])
     tokenizer = path if (path / "tokenizer.json").exists() else None
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
 
@@ -197,7 +198,7 @@ def read_extra(path: epath.PathLike) -> dict[str, Any]:
 def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
     workdir = Workdir(path)
     decoder = Decoder(read_model_config(path))
-    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints = Checkpoints(workdir.checkpoints, together=plan is not None)
     step = checkpoints.newest_good()
     if step is None:
         raise UserError(f"{path} has no checkpoint yet")
@@ -211,7 +212,7 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
     else:
         saved = checkpoints.restore_numpy(step, f"params/{ROLE}")
         regrouped = flatten(regroup(saved, meta["layout"], layout(decoder)))
-        flat = {name: jax.device_put(leaf.astype(dtype), shardings[name]) for name, leaf in regrouped.items()}
+        flat = {name: place(leaf.astype(dtype), shardings[name]) for name, leaf in regrouped.items()}
     tokenizer = workdir.tokenizer if workdir.tokenizer.exists() else None
     hf = meta.get("hf", {})
     return Model(

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from llm_jax.base import processes
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import warn
 from llm_jax.base.trees import flatten, unflatten
@@ -45,19 +46,29 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints in one directory. One process writes (the holder of the workdir's lock); any may read.
+    """The checkpoints in one directory. One run writes (the holder of the workdir's lock); any process may read.
 
     Args:
         directory: holds the `step_…` folders; made at the first save.
         keep_last: newest checkpoints kept; at least the one just written always is.
         keep_best: further ones kept by the metric given to `save`.
         best_lower: whether a lower metric is better.
+        together: whether all processes of a run make the same calls, each for its part of the arrays; else the calling
+            one reads, or writes, for itself.
     """
 
     def __init__(
-        self, directory: epath.PathLike, keep_last: int = 2, keep_best: int = 0, best_lower: bool = True
+        self,
+        directory: epath.PathLike,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        best_lower: bool = True,
+        *,
+        together: bool = False,
     ) -> None:
         self.directory = epath.Path(directory)
+        self._together = together and processes.several()
+        self._saves = 0
         self._keep_last, self._keep_best, self._best_lower = keep_last, keep_best, best_lower
         self._orbax: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
@@ -85,7 +96,16 @@ class Checkpoints:
         """The newest step whose files all have their recorded hashes; None where nothing was ever committed.
 
         A corrupt one is named in a warning and passed over; UserError if all are, or if one has an unknown format.
+        Of several processes the first verifies for all.
         """
+        if not self._together:
+            return self._newest_good()
+        step = processes.from_first(self._newest_good)
+        if step is not None:
+            self._verified.add(step)
+        return step
+
+    def _newest_good(self) -> int | None:
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -112,8 +132,10 @@ class Checkpoints:
             metric: ranks the checkpoint for keep_best; None or NaN leaves it out of the ranking.
         """
         self.wait()
+        self._saves += 1
         try:
-            self._delete(step)
+            if self._writes:
+                self._delete(step)
             named = named_leaves(tree)
             commit = {
                 "format": FORMAT,
@@ -157,6 +179,8 @@ class Checkpoints:
 
     def clean(self, newer_than: int | None = None) -> None:
         """Removes uncommitted leftovers and, given the step a run continues from, what is newer (it was corrupt)."""
+        if not self._writes:
+            return
         committed = self.steps()
         for step in self._folders():
             if step not in committed:
@@ -186,7 +210,7 @@ class Checkpoints:
             return None
         wanted = named_leaves(abstract_tree)
         self._check_arrays(step, wanted, partial)
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         how = {
             name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or first, global_shape=leaf.shape, dtype=leaf.dtype)
             for name, leaf in wanted.items()
@@ -213,8 +237,20 @@ class Checkpoints:
             orbax_noise.silence()
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
             in_place = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
-            self._orbax = ocp.AsyncCheckpointer(handler, atomicity_options=in_place)
+            # Named processes meet through the coordinator; with None they would start a collective on the devices.
+            members = set(range(processes.count())) if self._together else {processes.index()}
+            of = ocp.options.MultiprocessingOptions(
+                primary_host=min(members),
+                active_processes=members if processes.several() else None,
+                barrier_sync_key_prefix=f"{self.directory}/{len(members)}" if processes.several() else None,
+            )
+            self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=of, atomicity_options=in_place)
         return self._orbax
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes and removes what there is once."""
+        return processes.first() or not self._together
 
     def _folders(self) -> list[int]:
         if not self.directory.exists():
@@ -229,18 +265,36 @@ class Checkpoints:
         committed = False
         try:
             self._checkpointer.wait_until_finished()
-            if jax.process_index() == 0:
-                folder = self.path(step)
-                files = {name: [path.stat().length, file_sha256(path)] for name, path in sorted(_files(folder))}
+            files = self._hash_files(step)
+            if self._writes:
                 commit = {**commit, "files": files}
                 write_atomically(self._commit_path(step), json.dumps({**commit, "hash": canonical_hash(commit)}))
                 committed = True
                 self._verified.add(step)
                 self._retain(step)
+            if self._together:
+                processes.from_first(lambda: True, f"{self._key(step)}/committed")
         except BaseException as error:
             self._failure = (step, error)
-            if not committed:
+            if self._writes and not committed:
                 self._delete(step)
+
+    def _key(self, step: int) -> str:
+        return f"{self.directory}/{step}/{self._saves}"
+
+    def _hash_files(self, step: int) -> dict[str, list[Any]]:
+        """Size and SHA-256 of every file of a step; several processes share the work."""
+        folder = self.path(step)
+
+        def of(names: Iterable[str]) -> dict[str, list[Any]]:
+            return {name: [(folder / name).stat().length, file_sha256(folder / name)] for name in names}
+
+        if not self._together:
+            return of(name for name, _ in sorted(_files(folder)))
+        names = processes.from_first(lambda: sorted(name for name, _ in _files(folder)), f"{self._key(step)}/names")
+        processes.tell(self._key(step), json.dumps(of(names[processes.index() :: processes.count()])))
+        found = {name: entry for share in processes.told(self._key(step)) for name, entry in json.loads(share).items()}
+        return {name: found[name] for name in names}
 
     def _retain(self, just_written: int) -> None:
         steps = self.steps()

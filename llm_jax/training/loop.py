@@ -7,16 +7,18 @@ checkpoint also holds what metrics.jsonl would have averaged next.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from llm_jax.base import processes
 from llm_jax.base.door import NO_SPACE
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import log, warn
+from llm_jax.sharding.placement import Batches, place, place_batch, row_part
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.checkpoints import Checkpoints, named_leaves
 from llm_jax.storage.workdir import Workdir
@@ -37,12 +39,8 @@ Layout = Mapping[str, Any]
 _IN_FLIGHT = 1
 
 
-class BatchSource(Protocol):
-    """`data.Loader`: batches as pure functions of the step, numbered from 0."""
-
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of steps start .. stop-1: arrays `[microbatches, rows, ...]`."""
-        ...
+class BatchSource(Batches, Protocol):
+    """`data.Loader`."""
 
     def indices(self, step: int) -> Any:
         """The rows of a batch."""
@@ -93,8 +91,14 @@ def train(job: TrainingJob) -> State:
     profiler = Profiler(profiled_steps(job.profile, job.config.steps), job.workdir.path / "profile")
     checkpoint = job.config.checkpoint
     checkpoints = Checkpoints(
-        job.workdir.checkpoints, checkpoint.keep_last, checkpoint.keep_best, checkpoint.best_metric.endswith("loss")
+        job.workdir.checkpoints,
+        checkpoint.keep_last,
+        checkpoint.keep_best,
+        checkpoint.best_metric.endswith("loss"),
+        together=True,
     )
+    if (watch := processes.watch()) is not None:
+        watch.epilogue = lambda: f"; {checkpoints.last_good()}"
     progress = ProgressLine(job.name, job.config.steps)
     try:
         with StopSignal() as stop, Loggers(job.logging, job.workdir, job.name) as loggers:
@@ -104,12 +108,16 @@ def train(job: TrainingJob) -> State:
             raise
         checkpoints.close()
         raise RunError(f"no space left on device at {error.filename}; {checkpoints.last_good()}") from error
+    except Exception as error:
+        processes.suspect(error)
+        raise
     finally:
         profiler.close()
         progress.close()
         checkpoints.close()
         try:
-            write_report(job.workdir)
+            if processes.first():
+                write_report(job.workdir)
         except OSError as error:  # A full disk, say; what ended the run is the better message.
             warn(f"{job.workdir.report} was not written: {error}")
 
@@ -165,7 +173,7 @@ def _train(
     loggers.start(before, read_metrics(job.workdir.metrics))
     clock = RunClock(spent, before)
     meter = Meter(job.flops_per_token, list(job.plan.mesh.devices.flat), config.compute_dtype, clock)
-    rows_sharding = job.plan.activation_sharding((None, "batch"))
+    part = row_part(job.plan)
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
 
     def settle(allowed: int) -> None:
@@ -183,17 +191,17 @@ def _train(
             line["total_flos"] = values["num_tokens"] * job.flops_per_token
         loggers.append(metrics.append(step, line))
 
-    batches = job.loader.iterate(start, config.steps) if start < config.steps else iter(())
+    batches = job.loader.iterate(start, config.steps, part) if start < config.steps else iter(())
     profiler.begin(start)
     for step in range(start + 1, config.steps + 1):
         with meter.waiting(outcome for _, outcome in in_flight):
             batch = next(batches)
         with profiler.step(step):
-            state, outcome = job.train_step(state, jax.device_put(batch, rows_sharding))
+            state, outcome = job.train_step(state, place_batch(batch, job.plan, part))
         in_flight.append((step, outcome))
         checkpoints.check()
 
-        last, stopping = step == config.steps, stop.requested is not None
+        last, stopping = step == config.steps, stop.due(step)
         log_due = last or step % config.log_every == 0
         evaluation_due = last or (config.eval_every > 0 and step % config.eval_every == 0)
         save_due = last or stopping or step % config.checkpoint.every == 0
@@ -282,7 +290,7 @@ def _place(tree: dict[str, Any], abstract_state: State) -> State:
     for name, leaf in wanted.items():
         if (host[name].shape, host[name].dtype) != (leaf.shape, leaf.dtype):
             raise UserError(f"after regrouping, {name} is {host[name].dtype}{list(host[name].shape)}, not {leaf}")
-    arrays = [jax.device_put(host[name], leaf.sharding) for name, leaf in wanted.items()]
+    arrays = [place(host[name], leaf.sharding) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays)
 
 

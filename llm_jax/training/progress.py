@@ -37,7 +37,8 @@ class Meter:
     ) -> None:
         peak = peak_flops(devices[0], compute_dtype)
         self._tokens_per_s_at_peak = peak * len(devices) / flops_per_token if peak and flops_per_token else None
-        self._device = devices[0]
+        # Of another process's devices nothing can be asked.
+        self._device = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
         self._clock = clock or RunClock()
         self._first: float | None = None
         self._saving = 0.0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.base.trees import flatten, unflatten
+from llm_jax.sharding.placement import place
 from llm_jax.sharding.plan import Plan, storage_shardings
 from llm_jax.training.optimizer import Optimizer
 from llm_jax.training.optimizers.rule import slot_axes
@@ -40,9 +41,7 @@ def init_state(
 
     given = (dict(params), dict(frozen or {}), dict(model_state or {}))
     shardings = state_shardings(jax.eval_shape(make, *given), declarations, plan)
-    placed = tuple(
-        jax.device_put(tree, shardings[key]) for tree, key in zip(given, ("params", "frozen", "model_state"))
-    )
+    placed = tuple(place(tree, shardings[key]) for tree, key in zip(given, ("params", "frozen", "model_state")))
     return jax.jit(make, out_shardings=shardings, donate_argnums=(0, 1, 2))(*placed)
 
 

@@ -1,8 +1,11 @@
 """A training job of milliseconds, for tests of the loop; as a program it trains in a workdir like a door would.
 
 python tests/training/tiny_job.py WORKDIR STEPS EVERY SLEEP
+
+TINY_DEVICES virtual devices (2); LLM_JAX_COORDINATOR and its kin make it one of several processes.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -10,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 if __name__ == "__main__":
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    devices = os.environ.get("TINY_DEVICES", "2")
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from llm_jax.base import processes
 from llm_jax.base.door import run_door
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan, make_plan
@@ -37,11 +42,11 @@ class Rows:
     def indices(self, step: int) -> np.ndarray:
         return (np.arange(self.batch_size) * 7 + step * self.batch_size) % ROWS
 
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start: int, stop: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         for step in range(start, stop):
             rows = [np.random.default_rng(int(i)).standard_normal(WIDTH).astype(np.float32) for i in self.indices(step)]
             rows = [row * np.nan if i == self.poisoned else row for i, row in zip(self.indices(step), rows)]
-            yield {"x": np.stack(rows).reshape(2, -1, WIDTH)}
+            yield {"x": np.split(np.stack(rows).reshape(2, -1, WIDTH), part[1], axis=1)[part[0]]}
 
 
 def loss_of(params: Any, x: jax.Array) -> jax.Array:
@@ -85,7 +90,7 @@ def tiny_job(
     finish: tuple[Callable[[Any], Mapping[str, Any]], ...] = (),
     **fields: Any,
 ) -> TrainingJob:
-    plan = plan or make_plan(MeshConfig(data=2), devices=jax.devices()[:2])
+    plan = plan or make_plan(MeshConfig(), devices=jax.devices() if processes.several() else jax.devices()[:2])
     sharding = plan.sharding(PartitionSpec())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(initial)
@@ -120,7 +125,8 @@ def main(argv: list[str]) -> None:
     config = TrainConfig(
         steps=steps, batch_size=8, microbatches=2, log_every=7, eval_every=10, checkpoint=CheckpointConfig(every=every)
     )
-    with workdir.lock():
+    processes.join(processes.place({}, os.environ))
+    with workdir.lock() if processes.first() else contextlib.nullcontext():
         job = tiny_job(
             workdir, config, before_step=lambda: time.sleep(sleep), finish=(lambda state: {"eval_final": 1.0},)
         )
