@@ -1,5 +1,6 @@
 """A frozen reference's log-probabilities of every pair: computed once, stored beside the rows, read ever after."""
 
+import io
 import json
 
 import jax
@@ -12,6 +13,7 @@ from llm_jax.jobs.origin import Origin
 from llm_jax.jobs.scoring import answer_logps
 from llm_jax.models import Decoder, bind, load
 from llm_jax.sharding import use
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash
 
 
@@ -33,11 +35,10 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
         log(f"{s.node.name}: the reference's log-probabilities of {len(s.data.train) + len(s.data.eval)} rows")
         values = _compute(s, reference)
         flat = {f"{split}/{name}": array for split, arrays in values.items() for name, array in arrays.items()}
-        temporary = s.workdir.data / "reference.npz.new"
-        with temporary.open("wb") as f:
-            np.savez(f, **flat)  # pyright: ignore[reportArgumentType]
-        temporary.replace(file)
-    stored = np.load(file)
+        packed = io.BytesIO()
+        np.savez(packed, **flat)
+        write_atomically(file, packed.getvalue())
+    stored = np.load(io.BytesIO(file.read_bytes()))
     return {
         split: {name: stored[f"{split}/{name}"] for name in ("ref_chosen_logps", "ref_rejected_logps")}
         for split in ("train", "eval")

@@ -5,6 +5,7 @@ the uninterrupted one bit for bit: the loader is a function of the step, the sta
 checkpoint also holds what metrics.jsonl would have averaged next.
 """
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from llm_jax.base.door import NO_SPACE
+from llm_jax.base.door import disk_failure
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import log, warn
 from llm_jax.sharding.plan import Plan
@@ -91,13 +92,13 @@ def train(job: TrainingJob) -> State:
     )
     progress = ProgressLine(job.name, job.config.steps)
     try:
-        with StopSignal() as stop:
-            return _train(job, checkpoints, progress, stop)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+        with contextlib.ExitStack() as leaving, StopSignal() as stop:
+            return _train(job, checkpoints, progress, stop, leaving)
+    except (OSError, RuntimeError) as error:
+        if (reason := disk_failure(error)) is None:
             raise
         checkpoints.close()
-        raise RunError(f"no space left on device at {error.filename}; {checkpoints.last_good()}") from error
+        raise RunError(f"{reason}; {checkpoints.last_good()}") from error
     finally:
         progress.close()
         checkpoints.close()
@@ -143,11 +144,15 @@ def check_train_config(config: TrainConfig, plan: Plan) -> None:
         )
 
 
-def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, stop: StopSignal) -> State:
+def _train(
+    job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, stop: StopSignal, leaving: contextlib.ExitStack
+) -> State:
     config = job.config
     metrics = MetricsFile(job.workdir.metrics)
     start, state, accumulator = _restore(job, checkpoints, metrics)
     events = Events(job.workdir.path / "tensorboard", read_metrics(job.workdir.metrics))
+    for file in (metrics, events):
+        leaving.callback(file.flush)
     meter = Meter(job.flops_per_token, list(job.plan.mesh.devices.flat), config.compute_dtype)
     rows_sharding = job.plan.activation_sharding((None, "batch"))
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
@@ -192,6 +197,7 @@ def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, s
             progress.note(step, evaluation)
         if save_due:
             meta = {"layout": job.layout, "accumulator": accumulator.saved(), "metrics_lines": metrics.lines}
+            metrics.flush()
             checkpoints.save(step, state, meta, _ranking(config, evaluation))
         if stopping:
             break
