@@ -10,6 +10,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.formats import Text
+from llm_jax.storage.remote import to_path
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 RECORD_SUFFIXES = (".jsonl", ".ndjson")
@@ -30,7 +31,7 @@ def list_files(path: str) -> list[epath.Path]:
     Raises:
       UserError: the path is missing, or holds nothing that is read.
     """
-    root = epath.Path(path)
+    root = to_path(path, f"data path {path}")
     if not root.exists():
         raise UserError(f"data path {path} does not exist")
     if root.is_dir():
@@ -46,7 +47,7 @@ def list_files(path: str) -> list[epath.Path]:
 
 def ignored_files(path: str) -> list[str]:
     """Files of a folder that are not read, by their endings; hidden ones aside."""
-    root = epath.Path(path)
+    root = to_path(path)
     return sorted(str(file) for file in _walk(root) if _format(file) is None) if root.is_dir() else []
 
 

@@ -12,9 +12,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
-from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.storage.remote import to_path
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -65,7 +65,7 @@ def load_template(name: str) -> str:
     builtin = importlib.resources.files("llm_jax.data") / "templates" / f"{name}.jinja"
     if "/" not in name and builtin.is_file():
         text = builtin.read_text()
-    elif (file := epath.Path(name)).is_file():
+    elif (file := to_path(name, f"data.chat_template={name}")).is_file():
         text = file.read_text()
     else:
         raise UserError(f"data.chat_template: {name!r} is neither a built-in template (chatml, plain) nor a file")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from llm_jax.base import processes
-from llm_jax.base.door import NO_SPACE
+from llm_jax.base.door import disk_failure
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import log, warn
 from llm_jax.sharding.placement import Batches, place, place_batch, row_part
@@ -101,14 +101,16 @@ def train(job: TrainingJob) -> State:
         watch.epilogue = lambda: f"; {checkpoints.last_good()}"
     progress = ProgressLine(job.name, job.config.steps)
     try:
-        with StopSignal() as stop, Loggers(job.logging, job.workdir, job.name) as loggers:
-            return _train(job, checkpoints, progress, stop, loggers, profiler)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        checkpoints.close()
-        raise RunError(f"no space left on device at {error.filename}; {checkpoints.last_good()}") from error
+        with (
+            StopSignal() as stop,
+            MetricsFile(job.workdir.metrics) as metrics,
+            Loggers(job.logging, job.workdir, job.name) as loggers,
+        ):
+            return _train(job, checkpoints, progress, stop, metrics, loggers, profiler)
     except Exception as error:
+        if isinstance(error, OSError | RuntimeError) and (reason := disk_failure(error)) is not None:
+            checkpoints.close()
+            raise RunError(f"{reason}; {checkpoints.last_good()}") from error
         processes.suspect(error)
         raise
     finally:
@@ -163,11 +165,11 @@ def _train(
     checkpoints: Checkpoints,
     progress: ProgressLine,
     stop: StopSignal,
+    metrics: MetricsFile,
     loggers: Loggers,
     profiler: Profiler,
 ) -> State:
     config = job.config
-    metrics = MetricsFile(job.workdir.metrics)
     before = read_metrics(job.workdir.metrics)
     start, state, accumulator, spent = _restore(job, checkpoints, metrics)
     loggers.start(before, read_metrics(job.workdir.metrics))
@@ -229,6 +231,7 @@ def _train(
                 "clock": clock.saved(meter.in_steps()),
             }
             with meter.saving():
+                metrics.flush()
                 checkpoints.save(step, state, meta, _ranking(config, evaluation))
         if stopping:
             break
