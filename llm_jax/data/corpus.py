@@ -11,9 +11,9 @@ from llm_jax.data.config import DataConfig
 from llm_jax.data.embedded import docstrings, problems, stdlib_text
 from llm_jax.data.embedded.problems import Problem
 from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text, read_examples
-from llm_jax.data.sources import Record, list_files, read_records
+from llm_jax.data.sources import Record, list_files, read_records, source_hashes
 from llm_jax.data.templating import assistant_spans, load_template, render_marked
-from llm_jax.storage.hashes import canonical_hash, file_sha256
+from llm_jax.storage.hashes import canonical_hash
 
 FORMAT = 1  # changes whenever the same settings would give other records or rows
 Split = Literal["train", "eval"]
@@ -76,7 +76,7 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
 
 
 def _file_hashes(path: str) -> list[list[str]]:
-    return [[file.name, file_sha256(file)] for file in list_files(path)]
+    return source_hashes(path)
 
 
 def examples(kind: Kind, data: DataConfig) -> dict[Split, dict[str, Iterator[Located]]]:
