@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 RECORDS = [{"text": f"document {i}: naïve 日本 {'x' * (i % 50)}\n", "id": i} for i in range(1000)]
 
