@@ -85,9 +85,7 @@ def sft_packed(model: str, rows: int, length: int):
     from trl import SFTConfig, SFTTrainer
 
     llama = make_model(model)
-    args = SFTConfig(
-        tempfile.mkdtemp(), packing=True, max_length=length, per_device_train_batch_size=rows, **ARGUMENTS
-    )
+    args = SFTConfig(tempfile.mkdtemp(), packing=True, max_length=length, per_device_train_batch_size=rows, **ARGUMENTS)
     record = Dataset.from_list([{"prompt": "a", "completion": "a"}] * 4)
     trainer = SFTTrainer(llama, args=args, train_dataset=record, processing_class=make_tokenizer())
     packed = []

@@ -1,6 +1,6 @@
 """An SFT step on packed rows on this CPU against TRL's with packing=True (padding-free, SDPA): the same documents.
 
-    python experiments/benchmarks/sft_packed.py [--peer-python PYTHON_WITH_TRL] [--repeats 9] [--cases 6.8M:8x256]
+python experiments/benchmarks/sft_packed.py [--peer-python PYTHON_WITH_TRL] [--repeats 9] [--cases 6.8M:8x256]
 """
 
 import argparse

@@ -55,7 +55,7 @@ class Side:
             "TOKENIZERS_PARALLELISM": "false",
         }
         cores = sorted(os.sched_getaffinity(0))[:THREADS]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(options)],
             stdin=subprocess.PIPE,

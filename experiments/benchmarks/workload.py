@@ -45,6 +45,4 @@ def pairs(model: str) -> list[dict[str, list[int]]]:
     def ids(low: int, high: int) -> list[int]:
         return draw.randint(3, MODELS[model]["vocab"], draw.randint(low, high + 1)).tolist()
 
-    return [
-        {"prompt_ids": ids(32, 96), "chosen_ids": ids(16, 128), "rejected_ids": ids(16, 128)} for _ in range(PAIRS)
-    ]
+    return [{"prompt_ids": ids(32, 96), "chosen_ids": ids(16, 128), "rejected_ids": ids(16, 128)} for _ in range(PAIRS)]
