@@ -17,7 +17,7 @@ from typing import Any
 from llm_jax.base.errors import Interrupted
 
 INTERVAL = 1.0
-TIMEOUT = 30.0
+TIMEOUT = 40.0
 """Seconds of silence after which a process counts as dead."""
 GRACE = 5.0
 """Seconds of silence that suffice once another process has seen a collective fail, as it does when a peer dies."""
@@ -42,15 +42,16 @@ class Sign:
 
 
 class Watch(threading.Thread):
-    """The thread of one process. `client` is jax's of the coordination service, `names` where each process runs."""
+    """The thread of one process; `client` is jax's, of the coordination service. `names` are for messages."""
 
-    def __init__(self, client: Any, index: int, names: list[str]):
+    def __init__(self, client: Any, index: int, count: int):
         super().__init__(name="watch", daemon=True)
-        self._client, self._index, self._names = client, index, names
+        self._client, self._index = client, index
+        self.names = [f"process {p}" for p in range(count)]
         self._over = threading.Event()
         self._beat = 0
         self._ended: dict[str, Any] | None = None
-        self._signs = [Sign(None, time.monotonic()) for _ in names]
+        self._signs = [Sign(None, time.monotonic()) for _ in range(count)]
         self._suspected: float | None = None
         self._unheard: float | None = None
         self._notices: dict[str, str] = {}
@@ -190,8 +191,7 @@ class Watch(threading.Thread):
             return
         for release in self.before_exit:
             release()
-        line = f"process {cause} ({self._names[cause]}) "
-        line += f"died{self.epilogue()}" if message is None else f"ended: {message}"
+        line = f"{self.names[cause]} " + (f"died{self.epilogue()}" if message is None else f"ended: {message}")
         sys.stdout.flush()
         os.write(2, f"{'\n' if os.isatty(2) else ''}error: {' '.join(line.split())}\n".encode())
         os._exit(status)
