@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_jax.base.watch import GRACE, TIMEOUT, Watch
+from llm_jax.base.watch import DIED, GRACE, SILENT, TIMEOUT, Watch
 
 
 class Store:
@@ -42,7 +42,7 @@ class Run:
                     watch._tell()
                     watch._listen(self.time)
 
-    def verdicts(self) -> list[tuple[int, int, str | None] | None]:
+    def verdicts(self) -> list[tuple[int, int, str] | None]:
         found = [w.verdict for i, w in enumerate(self.watches) if i not in self.silent]
         return [None if v is None else (v["process"], v["status"], v["message"]) for v in found]
 
@@ -55,7 +55,7 @@ def test_a_silent_process_has_died_in_the_eyes_of_all(monkeypatch, dead):
     run.seconds(TIMEOUT - 1)
     assert run.verdicts() == [None, None]
     run.seconds(3)
-    assert run.verdicts() == [(dead, 1, None)] * 2
+    assert run.verdicts() == [(dead, 1, SILENT)] * 2
 
 
 @pytest.mark.parametrize("dead", [0, 2])
@@ -66,7 +66,7 @@ def test_a_failed_collective_makes_it_clear_sooner(monkeypatch, dead):
     for i in {0, 1, 2} - {dead}:
         run.watches[i].end(1, "JaxRuntimeError: connection closed by peer", True)
     run.seconds(GRACE + 3)
-    assert run.verdicts() == [(dead, 1, None)] * 2
+    assert run.verdicts() == [(dead, 1, DIED)] * 2
 
 
 def test_what_fails_where_nobody_has_died_is_the_failing_ones_fault(monkeypatch):
