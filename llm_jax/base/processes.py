@@ -9,17 +9,18 @@ import json
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from llm_jax.base import coordinator
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.watch import GRACE, TIMEOUT, Watch
 
 FLAGS = {"coordinator": "LLM_JAX_COORDINATOR", "processes": "LLM_JAX_PROCESSES", "process": "LLM_JAX_PROCESS"}
 """Command line flags and the environment variables that stand for them."""
-JOIN_TIMEOUT = 300
+JOIN_TIMEOUT = 300.0
 """Seconds in which all processes have to have started."""
 
 
@@ -36,10 +37,12 @@ class _Group:
     def __init__(self, client: Any, index: int, count: int):
         self.client, self.index, self.count = client, index, count
         self.calls = 0
-        self.put(f"name/{index}", f"{socket.gethostname()}:{os.getpid()}")
-        self.names = [self.get(f"name/{p}") for p in range(count)]
-        self.watch = Watch(client, index, self.names)
+        # Before anything is waited for.
+        self.watch = Watch(client, index, count)
         self.watch.start()
+        self.put(f"name/{index}", f"{socket.gethostname()}:{os.getpid()}")
+        for p in range(count):
+            self.watch.names[p] = f"process {p} ({self.get(f'name/{p}')})"
 
     def key(self, name: str) -> str:
         self.calls += 1
@@ -119,33 +122,52 @@ def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
 def join(where: Place | None) -> None:
     """Meets the other processes; before anything else of jax. None: there are none.
 
-    Raises RunError where they do not all come.
+    Raises RunError where they do not all come, UserError where jax finds no cluster.
     """
     global _group
     if where is None:
         return
     import jax
     from jax._src import distributed
-    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
-    from jax.errors import JaxRuntimeError
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
+    failures: list[Exception] = []
+    thread = threading.Thread(target=_meet, args=(where, failures), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    # jax waits in C++, deaf to signals, and ends in an abort: so it waits in a thread, and this one in Python.
+    while thread.is_alive():
+        thread.join(0.2)
+        if time.monotonic() > deadline:
+            which = where.coordinator or "the cluster's first host"
+            raise RunError(f"not all processes came to {which} within {JOIN_TIMEOUT:.0f} s; this one did")
+    for failure in failures:
+        if isinstance(failure, ValueError):
+            raise UserError(f"--processes=auto: jax finds no cluster here ({failure}); give {_all_flags()}")
+        raise failure
+    state = distributed.global_state
+    if state.num_processes > 1:
+        _group = _Group(state.client, state.process_id, state.num_processes)
+
+
+def _meet(where: Place, failures: list[Exception]) -> None:
+    import jax
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
+
+    from llm_jax.base import coordinator
+
     service = _jax.get_distributed_runtime_service
     _jax.get_distributed_runtime_service = coordinator.launch
     try:
         jax.distributed.initialize(
-            where.coordinator, where.processes, where.process, initialization_timeout=JOIN_TIMEOUT
+            where.coordinator, where.processes, where.process, initialization_timeout=2 * round(JOIN_TIMEOUT)
         )
-    except (JaxRuntimeError, ValueError) as error:
-        at = where.coordinator or "the cluster's first host"
-        raise RunError(f"the processes did not meet at {at}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        failures.append(error)
     finally:
         _jax.get_distributed_runtime_service = service
-    state = distributed.global_state
-    if state.num_processes > 1:
-        _group = _Group(state.client, state.process_id, state.num_processes)
 
 
 def several() -> bool:
@@ -169,7 +191,7 @@ def first() -> bool:
 def name(process: int) -> str:
     """`process 2 (host:pid)`."""
     assert _group is not None
-    return f"process {process} ({_group.names[process]})"
+    return _group.watch.names[process]
 
 
 def watch() -> Watch | None:

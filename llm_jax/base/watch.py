@@ -17,10 +17,11 @@ from typing import Any
 from llm_jax.base.errors import Interrupted
 
 INTERVAL = 1.0
-TIMEOUT = 30.0
+TIMEOUT = 40.0
 """Seconds of silence after which a process counts as dead."""
 GRACE = 5.0
 """Seconds of silence that suffice once another process has seen a collective fail, as it does when a peer dies."""
+DIED, SILENT = "died", "died or hangs"
 LEAVING = {Interrupted.status: 15.0}
 """Seconds in which a process may come to its own end (a save) after a verdict of this status; else one second."""
 
@@ -42,15 +43,16 @@ class Sign:
 
 
 class Watch(threading.Thread):
-    """The thread of one process. `client` is jax's of the coordination service, `names` where each process runs."""
+    """The thread of one process; `client` is jax's, of the coordination service. `names` are for messages."""
 
-    def __init__(self, client: Any, index: int, names: list[str]):
+    def __init__(self, client: Any, index: int, count: int):
         super().__init__(name="watch", daemon=True)
-        self._client, self._index, self._names = client, index, names
+        self._client, self._index = client, index
+        self.names = [f"process {p}" for p in range(count)]
         self._over = threading.Event()
         self._beat = 0
         self._ended: dict[str, Any] | None = None
-        self._signs = [Sign(None, time.monotonic()) for _ in names]
+        self._signs = [Sign(None, time.monotonic()) for _ in range(count)]
         self._suspected: float | None = None
         self._unheard: float | None = None
         self._notices: dict[str, str] = {}
@@ -101,7 +103,7 @@ class Watch(threading.Thread):
             except JaxRuntimeError:
                 self._unheard = self._unheard or now
                 if now - self._unheard > TIMEOUT and self.verdict is None:
-                    self.verdict = {"process": 0, "status": 1, "message": None}
+                    self.verdict = {"process": 0, "status": 1, "message": SILENT}
             if self.verdict is not None:
                 self._obey(now)
 
@@ -165,8 +167,10 @@ class Watch(threading.Thread):
         for p in watched:
             silence = now - self._signs[p].heard
             since = None if self._suspected is None else now - self._suspected
-            if silence > TIMEOUT or (since is not None and since > GRACE and silence > GRACE):
-                return {"process": p, "status": 1, "message": None}
+            if since is not None and since > GRACE and silence > GRACE:
+                return {"process": p, "status": 1, "message": DIED}
+            if silence > TIMEOUT:
+                return {"process": p, "status": 1, "message": SILENT}
         for p, end in ended:
             if end and p in watched and not end["suspect"]:
                 return {"process": p, "status": end["status"], "message": end["message"]}
@@ -185,13 +189,13 @@ class Watch(threading.Thread):
         # Whoever says that it ends, and knows why, is on its way.
         if self._ended is not None and (not self._ended["suspect"] or cause == self._index):
             return
-        self._end_by = self._end_by or now + (0.0 if message is None else LEAVING.get(status, INTERVAL))
+        dead = message in (DIED, SILENT)
+        self._end_by = self._end_by or now + (0.0 if dead else LEAVING.get(status, INTERVAL))
         if now < self._end_by:
             return
         for release in self.before_exit:
             release()
-        line = f"process {cause} ({self._names[cause]}) "
-        line += f"died{self.epilogue()}" if message is None else f"ended: {message}"
+        line = f"{self.names[cause]} " + (f"{message}{self.epilogue()}" if dead else f"ended: {message}")
         sys.stdout.flush()
         os.write(2, f"{'\n' if os.isatty(2) else ''}error: {' '.join(line.split())}\n".encode())
         os._exit(status)

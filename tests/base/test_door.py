@@ -49,6 +49,20 @@ def test_sigterm_unwinds_and_is_one_line(resumable, after, capsys):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_sigterm_in_a_finalizer_is_not_lost(capsys):
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def main(argv):
+        del argv[:]
+        Finalized()
+        signal.pause()
+
+    assert run_door(main, ["x"]) == 75
+    assert capsys.readouterr().err == "error: interrupted by SIGTERM\n"
+
+
 def test_a_handler_set_for_a_while_has_precedence():
     def main(argv):
         seen = []

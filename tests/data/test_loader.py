@@ -94,3 +94,19 @@ def test_bad_sizes(rowset):
         Loader(rowset, 4, 3)
     with pytest.raises(UserError, match="has no rows"):
         Loader(rowset, 4, subset=np.array([], int))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_parts_of_the_rows_of_each_microbatch(rowset, parts, shuffle):
+    loader = Loader(rowset, 16, microbatches=2, seed=3, shuffle=shuffle)
+    loader.extra("weight", np.arange(22) + 0.5)
+    for step in (0, 1):
+        whole = loader.batch(step)
+        read = [loader.batch(step, (i, parts)) for i in range(parts)]
+        ahead = [next(loader.iterate(step, step + 1, (i, parts))) for i in range(parts)]
+        for name, array in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in read], axis=1), array)
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in ahead], axis=1), array)
+    with pytest.raises(ValueError, match="3 parts do not divide the 8 rows"):
+        loader.batch(0, (0, 3))
