@@ -137,7 +137,7 @@ class SlidingCache:
             slots = jnp.where(real, at, size)
         return SlidingCache(*write_slots((self.k, self.v), (k, v), slots), self.window)
 
-    def _held(self, count: Int[Array, B]) -> Int[Array, "B S"]:
+    def _held(self, count: Int[Array, " B"]) -> Int[Array, "B S"]:
         """Position of the token in each slot when the row has had `count`; `FAR` for an empty one."""
         size, last = self.k.shape[2], count[:, None] - 1
         slot = jnp.arange(size, dtype=jnp.int32)
@@ -158,7 +158,7 @@ class Empty:
 
 
 def attend_slots(
-    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, B]
+    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B 1 N H"]:
     """What one token per row attends to: the first `lengths[b]` slots."""
 

@@ -138,7 +138,7 @@ class _Claims:
             try:
                 content = path.read_bytes()
                 holder = json.loads(content)
-                holder["pid"], holder["host"], holder["start"], holder["state"]
+                _ = holder["pid"], holder["host"], holder["start"], holder["state"]
             except FileNotFoundError:
                 continue
             except (ValueError, KeyError, TypeError):
