@@ -1,6 +1,7 @@
 """Every format gives the same records, from the first or from any other on, and names what is wrong with a file."""
 
 import json
+import pathlib
 from collections.abc import Callable
 
 import pyarrow
@@ -106,6 +107,14 @@ def test_folders_of_datasets(tmp_path):
     # As `with_format(columns=["text"])` before saving: what such a dataset gives back.
     write_dataset_folder(tmp_path / "chosen", table, 1, _format_columns=["text"])
     assert [r.value for r in read_records(str(tmp_path / "chosen"))] == [{"text": r["text"]} for r in RECORDS[:10]]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_that_datasets_saved(split):
+    folder = pathlib.Path(__file__).parents[2] / "golden" / "datasets"
+    expected = json.loads((folder / "expected.json").read_text())[split]
+    assert [r.value for r in read_records(str(folder / split))] == expected
+    assert [r.value for r in read_records(str(folder / split), start=1)] == expected[1:]
 
 
 def test_some_files_of_a_folder(tmp_path):
