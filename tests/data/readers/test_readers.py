@@ -125,6 +125,22 @@ def test_some_files_of_a_folder(tmp_path):
         list_files(str(tmp_path / "valid-*"))
 
 
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+def test_no_more_than_a_batch_is_in_memory(tmp_path, name):
+    """One row group of 24 MB, which pyarrow reads whole unless told otherwise."""
+    table = pyarrow.table({"text": [f"{i} {'word ' * 200}" for i in range(24000)]})
+    if name == "x.parquet":
+        pyarrow.parquet.write_table(table, tmp_path / name, row_group_size=24000, compression="none")
+    else:
+        write_stream(tmp_path / name, table, 100)
+    del table
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for record in read_records(str(tmp_path / name)):
+        assert record.value["text"].endswith("word ")
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert most < 6e6
+
+
 def _parquet(file, change: Callable[[bytes], bytes] = bytes):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS[:100]), file)
     file.write_bytes(change(file.read_bytes()))
