@@ -16,5 +16,6 @@ __getattr__ = lazy_exports(
         "render": "llm_jax.data.chat",
         "source_manifest": "llm_jax.data.corpus",
         "train_bpe": "llm_jax.data.tokenizers",
+        "train_sentencepiece": "llm_jax.data.tokenizers",
     },
 )

@@ -7,9 +7,11 @@ from typing import Literal
 @dataclass(frozen=True)
 class TokenizerConfig:
     path: str | None = None
-    """Folder of a Hugging Face tokenizer; None trains a byte-level BPE on the job's own text."""
+    """Folder with a tokenizer.json or a SentencePiece tokenizer.model; None trains one on the job's own text."""
+    kind: Literal["bpe", "sentencepiece_bpe", "sentencepiece_unigram"] = "bpe"
+    """What is trained: a byte-level BPE, or one of SentencePiece's (with bytes for what the vocabulary lacks)."""
     vocab_size: int = 2048
-    """Entries of the trained BPE, special tokens included."""
+    """Entries of the trained vocabulary, special tokens included."""
     split_digits: bool = True
     """Every digit is a token of its own."""
 
@@ -35,7 +37,8 @@ class EmbeddedConfig:
 @dataclass(frozen=True)
 class DataConfig:
     path: str | None = None
-    """File or folder of records (.jsonl, .ndjson; text in .txt, .md, .rst, .py; each also .gz); None: embedded data."""
+    """Records: a file (.jsonl, .txt, .py, .parquet, .arrow, .array_record, ...), a folder of such, a folder that
+    `datasets` saved, `seqio:MODULE:NAME[:SPLIT]` or `hub:OWNER/NAME[/PATH]`; None: embedded data."""
     eval_path: str | None = None
     """Held-out records; None keeps eval_fraction of path apart, by hash of the record."""
     eval_fraction: float = 0.02

@@ -11,6 +11,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer
+from llm_jax.data.tokenizers import has_tokenizer
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family_for
 from llm_jax.models.loading import EXTRA, read_extra, read_hf_config, read_model_config
@@ -68,8 +69,8 @@ def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
     hf = read_hf_config(path)
     folder = Workdir(path).tokenizer if hf is None else path
     extra = read_extra(path) if hf is None else dict(family_for(hf).carried(hf))
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{field}: {folder} has no tokenizer.json")
+    if not has_tokenizer(folder):
+        raise UserError(f"{field}: {folder} has no tokenizer.json and no tokenizer.model")
     return Origin(path, folder, model, extra)
 
 

@@ -31,6 +31,7 @@ from llm_jax.storage.workdir import FORMAT, Workdir, is_workdir
 
 TOKENIZER_FILES = (
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -165,7 +166,7 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
         if value.shape != shape.shape:
             raise UserError(f"{path}: {ours} has shape {value.shape}, config.json says {shape.shape}")
         flat[ours] = place(value, shardings[ours])
-    tokenizer = path if (path / "tokenizer.json").exists() else None
+    tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES[:2]) else None
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
 
 

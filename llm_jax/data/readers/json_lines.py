@@ -36,8 +36,9 @@ def parse_json(text: str, where: str) -> object:
     """A JSON value. Raises UserError that begins with `where`."""
     try:
         value = json.loads(text)
-        # JSON can spell half a surrogate pair, which no text is made of.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        # JSON can spell half a surrogate pair, which no text is made of: only as \ud800 to \udfff.
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error.msg} (column {error.colno})") from None
     except UnicodeEncodeError:
