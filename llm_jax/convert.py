@@ -22,9 +22,9 @@ def main(args: list[str]) -> None:
     if len(args) != 2:
         raise UserError(f"convert takes SRC and DST, not {len(args)} arguments (see --help)")
 
-    from etils import epath
+    from llm_jax.storage.remote import to_path
 
-    source, target = map(epath.Path, args)
+    source, target = map(to_path, args)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not empty")
 

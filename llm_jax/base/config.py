@@ -32,7 +32,8 @@ def bind[T](cls: type[T], values: Mapping[str, Any], *, where: str = "config") -
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[tuple[str, str]], cls: type) -> dict[str, Any]:
     """A copy of `values` with `(dotted name, text)` pairs set, each text read as its field's type in `cls`.
 
-    `None` is spelled `None` or `none`; tuples and dicts are JSON or Python literals. Raises UserError as `bind` does.
+    `None` is spelled `None` or `none`; tuples and dicts are JSON or Python literals, a tuple of given names also `a,b`.
+    Raises UserError as `bind` does.
     """
     result = copy.deepcopy(dict(values))
     for dotted, text in overrides:
@@ -137,6 +138,8 @@ def _read_as(hint: Any, text: str) -> Any:
     if typing.get_origin(hint) is Literal:
         return next((choice for choice in typing.get_args(hint) if str(choice) == text), text)
     if typing.get_origin(hint) in (tuple, dict):
+        if typing.get_origin(typing.get_args(hint)[0]) is Literal and not text.startswith(("[", "(")):
+            return [part for part in text.split(",") if part]
         try:
             return json.loads(text)
         except json.JSONDecodeError:

@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 from llm_jax.base import processes
 from llm_jax.base.errors import Interrupted, RunError, UserError
+from llm_jax.base.platform import choose_platform
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What a disk or a store does to a run that has done nothing wrong itself.
+DISK = (*NO_SPACE, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 
 
 class _Ending(NamedTuple):
@@ -39,6 +42,7 @@ def run_door(main: Callable[[list[str]], None], argv: Sequence[str], *, resumabl
     Args:
         resumable: whether the command, given again, goes on from what it left on disk, as the message then says.
     """
+    choose_platform()
     if threading.current_thread() is not threading.main_thread():
         return _report(_run(main, argv, resumable))
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -46,6 +50,21 @@ def run_door(main: Callable[[list[str]], None], argv: Sequence[str], *, resumabl
         return _report(_run(main, argv, resumable))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def disk_failure(error: BaseException) -> str | None:
+    """What a disk or a store did, in one line with the file's name; None for an error that is not of their making.
+
+    Libraries in C++ raise other exceptions than OSError, whose text holds the system's own.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None:
+        code = next((code for code in DISK if os.strerror(code) in str(error)), None)
+    if code not in DISK:
+        return None
+    reason = "no space left on device" if code in NO_SPACE else os.strerror(code).lower()
+    filename = getattr(error, "filename", None)
+    return f"{reason} at {filename}" if filename else reason
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -83,12 +102,16 @@ def _run(main: Callable[[list[str]], None], argv: Sequence[str], resumable: bool
     except OSError as e:
         if isinstance(e, BrokenPipeError) and _stdout_is_closed():
             return _Ending(1)
-        if e.errno in NO_SPACE:
-            line = f"no space left on the disk{f': {e.filename}' if e.filename else ''}"
-            return _Ending(RunError.status, line)
-        return _Ending(1, error=e)
+        return _failed(e)
     except Exception as e:
-        return _Ending(1, error=e)
+        return _failed(e)
+
+
+def _failed(error: Exception) -> _Ending:
+    """Status 1: one line for what a disk or a store did, a traceback for a fault of ours."""
+    if (reason := disk_failure(error)) is not None:
+        return _Ending(RunError.status, reason)
+    return _Ending(1, error=error)
 
 
 def _report(ending: _Ending) -> int:

@@ -10,10 +10,11 @@ from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig
 from llm_jax.data.embedded import docstrings, problems, stdlib_text
 from llm_jax.data.embedded.problems import Problem
-from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text, read_examples
-from llm_jax.data.sources import Record, list_files, read_records
-from llm_jax.data.templating import assistant_spans, load_template, render_marked
-from llm_jax.storage.hashes import canonical_hash, file_sha256
+from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Text, read_examples
+from llm_jax.data.sources import Record, list_files, read_records, source_hashes
+from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
+from llm_jax.data.turns import Tools
+from llm_jax.storage.hashes import canonical_hash
 
 FORMAT = 1  # changes whenever the same settings would give other records or rows
 Split = Literal["train", "eval"]
@@ -76,7 +77,7 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
 
 
 def _file_hashes(path: str) -> list[list[str]]:
-    return [[file.name, file_sha256(file)] for file in list_files(path)]
+    return source_hashes(path)
 
 
 def examples(kind: Kind, data: DataConfig) -> dict[Split, dict[str, Iterator[Located]]]:
@@ -179,20 +180,21 @@ def _check_rendering(template: str, where: str, example: Example) -> None:
     variables = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
     try:
         if isinstance(example, Conversation):
-            assistant_spans(template, example.messages, variables, tuple(variables.values()))
+            specials = tuple(variables.values())
+            assistant_spans(template, example.messages, variables, specials, example.tools, example.learned)
             return
-        for prompt, answer in _turns(example):
-            opened, _ = render_marked(template, prompt, variables, add_generation_prompt=True)
-            whole, _ = render_marked(template, (*prompt, *answer), variables)
+        for prompt, answer, tools in _turns(example):
+            refuse_lost(template, (*prompt, *answer), variables, tools)
+            opened, _ = render_marked(template, prompt, variables, add_generation_prompt=True, tools=tools)
+            whole, _ = render_marked(template, (*prompt, *answer), variables, tools=tools)
             if opened.startswith(whole):
                 raise UserError("chat template: it leaves out the assistant's answer (an all-zero loss mask)")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _turns(example: Example) -> list[tuple[Messages, Messages]]:
-    if isinstance(example, Completion) and not isinstance(example.prompt, str):
-        return [(example.prompt, example.completion)]  # pyright: ignore[reportReturnType]
-    if isinstance(example, Pair) and not isinstance(example.prompt, str):
-        return [(example.prompt, example.chosen), (example.prompt, example.rejected)]  # pyright: ignore[reportReturnType]
-    return []
+def _turns(example: Example) -> list[tuple[Messages, Messages, Tools]]:
+    if isinstance(example, Text | Conversation) or isinstance(example.prompt, str):
+        return []
+    answers = (example.completion,) if isinstance(example, Completion) else (example.chosen, example.rejected)
+    return [(example.prompt, answer, example.tools) for answer in answers]  # pyright: ignore[reportReturnType]

@@ -13,7 +13,7 @@ import tokenizers as hf
 from jaxtyping import Int32, UInt8
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.chat import render_text, render_with_spans, span_mask
+from llm_jax.data.chat import Tools, render_text, render_with_spans, span_mask
 from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text
 from llm_jax.data.tokenizers import Tokenizer
 
@@ -81,12 +81,12 @@ def _plan(kind: Kind, where: str, example: Example, tokenizer: Tokenizer) -> _Pl
                 return _Plan([_ended(example.text, tokenizer)], True, lambda e: _whole(where, e[0].ids))
             case Completion():
                 answers = (example.completion,)
-                return _answers(where, example.prompt, answers, tokenizer)
+                return _answers(where, example.prompt, answers, tokenizer, example.tools)
             case Pair():
                 answers = (example.chosen, example.rejected)
-                return _answers(where, example.prompt, answers, tokenizer)
+                return _answers(where, example.prompt, answers, tokenizer, example.tools)
             case Conversation():
-                text, spans = render_with_spans(tokenizer, example.messages)
+                text, spans = render_with_spans(tokenizer, example.messages, example.tools, example.learned)
                 return _Plan([text], False, lambda e: _spanned(where, e[0].ids, span_mask(e[0], spans)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -117,13 +117,16 @@ def _ended(text: str, tokenizer: Tokenizer) -> str:
     return text if text.endswith(eos) else text + eos
 
 
-def _answers(where: str, prompt: str | Messages, answers: tuple[str | Messages, ...], tokenizer: Tokenizer) -> _Plan:
+def _answers(
+    where: str, prompt: str | Messages, answers: tuple[str | Messages, ...], tokenizer: Tokenizer, tools: Tools
+) -> _Plan:
     if isinstance(prompt, str):
         alone = prompt
         wholes = [_ended(prompt + answer, tokenizer) for answer in answers if isinstance(answer, str)]
     else:
-        alone = render_text(tokenizer, prompt, add_generation_prompt=True)
-        wholes = [render_text(tokenizer, (*prompt, *answer)) for answer in answers if not isinstance(answer, str)]
+        alone = render_text(tokenizer, prompt, add_generation_prompt=True, tools=tools)
+        conversations = [(*prompt, *answer) for answer in answers if not isinstance(answer, str)]
+        wholes = [render_text(tokenizer, conversation, tools=tools) for conversation in conversations]
 
     def finish(encodings: list[hf.Encoding]) -> Encoded:
         before, *rest = (encoding.ids for encoding in encodings)

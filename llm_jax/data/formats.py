@@ -9,10 +9,13 @@
 | `messages` | chat | Conversation |
 | `prompt`, `completion` (strings or messages) | prompt and completion | Completion |
 | `prompt`?, `chosen`, `rejected` (strings, messages, or transcripts like hh-rlhf's) | preference | Pair |
+| `conversations` or `messages`, with `chosen` and `rejected` (one turn each) | sharegpt preference | Pair |
+| `instruction`, `input`?, `chosen`, `rejected` (strings) | alpaca preference | Pair (as messages) |
 
-A `system` text beside messages or an instruction becomes the first message; a `history` of [question, answer] pairs
-becomes the turns before the instruction, and its answers are learned too (as LLaMA-Factory does). What isn't read and
-would change what is learned (tools, images, weights of turns) is refused; other fields are metadata and ignored.
+As in LLaMA-Factory, a `system` text beside messages or an instruction becomes the first message, and a `history` of
+[question, answer] pairs becomes the turns before the instruction, whose answers are learned too. `tools` (a list, or
+one as a JSON text) go to the chat template, which has to show them. A null field is no field. What isn't read and
+would change what is learned (images, reasoning kept apart) is refused; other fields are metadata and ignored.
 """
 
 import re
@@ -21,9 +24,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.data.turns import (
+    EMPTY,
+    Messages,
+    Tools,
+    read_message,
+    read_messages,
+    read_sharegpt,
+    read_sharegpt_turn,
+    read_tools,
+    refuse_flags,
+    split_flags,
+)
 
 Kind = Literal["pretrain", "sft", "preference"]
-Messages = tuple[Mapping[str, Any], ...]
 
 WANTED = {
     "pretrain": "`text`",
@@ -31,13 +45,9 @@ WANTED = {
     " or `text`",
     "preference": "`chosen`+`rejected`, with or without `prompt`",
 }
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-UNREAD = ("tools", "functions", "chat_template_kwargs", "image", "images", "videos", "audios")
-UNREAD_IN_MESSAGE = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking")
-TOOL_ROLES = ("tool", "function", "ipython")
+UNREAD = ("functions", "chat_template_kwargs", "image", "images", "videos", "audios")
 # Names under which data sets keep a question that TRL calls `prompt`.
 QUESTIONS = ("instruction", "input", "question", "query", "messages", "conversations")
-EMPTY = (None, "", [], {}, "[]", "{}")
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -56,13 +66,16 @@ class Completion:
 
     prompt: str | Messages
     completion: str | Messages
+    tools: Tools = ()
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages; the tokens of every assistant turn are targets."""
+    """Messages; the tokens of the assistant's turns are targets: of all, or of those that `learned` says (one each)."""
 
     messages: Messages
+    tools: Tools = ()
+    learned: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Pair:
     prompt: str | Messages
     chosen: str | Messages
     rejected: str | Messages
+    tools: Tools = ()
 
 
 Example = Text | Completion | Conversation | Pair
@@ -94,6 +108,8 @@ def read_examples(kind: Kind, record: Any, where: str) -> list[Example]:
         raise UserError(f"{where}: plain text cannot be used for {kind}, which needs JSONL records of {WANTED[kind]}")
     if not isinstance(record, dict):
         raise UserError(f"{where}: a record has to be a JSON object, not {type(record).__name__}")
+    nulls = [name for name, value in record.items() if value is None]
+    record = {name: value for name, value in record.items() if value is not None}
     reader = _Reader(record, where)
     if kind == "pretrain" and "text" in record:
         return [Text(reader.text("text"))]
@@ -104,9 +120,10 @@ def read_examples(kind: Kind, record: Any, where: str) -> list[Example]:
         examples = reader.demonstrations()
         if examples:
             return examples
-    if "label" in record and "completion" in record:
-        raise UserError(f"{where}: unpaired records (`prompt`+`completion`+`label`) are not trained on by {kind}")
-    found = ", ".join(f"`{name}`" for name in record) or "no field"
+    for name in ("kto_tag", "label"):
+        if name == "kto_tag" and name in record or "label" in record and "completion" in record:
+            raise UserError(f"{where}: unpaired records (with a `{name}`) are not trained on by {kind}")
+    found = ", ".join([f"`{name}`" for name in record] + [f"`{name}` (null)" for name in nulls]) or "no field"
     raise UserError(f"{where}: {kind} needs {WANTED[kind]}; the record has {found}")
 
 
@@ -124,39 +141,52 @@ class _Reader:
 
     def demonstrations(self) -> list[Example]:
         record = self.record
-        if "label" in record and "completion" in record:
+        if "kto_tag" in record or ("label" in record and "completion" in record):
             return []
-        if record.get("kto_tag") is not None:
-            raise UserError(f"{self.where}: unpaired records (`kto_tag`) are not trained on by sft")
         if not ("instruction" in record and {"output", "instances"} & record.keys()):
             self.refuse("history", "stands beside no `instruction` and `output`")
         if "messages" in record:
-            return [Conversation(self.led(self.messages("messages", answered=True)))]
+            return [self.conversation("messages", read_messages(record["messages"], "messages", self.where))]
         if "conversations" in record:
-            return [Conversation(self.led(self.sharegpt()))]
+            turns = read_sharegpt(record["conversations"], "conversations", self.where)
+            return [self.conversation("conversations", turns)]
         if "prompt" in record and "completion" in record:
-            prompt, completion = self.either("prompt"), self.either("completion")
+            prompt, completion = self.either("prompt", learned=False), self.either("completion")
             self.alike(prompt=prompt, completion=completion)
-            return [Completion(self.led_prompt(prompt), completion)]
+            return [Completion(self.led_prompt(prompt), completion, self.tools())]
         if "instruction" in record and "instances" in record:
             return self.instances()
         if "instruction" in record and "output" in record:
             return [self.alpaca(self.text("input", empty=True), self.text("output"))]
         if "text" in record:
+            self.refuse("tools", "stands beside plain text: write both as messages")
             return [Text(self.text("text"))]
         return []
+
+    def conversation(self, name: str, turns: Messages) -> Conversation:
+        messages, learned = split_flags(turns)
+        if not any(m["role"] == "assistant" for m in messages):
+            who = "message of the assistant" if name == "messages" else "turn of gpt"
+            raise UserError(f"{self.where}: `{name}` has no {who}, so nothing to learn")
+        if learned and not any(learned):
+            raise UserError(f"{self.where}: `{name}` has no turn that is learned (`train`, `weight`)")
+        return Conversation(self.led(messages), self.tools(wrap=name == "conversations"), learned)
 
     def pair(self) -> Pair:
         missing = [name for name in ("chosen", "rejected") if name not in self.record]
         if missing:
             raise UserError(f"{self.where}: the record has no `{missing[0]}`")
+        if all(isinstance(self.record[name], dict) for name in ("chosen", "rejected")):
+            return self.turn_pair()
         chosen, rejected = self.either("chosen"), self.either("rejected")
         self.alike(chosen=chosen, rejected=rejected)
+        if "instruction" in self.record and "prompt" not in self.record and isinstance(chosen, str):
+            return self.alpaca_pair()
         self.refuse("history", "is not read in pairs: write it into `prompt`, as messages")
         if "prompt" in self.record:
-            prompt = self.either("prompt")
+            prompt = self.either("prompt", learned=False)
             self.alike(prompt=prompt, chosen=chosen)
-            return Pair(self.led_prompt(prompt), chosen, rejected)
+            return Pair(self.led_prompt(prompt), chosen, rejected, self.tools())
         if isinstance(chosen, str) and isinstance(rejected, str) and all(map(TRANSCRIPT.match, (chosen, rejected))):
             chosen, rejected = _transcript(chosen), _transcript(rejected)
         if isinstance(chosen, str):  # messages hold what was asked
@@ -165,11 +195,36 @@ class _Reader:
         pair = _split_shared(chosen, rejected)
         if not pair.prompt:
             raise UserError(f"{self.where}: no `prompt`, and `chosen` and `rejected` share no beginning")
-        return Pair(self.led_prompt(pair.prompt), pair.chosen, pair.rejected)
+        return Pair(self.led_prompt(pair.prompt), pair.chosen, pair.rejected, self.tools())
+
+    def turn_pair(self) -> Pair:
+        """`conversations` or `messages`, and two turns that could come next."""
+        name = next((n for n in ("conversations", "messages", "prompt") if n in self.record), None)
+        if name is None:
+            raise UserError(f"{self.where}: `chosen` and `rejected` are turns, but there are no `conversations` before")
+        shared = name == "conversations"
+        self.refuse("history", "is not read beside turns: write it into them")
+        prompt = (read_sharegpt if shared else read_messages)(self.record[name], name, self.where)
+        read, answers = read_sharegpt_turn if shared else read_message, []
+        for side in ("chosen", "rejected"):
+            answers.append(refuse_flags((read(self.record[side], side, self.where),), side, self.where, learned=True))
+            if answers[-1][0]["role"] != "assistant":
+                raise UserError(f"{self.where}: `{side}` is no turn of the assistant's")
+        prompt = self.led(refuse_flags(prompt, name, self.where, learned=False))
+        return Pair(prompt, answers[0], answers[1], self.tools(wrap=shared))
+
+    def alpaca_pair(self) -> Pair:
+        question = self.question(self.text("input", empty=True))
+        sides = [({"role": "assistant", "content": self.text(name)},) for name in ("chosen", "rejected")]
+        prompt = (*self.system(), *self.history(), question)
+        return Pair(prompt, sides[0], sides[1], self.tools(wrap=True))
 
     def refuse(self, name: str, why: str) -> None:
         if self.record.get(name) not in EMPTY:
             raise UserError(f"{self.where}: `{name}` {why}")
+
+    def tools(self, wrap: bool = False) -> Tools:
+        return read_tools(self.record.get("tools"), self.where, wrap)
 
     def system(self) -> Messages:
         """The record's `system` text as a message; none where it is absent or empty."""
@@ -189,7 +244,8 @@ class _Reader:
         """As `led`; a string cannot be led."""
         if not isinstance(prompt, str):
             return self.led(prompt)
-        self.refuse("system", "stands beside strings: write both as messages")
+        for name in ("system", "tools"):
+            self.refuse(name, "stands beside strings: write both as messages")
         return prompt
 
     def history(self) -> Messages:
@@ -212,77 +268,28 @@ class _Reader:
             raise UserError(f"{self.where}: `{name}` is empty")
         return value
 
-    def either(self, name: str) -> str | Messages:
-        """A field that may be a string or messages."""
+    def either(self, name: str, learned: bool = True) -> str | Messages:
+        """A field that may be a string or messages, all of them or none of them learned."""
         value = self.record[name]
         if isinstance(value, str):
             return self.text(name, empty=name != "prompt")
-        return self.messages(name)
+        return refuse_flags(read_messages(value, name, self.where), name, self.where, learned)
 
     def alike(self, **fields: str | Messages) -> None:
         if len({isinstance(value, str) for value in fields.values()}) > 1:
             names = " and ".join(f"`{name}`" for name in fields)
             raise UserError(f"{self.where}: {names} have to be both strings or both lists of messages")
 
-    def messages(self, name: str, answered: bool = False) -> Messages:
-        value = self.record[name]
-        if not isinstance(value, list) or not value:
-            raise UserError(f"{self.where}: `{name}` has to be a list of messages, and not empty")
-        messages = tuple(self.message(m, f"{name}[{i}]") for i, m in enumerate(value))
-        if answered and not any(m["role"] == "assistant" for m in messages):
-            raise UserError(f"{self.where}: `{name}` has no message of the assistant, so nothing to learn")
-        return messages
-
-    def message(self, value: Any, name: str) -> Mapping[str, Any]:
-        if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-            raise UserError(f"{self.where}: `{name}` has to be an object with `role` and `content`")
-        self.whole(value, name)
-        if value["role"] in TOOL_ROLES:
-            raise UserError(f"{self.where}: `{name}.role` is {value['role']!r}: calls of tools are not supported")
-        content = value.get("content")
-        if isinstance(content, list):  # OpenAI's list of parts
-            kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
-            if kinds - {"text"}:
-                raise UserError(f"{self.where}: `{name}` has parts that are not text")
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str):
-            raise UserError(f"{self.where}: `{name}` has no `content`")
-        return {**value, "content": content}
-
-    def whole(self, turn: Mapping[str, Any], name: str) -> None:
-        """Raises UserError where more belongs to a turn than its text, or not all turns count alike."""
-        for key in UNREAD_IN_MESSAGE:
-            if turn.get(key) not in EMPTY:
-                raise UserError(f"{self.where}: `{name}.{key}` is not supported, and would be lost")
-        if turn.get("weight") not in (None, 1) or turn.get("train") not in (None, True):
-            key = "weight" if turn.get("weight") not in (None, 1) else "train"
-            raise UserError(f"{self.where}: `{name}.{key}` is {turn[key]!r}; every assistant turn is learned alike")
-
-    def sharegpt(self) -> Messages:
-        turns = self.record["conversations"]
-        if not isinstance(turns, list) or not turns:
-            raise UserError(f"{self.where}: `conversations` has to be a list of turns, and not empty")
-        messages = []
-        for index, turn in enumerate(turns):
-            name = f"conversations[{index}]"
-            if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-                raise UserError(f"{self.where}: `{name}` has to be an object with `from` and `value`")
-            self.whole(turn, name)
-            role = SHAREGPT_ROLES.get(str(turn.get("from")))
-            if role is None:
-                raise UserError(f"{self.where}: `{name}` is from {turn.get('from')!r}, not human, gpt or system")
-            messages.append({"role": role, "content": turn["value"]})
-        if not any(m["role"] == "assistant" for m in messages):
-            raise UserError(f"{self.where}: `conversations` has no turn of gpt, so nothing to learn")
-        return tuple(messages)
-
     def alpaca(self, text: str, output: str) -> Completion | Conversation:
-        instruction = self.text("instruction")
-        question = {"role": "user", "content": f"{instruction}\n\n{text}" if text else instruction}
+        question, tools = self.question(text), self.tools(wrap=True)
         answer, history = {"role": "assistant", "content": output}, self.history()
         if history:
-            return Conversation((*self.system(), *history, question, answer))
-        return Completion((*self.system(), question), (answer,))
+            return Conversation((*self.system(), *history, question, answer), tools)
+        return Completion((*self.system(), question), (answer,), tools)
+
+    def question(self, text: str) -> Mapping[str, Any]:
+        instruction = self.text("instruction")
+        return {"role": "user", "content": f"{instruction}\n\n{text}" if text else instruction}
 
     def instances(self) -> list[Example]:
         instances = self.record["instances"]

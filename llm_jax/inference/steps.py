@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llm_jax.models.cache import Cache, Meta
+from llm_jax.models.cache import Cache, ContiguousCache, Empty, Meta, SlidingCache
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import bind
@@ -27,7 +27,7 @@ def decoding_decoder(config: ModelConfig) -> Decoder:
 def prefill(
     decoder: Decoder,
     params: Mapping[str, Any],
-    caches: tuple[Cache, ...],
+    caches: tuple[ContiguousCache | SlidingCache, ...],
     tokens: Int[Any, "B T"],
     lengths: Int[Any, "B"],
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
@@ -46,7 +46,8 @@ def prefill(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     valid = (positions < lengths[:, None]).astype(jnp.int32)
     bound = bind(decoder, params)
-    hidden, filled, _ = bound(tokens, caches=caches, meta=Meta(positions, valid, jnp.zeros_like(lengths)))
+    empty = tuple(map(Empty, caches))
+    hidden, filled, _ = bound(tokens, caches=empty, meta=Meta(positions, valid, jnp.zeros_like(lengths)))
     assert filled is not None
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return bound.logits(last)[:, 0], filled

@@ -8,7 +8,7 @@ from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.inference.config import SamplingParams
 from llm_jax.models.config import ModelConfig
 from llm_jax.sharding.config import MeshConfig
-from llm_jax.training.config import TrainConfig
+from llm_jax.training.config import LoggingConfig, ProfileConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class PretrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     task_eval: TaskEvalConfig = field(default_factory=TaskEvalConfig)
 
@@ -41,6 +43,8 @@ class SFTConfig:
     """Model to fine-tune."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     task_eval: TaskEvalConfig = field(default_factory=TaskEvalConfig)
 
@@ -60,6 +64,8 @@ class PreferenceConfig:
     """Probability that a preference label is flipped (cDPO)."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     task_eval: TaskEvalConfig = field(default_factory=TaskEvalConfig)
 

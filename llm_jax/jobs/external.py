@@ -8,6 +8,7 @@ from etils import epath
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import warn
 from llm_jax.storage.hashes import canonical_hash, file_fingerprint
+from llm_jax.storage.remote import is_remote, to_path
 from llm_jax.storage.workdir import Workdir, is_workdir
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -29,13 +30,16 @@ def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath
     Raises UserError if it is not a model that can be read; pickles are never opened.
     """
     said = f"{field}={reference}"
-    found = next((p for p in (folder / Path(reference).expanduser() for folder in folders) if p.exists()), None)
-    if found is None:
+    named = to_path(reference, said)
+    places = [named] if is_remote(named) else [epath.Path(folder) / named.expanduser() for folder in folders]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
         raise UserError(f"{said} is neither a config file, a workdir nor a Hugging Face folder")
-    if found.is_file():
-        reason = "is a pickle; only safetensors are read" if found.suffix in PICKLED else "is a file, not a folder"
+    if not path.is_dir():
+        reason = "is a pickle; only safetensors are read" if path.suffix in PICKLED else "is a file, not a folder"
         raise UserError(f"{said} {reason}")
-    path = epath.Path(found.resolve())
+    if not is_remote(path):
+        path = epath.Path(Path(path).resolve())
     if is_workdir(path) or (path / "model.json").exists():
         if _newest_commit(path) is None:
             raise UserError(f"{said} is a workdir without a checkpoint")

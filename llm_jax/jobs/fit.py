@@ -12,13 +12,14 @@ from llm_jax.base import processes
 from llm_jax.base.errors import UserError
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
 from llm_jax.data.formats import Kind
-from llm_jax.data.prepare import check_lengths, prepare
+from llm_jax.data.prepare import MANIFEST, check_lengths, prepare
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.remote import fetch, local_copy, publish
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training import (
     Objective,
@@ -31,8 +32,10 @@ from llm_jax.training import (
     make_train_step,
     train,
 )
+from llm_jax.training.loggers import check_logging
 from llm_jax.training.loop import check_least, check_train_config
 from llm_jax.training.optimizer import check_optimizer
+from llm_jax.training.profile import profiled_steps
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -67,6 +70,8 @@ def check_training(node: "Node", kind: Kind) -> None:
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     check_train_config(config.train, plan)
     check_optimizer(config.train.optimizer, config.train.steps)
+    check_logging(config.logging)
+    profiled_steps(config.profile, config.train.steps)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
@@ -107,12 +112,25 @@ def prepare_rows(
     check_shapes(config, make_plan(config.mesh), model)
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
     make_optimizer(config.train.optimizer, {"policy": declarations(Decoder(model))}, config.train.steps)
-    data = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
+    data = packed_rows(node, kind, tokenizer)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if parent is None else parent.extra)
     write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
     write_atomically(workdir.data / "summary.json", json.dumps(data.summary, indent=1))
+
+
+def packed_rows(node: "Node", kind: Kind, tokenizer: Tokenizer) -> Prepared:
+    """The rows of a run, made where there are none yet.
+
+    They are local files: those of a remote workdir are made and read in the local cache, and stored and brought whole.
+    """
+    folder, config = node.workdir.data, node.config
+    copy = local_copy(folder, node.hash)
+    fetch(folder, copy, MANIFEST)
+    rows = prepare(kind, config.data, tokenizer, copy, config.train.seed)
+    publish(copy, folder, MANIFEST)
+    return rows
 
 
 def setup(node: "Node", kind: Kind) -> Setup:
@@ -122,7 +140,7 @@ def setup(node: "Node", kind: Kind) -> Setup:
     tokenizer = load_tokenizer(here.tokenizer)
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     decoder = Decoder(here.model, remat=config.train.remat)
-    rows = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
+    rows = packed_rows(node, kind, tokenizer)
     return Setup(node, config, workdir, plan, tokenizer, decoder, rows)
 
 
@@ -193,6 +211,8 @@ def fit(
             finish=(*finish, export),
             layout=layout(s.decoder),
             regroup=regroup,
+            logging=s.config.logging,
+            profile=s.config.profile,
             flops_per_token=3 * family(s.decoder.config.family).flops_per_token(s.decoder.config, s.config.data.window),
         )
     )

@@ -20,6 +20,7 @@ from llm_jax.inference.requests import check_prompt, check_sampling
 from llm_jax.jobs.config import GenerateConfig
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
 from llm_jax.sharding import check_divides, make_plan
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import file_sha256
 from llm_jax.storage.workdir import Workdir, is_workdir
 
@@ -116,7 +117,7 @@ def run(node: "Node") -> None:
             line |= {"answer": prompt.problem.answer, "correct": is_correct(prompt.problem, done.text)}
         lines.append(line)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    node.workdir.samples.write_text(text)
+    write_atomically(node.workdir.samples, text)
     checked = [line["correct"] for line in lines if "correct" in line]
     share = f", {sum(checked) / len(checked):.3f} correct" if checked else ""
     log(f"{len(lines)} samples of {len(prompts)} prompts in {node.workdir.samples}{share}")

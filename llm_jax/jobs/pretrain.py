@@ -18,6 +18,7 @@ from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params, load
 from llm_jax.models.config import ModelConfig
 from llm_jax.sharding import make_plan
+from llm_jax.storage.remote import to_path
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -79,10 +80,8 @@ def make_tokenizer(node: "Node") -> Tokenizer:
 
 def load_tokenizer_file(config: TokenizerConfig) -> Any:
     """The tokenizer.json of `tokenizer.path`. Raises UserError where there is none."""
-    from etils import epath
-
     assert config.path is not None
-    file = epath.Path(config.path) / "tokenizer.json"
+    file = to_path(config.path, f"tokenizer.path={config.path}") / "tokenizer.json"
     if not file.exists():
         raise UserError(f"tokenizer.path={config.path} has no tokenizer.json")
     return file

@@ -1,5 +1,6 @@
 """A frozen reference's log-probabilities of every pair: computed once, stored beside the rows, read ever after."""
 
+import io
 import json
 
 import jax
@@ -15,6 +16,7 @@ from llm_jax.jobs.origin import Origin
 from llm_jax.jobs.scoring import answer_logps
 from llm_jax.models import Decoder, bind, load
 from llm_jax.sharding import placed_batches, use
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash
 
 
@@ -38,7 +40,7 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
         if processes.first():
             _store(file, values)
         return values
-    stored = np.load(file)
+    stored = np.load(io.BytesIO(file.read_bytes()))
     return {
         split: {name: stored[f"{split}/{name}"] for name in ("ref_chosen_logps", "ref_rejected_logps")}
         for split in ("train", "eval")
@@ -47,10 +49,9 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
 
 def _store(file: epath.Path, values: Columns) -> None:
     flat = {f"{split}/{name}": array for split, arrays in values.items() for name, array in arrays.items()}
-    temporary = file.parent / "reference.npz.new"
-    with temporary.open("wb") as f:
-        np.savez(f, **flat)  # pyright: ignore[reportArgumentType]
-    temporary.replace(file)
+    packed = io.BytesIO()
+    np.savez(packed, **flat)  # pyright: ignore[reportArgumentType]
+    write_atomically(file, packed.getvalue())
 
 
 def _compute(s: Setup, reference: Origin) -> Columns:

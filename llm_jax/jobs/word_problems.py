@@ -13,6 +13,7 @@ from llm_jax.jobs.fit import Hook, Setup, policy_of
 from llm_jax.jobs.generate import encode_prompt
 from llm_jax.jobs.origin import Origin
 from llm_jax.models import Model, load
+from llm_jax.storage.atomic import write_atomically
 
 DEFAULT_PROBLEMS = 400
 MAX_BATCH = 256
@@ -47,7 +48,7 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
             _, earlier = _answers(load(before.path), tokenizer, problems[: len(shown)], task.max_tokens)
             for row, record in zip(shown, earlier, strict=True):
                 row["before"], row["after"] = record["completion"], row.pop("completion")
-        s.workdir.samples.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))
+        write_atomically(s.workdir.samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))
         return metrics
 
     return hook

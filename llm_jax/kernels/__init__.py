@@ -14,6 +14,7 @@ from llm_jax.base.lazy import lazy_exports
 if TYPE_CHECKING:
     from llm_jax.kernels.choice import explain as explain
     from llm_jax.kernels.choice import supports as supports
+    from llm_jax.kernels.decode_attention import decode_attention as decode_attention
     from llm_jax.kernels.flash_attention import flash_attention as flash_attention
     from llm_jax.kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
     from llm_jax.kernels.linear_cross_entropy import partial_linear_cross_entropy as partial_linear_cross_entropy
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from llm_jax.kernels.matmul import matmul as matmul
     from llm_jax.kernels.matmul import quantize as quantize
 
-OPS = ("flash_attention", "linear_cross_entropy", "matmul")
+OPS = ("decode_attention", "flash_attention", "linear_cross_entropy", "matmul")
 
 __getattr__ = lazy_exports(
     globals(),

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax
-
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
+from llm_jax.kernels.platform import target_platform
 
 
 class ArgumentError(UserError, ValueError):
@@ -73,7 +72,7 @@ def choose(op: Op, spec: Any, requested: str | None) -> str:
     if requested is not None and requested not in op.implementations:
         known = ", ".join(op.implementations)
         raise ArgumentError(f"{op.name}: implementation={requested!r} is unknown (known: {known})")
-    platform = jax.default_backend()
+    platform = target_platform()
     choice = decide(op, spec, requested, platform)
     if choice.implementation is None:
         reasons = "; ".join(f"{k}: {v}" for k, v in choice.reasons.items() if requested in (None, k))
@@ -109,7 +108,7 @@ def explain(
     `op` is a name or the public function; arrays may be `jax.ShapeDtypeStruct`s. `str()` of the result is one line.
     """
     found = find(op)
-    return decide(found, found.spec(*args, **kwargs), implementation, platform or jax.default_backend())
+    return decide(found, found.spec(*args, **kwargs), implementation, platform or target_platform())
 
 
 def supports(
@@ -119,6 +118,4 @@ def supports(
     found = find(op)
     if implementation not in found.implementations:
         raise ArgumentError(f"{found.name}: implementation={implementation!r} is unknown")
-    return found.implementations[implementation].supports(
-        found.spec(*args, **kwargs), platform or jax.default_backend()
-    )
+    return found.implementations[implementation].supports(found.spec(*args, **kwargs), platform or target_platform())

@@ -25,6 +25,8 @@ class ModelConfig:
     """H; None means hidden_size / num_heads."""
     max_position_embeddings: int = 2048
     """Longest sequence the model is meant for, in tokens."""
+    window: int | None = None
+    """Tokens that a token sees, itself included; None means all before it (`sliding_window` in transformers)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
@@ -57,5 +59,7 @@ class ModelConfig:
         head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
         if head_dim < 2 or head_dim % 2:
             raise UserError(f"model.head_dim is {head_dim}, rotary positions need an even number")
+        if self.window is not None and self.window < 1:
+            raise UserError(f"model.window is {self.window}, it has to be a positive number or None")
         embed_std = self.init_std if self.embed_init_std is None else self.embed_init_std
         return replace(self, num_kv_heads=kv_heads, head_dim=head_dim, embed_init_std=embed_std)

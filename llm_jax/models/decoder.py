@@ -131,7 +131,8 @@ class Decoder(nnx.Module):
             blocks = [self.segments[str(s)][str(i)] for i in range(len(segment.block))]
             inputs = _inputs_of(segment, layer_inputs)
             if caches is None:
-                run = partial(_scan, repeats=segment.repeats, remat=self.remat)
+                packed = Packed(self.config.window)
+                run = partial(_scan, packed=packed, repeats=segment.repeats, remat=self.remat)
                 hidden, seen = run(blocks, hidden, shared, inputs, tuple(taps))
             else:
                 hidden, seen, kept = _step(
@@ -180,11 +181,12 @@ def _scan(
     inputs: Any,
     taps: tuple[str, ...],
     *,
+    packed: Packed,
     repeats: int,
     remat: str,
 ) -> tuple[Array, dict[str, Array]]:
     """A segment without a past: its repeats by `lax.scan`, a single one directly."""
-    apply: Callable = REMAT[remat](partial(_apply, cache=Packed(), taps=taps), scanned=repeats > 1)
+    apply: Callable = REMAT[remat](partial(_apply, cache=packed, taps=taps), scanned=repeats > 1)
 
     def body(hidden: Array, xs: tuple[list[Block], Any]) -> tuple[Array, dict[str, Array]]:
         blocks, inputs = xs

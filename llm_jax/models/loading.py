@@ -23,7 +23,9 @@ from llm_jax.models.segments import regroup
 from llm_jax.sharding import check_divides, make_plan, place, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.checkpoints import Checkpoints
+from llm_jax.storage.remote import to_path
 from llm_jax.storage.safetensors import LazyTensors, write_folder
 from llm_jax.storage.workdir import FORMAT, Workdir, is_workdir
 
@@ -96,7 +98,7 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None =
     """
     if dtype not in FLOATS:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(FLOATS)}")
-    path = epath.Path(path)
+    path = to_path(path)
     plan = None if mesh is None else make_plan(mesh, compute_dtype=dtype)
     hf = read_hf_config(path)
     return _load_native(path, dtype, plan) if hf is None else _load_hf(path, hf, dtype, plan)
@@ -107,7 +109,7 @@ def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
 
     Raises UserError for a path that is neither.
     """
-    path = epath.Path(path)
+    path = to_path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")
     if (path / "model.json").exists():
@@ -257,7 +259,7 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     if len(stored) == 1:
         # Releases of transformers before 4.56 know the old name only.
         fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()
-    (path / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_atomically(path / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def save_native(model: Model, path: epath.PathLike) -> None:
@@ -273,8 +275,8 @@ def save_native(model: Model, path: epath.PathLike) -> None:
         meta = {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}}
         checkpoints.save(0, {"params": {ROLE: params}}, meta)
         checkpoints.wait()
-        (workdir.path / EXTRA).write_text(json.dumps(model.extra, indent=1))
-        (workdir.path / "model.json").write_text(json.dumps(dataclasses.asdict(model.config), indent=1))
+        write_atomically(workdir.path / EXTRA, json.dumps(model.extra, indent=1))
+        write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model.config), indent=1))
         workdir.write_config({"format": FORMAT, "job": "convert", "config": {}})
         workdir.mark_done({})
 

@@ -93,21 +93,33 @@ def layout_of(segments: Sequence[Segment]) -> Layout:
 
 
 def per_layer(tree: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]:
-    """`tree["segments"]` of a params-like tree, cut into one tree per layer (no copies of NumPy arrays)."""
+    """`tree["segments"]` of a params-like tree, cut into one tree per layer (no copies of NumPy arrays).
+
+    A tree of a part of the parameters (what an optimizer keeps of some) gives each layer's part, empty for some.
+    """
     layers: dict[int, dict[str, Any]] = {}
     for s, positions in enumerate(layout["segments"]):
         for position, indices in enumerate(positions):
-            flat = flatten(tree["segments"][str(s)][str(position)])
+            flat = flatten(tree["segments"].get(str(s), {}).get(str(position), {}))
             for row, layer in enumerate(indices):
                 layers[layer] = unflatten({path: leaf[row] for path, leaf in flat.items()})
     return [layers[i] for i in range(len(layers))]
 
 
+def _shared_paths(layers: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> list[str]:
+    for path in {path: None for i in rows for path in layers[i]}:
+        if any(path not in layers[i] for i in rows):
+            raise UserError(f"{path} of layers {', '.join(map(str, rows))} can't be stacked: only some have it here")
+    return list(layers[rows[0]])
+
+
 def regroup(tree: Mapping[str, Any], from_layout: Layout, to_layout: Layout, stack: Any = np.stack) -> dict[str, Any]:
     """The tree with every `segments` subtree restacked from one layout to another.
 
-    Works on parameters and on whatever holds trees of their shape (Adam moments, a whole state by role). Leaves are
-    NumPy arrays; `stack=jnp.stack` takes JAX arrays, under jit too. Raises UserError when the layouts differ in layers.
+    Works on parameters and on whatever holds trees of their paths with layers in front (an optimizer's moments, also
+    factored ones, and of some parameters only; a whole state by role). Leaves are NumPy arrays; `stack=jnp.stack` takes
+    JAX arrays, under jit too. Raises UserError when the layouts differ in layers, or where only some layers of a stack
+    have a leaf.
     """
     if from_layout == to_layout:
         return dict(tree)
@@ -120,7 +132,9 @@ def regroup(tree: Mapping[str, Any], from_layout: Layout, to_layout: Layout, sta
             layers = [flatten(layer) for layer in per_layer(tree, from_layout)]
             out[key] = {
                 str(s): {
-                    str(position): unflatten({path: stack([layers[i][path] for i in rows]) for path in layers[rows[0]]})
+                    str(position): unflatten(
+                        {path: stack([layers[i][path] for i in rows]) for path in _shared_paths(layers, rows)}
+                    )
                     for position, rows in enumerate(positions)
                 }
                 for s, positions in enumerate(to_layout["segments"])

@@ -4,6 +4,8 @@ import os
 
 from etils import epath
 
+from llm_jax.storage.remote import is_remote
+
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file, replacing one that is there: a kill at any moment leaves the old file, or none, or all of it.
@@ -14,7 +16,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
-    if "://" in str(path):
+    if is_remote(path):
         path.write_bytes(data)
         return
     temporary = path.with_name(path.name + ".new")

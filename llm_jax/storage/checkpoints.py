@@ -4,13 +4,19 @@ A checkpoint is a folder `step_00000100/` with Orbax's files in `state/` and `co
 whole or not at all, and says what is there: format, step, metric, the caller's meta, shapes and types of the arrays,
 size and SHA-256 of every file. A folder without it is a leftover of a killed save. Orbax restores a flipped bit without
 a word, so the hashes are verified before anything is read.
+
+On an object store a single process makes a checkpoint in a local folder (of `TMPDIR`), hashes it there and copies it
+file by file, and verifies what it restores in a local copy: each byte crosses the network once. Several processes,
+which see no common local folder, let Orbax write to and read from the store, as they do on a shared disk. What lies in
+the store is the same.
 """
 
 import json
 import math
 import re
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,12 +25,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from llm_jax.base import processes
+from llm_jax.base.door import disk_failure
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import warn
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.storage import orbax_noise
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash, file_sha256
+from llm_jax.storage.remote import copy_file, files_below, is_remote
 
 FORMAT = 1
 """Format number of what this file writes; another one is refused."""
@@ -74,6 +82,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: tuple[int, BaseException] | None = None
         self._verified: set[int] = set()
+        self._stage: tempfile.TemporaryDirectory[str] | None = None
 
     # ---- what is there
 
@@ -145,7 +154,7 @@ class Checkpoints:
                 "meta": json.loads(json.dumps(meta)),
                 "arrays": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()},
             }
-            self._checkpointer.save(self.path(step) / "state", args=ocp.args.PyTreeSave(unflatten(named)))
+            self._checkpointer.save(self._at_hand(step) / "state", args=ocp.args.PyTreeSave(unflatten(named)))
         except Exception as error:
             self._failure = (step, error)
             self.check()
@@ -169,7 +178,7 @@ class Checkpoints:
         if self._failure is None:
             return
         (step, error), self._failure = self._failure, None
-        reason = "no space left on device" if "No space left on device" in str(error) else _one_line(error)
+        reason = disk_failure(error) or _one_line(error)
         raise RunError(f"checkpoint of step {step} in {self.directory} failed: {reason}; {self.last_good()}") from error
 
     def last_good(self) -> str:
@@ -267,10 +276,14 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             files = self._hash_files(step)
             if self._writes:
+                if self._is_staged:
+                    for name in files:
+                        copy_file(self._at_hand(step) / name, self.path(step) / name)
                 commit = {**commit, "files": files}
                 write_atomically(self._commit_path(step), json.dumps({**commit, "hash": canonical_hash(commit)}))
                 committed = True
                 self._verified.add(step)
+                self._put_away(step)
                 self._retain(step)
             if self._together:
                 processes.from_first(lambda: True, f"{self._key(step)}/committed")
@@ -284,14 +297,16 @@ class Checkpoints:
 
     def _hash_files(self, step: int) -> dict[str, list[Any]]:
         """Size and SHA-256 of every file of a step; several processes share the work."""
-        folder = self.path(step)
+        folder = self._at_hand(step)
 
         def of(names: Iterable[str]) -> dict[str, list[Any]]:
             return {name: [(folder / name).stat().length, file_sha256(folder / name)] for name in names}
 
         if not self._together:
-            return of(name for name, _ in sorted(_files(folder)))
-        names = processes.from_first(lambda: sorted(name for name, _ in _files(folder)), f"{self._key(step)}/names")
+            return of(name for name, _ in sorted(files_below(folder)))
+        names = processes.from_first(
+            lambda: sorted(name for name, _ in files_below(folder)), f"{self._key(step)}/names"
+        )
         processes.tell(self._key(step), json.dumps(of(names[processes.index() :: processes.count()])))
         found = {name: entry for share in processes.told(self._key(step)) for name, entry in json.loads(share).items()}
         return {name: found[name] for name in names}
@@ -318,6 +333,25 @@ class Checkpoints:
         self._commit_path(step).unlink(missing_ok=True)
         if self.path(step).exists():
             self.path(step).rmtree()
+        self._put_away(step)
+
+    @property
+    def _is_staged(self) -> bool:
+        return is_remote(self.directory) and not processes.several()
+
+    def _at_hand(self, step: int) -> epath.Path:
+        """Where Orbax writes a step's files and reads them."""
+        if not self._is_staged:
+            return self.path(step)
+        if self._stage is None:
+            self._stage = tempfile.TemporaryDirectory(prefix="llm_jax-checkpoints-")
+        return epath.Path(self._stage.name) / self.path(step).name
+
+    def _put_away(self, step: int) -> None:
+        """Removes the local copy of a step in an object store, which has to be verified when it is brought again."""
+        if self._is_staged and self._at_hand(step).exists():
+            self._at_hand(step).rmtree()
+            self._verified.discard(step)
 
     def _read_commit(self, step: int) -> dict[str, Any]:
         try:
@@ -338,14 +372,21 @@ class Checkpoints:
         commit = self._read_commit(step)
         if step in self._verified:
             return
-        for name, (size, sha256) in commit["files"].items():
-            path = self.path(step) / name
-            if not path.exists():
-                raise _Corrupt(f"{name} is missing")
-            if path.stat().length != size:
-                raise _Corrupt(f"{name} has {path.stat().length} bytes instead of {size}")
-            if file_sha256(path) != sha256:
-                raise _Corrupt(f"{name} has another SHA-256 than at commit")
+        try:
+            for name, (size, sha256) in commit["files"].items():
+                path = self.path(step) / name
+                if not path.exists():
+                    raise _Corrupt(f"{name} is missing")
+                if path.stat().length != size:
+                    raise _Corrupt(f"{name} has {path.stat().length} bytes instead of {size}")
+                if self._is_staged:
+                    copy_file(path, self._at_hand(step) / name)
+                    path = self._at_hand(step) / name
+                if file_sha256(path) != sha256:
+                    raise _Corrupt(f"{name} has another SHA-256 than at commit")
+        except BaseException:
+            self._put_away(step)
+            raise
         self._verified.add(step)
 
     def _verified_commit(self, step: int) -> dict[str, Any]:
@@ -373,15 +414,10 @@ class Checkpoints:
         request = ocp.args.PyTreeRestore(
             item=jax.tree.map(lambda _: 0, arguments), restore_args=arguments, partial_restore=True
         )
-        return flatten(self._checkpointer.restore(self.path(step) / "state", args=request))
-
-
-def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    for child in folder.iterdir():
-        if child.is_dir():
-            yield from _files(child, f"{prefix}{child.name}/")
-        else:
-            yield prefix + child.name, child
+        try:
+            return flatten(self._checkpointer.restore(self._at_hand(step) / "state", args=request))
+        finally:
+            self._put_away(step)
 
 
 def _one_line(error: BaseException) -> str:

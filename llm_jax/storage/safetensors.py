@@ -7,7 +7,8 @@ any path that etils knows, with NumPy's bfloat16 and float8 of ml_dtypes.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import NamedTuple
 
 import ml_dtypes
@@ -16,6 +17,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.remote import is_remote, publish
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -115,6 +117,12 @@ def write_folder(
         metadata: of each file; transformers wants, and by default gets, `{"format": "pt"}`.
     """
     folder = epath.Path(folder)
+    if is_remote(folder):  # Nothing can be renamed there, and how many shards there are is known last.
+        with tempfile.TemporaryDirectory() as local:
+            write_folder(local, tensors, max_shard_bytes, metadata)
+            _remove_weights(folder)
+            publish(local, folder, _INDEX)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"} if metadata is None else dict(metadata)
     shards: list[list[str]] = []
@@ -137,10 +145,7 @@ def write_folder(
         total += array.nbytes
     close()
 
-    parts = {part(number).name for number in range(len(shards))}
-    for old in folder.iterdir():
-        if _OURS.fullmatch(old.name) and old.name not in parts:
-            old.unlink()
+    _remove_weights(folder, keep={part(number).name for number in range(len(shards))})
     if len(shards) == 1:
         part(0).rename(folder / _SINGLE)
         return
@@ -151,6 +156,12 @@ def write_folder(
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_atomically(folder / _INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _remove_weights(folder: epath.Path, keep: Container[str] = ()) -> None:
+    for old in list(folder.iterdir()) if folder.exists() else []:
+        if _OURS.fullmatch(old.name) and old.name not in keep:
+            old.unlink()
 
 
 def _read_header(file: epath.Path) -> dict[str, TensorInfo]:

@@ -4,15 +4,16 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
+from llm_jax.base.door import NO_SPACE
 from llm_jax.base.errors import UserError
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.claims import claimed
+from llm_jax.storage.holder import is_dead, this_process
+from llm_jax.storage.remote import is_remote, to_path
 
 FORMAT = 1
 """Version of the layout of a workdir and of what its names mean."""
@@ -22,9 +23,9 @@ class Workdir:
     """The parts of a run's folder as paths; nothing is made before it is written."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = epath.Path(path)
-        if "://" not in str(self.path):
-            self.path = epath.Path(os.path.abspath(self.path.expanduser()))
+        self.path = to_path(path)
+        if not is_remote(self.path):
+            self.path = to_path(os.path.abspath(self.path.expanduser()))
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -44,19 +45,26 @@ class Workdir:
     def lock(self) -> Iterator[None]:
         """Holds the workdir for this process, and makes the folder if there is none.
 
-        Raises UserError if a living process holds it, or if it isn't a local folder. A dead holder's lock is taken
-        over, also when its process id has been given to another process since.
+        Raises UserError if a living process holds it, or if it can't be written to. A dead holder's lock is taken
+        over, also when its process id has been given to another process since; on an object store see `claims`.
         """
-        if "://" in str(self.path):
-            raise UserError(f"workdir {self}: only a local folder can be locked")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (PermissionError, NotADirectoryError, FileExistsError) as e:
-            raise UserError(f"workdir {self}: {e.strerror}") from None
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid())}
+        with contextlib.ExitStack() as held:
+            try:
+                remote = is_remote(self.path)
+                held.enter_context(claimed(self.path / "lock", str(self)) if remote else self._local_lock())
+            except OSError as e:
+                if e.errno in NO_SPACE:
+                    raise
+                raise UserError(f"workdir {self} can't be written to: {e.strerror or e}") from None
+            yield
+
+    @contextlib.contextmanager
+    def _local_lock(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        me = this_process()
         with self._lock_file() as f:
             holder = _parse(f.read())
-            if holder is not None and _lives(holder):
+            if holder is not None and not is_dead(holder):
                 message = f"workdir {self} is in use by process {holder['pid']} on {holder['host']}"
                 if holder["host"] != me["host"]:
                     message += f"; if that process is gone, delete {self}/lock"
@@ -65,10 +73,12 @@ class Workdir:
         try:
             yield
         finally:
-            # Emptied, not deleted: whoever waits for this very file would otherwise lock one that is gone.
-            with self._lock_file() as f:
-                if _parse(f.read()) == me:
-                    _rewrite(f, "")
+            # Of a folder that can no longer be written to, the lock is a dead process's soon.
+            with contextlib.suppress(OSError):
+                # Emptied, not deleted: whoever waits for this very file would otherwise lock one that is gone.
+                with self._lock_file() as f:
+                    if _parse(f.read()) == me:
+                        _rewrite(f, "")
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`: format, name, job, hash, the resolved configuration, sources and parents."""
@@ -111,7 +121,7 @@ class Workdir:
 def is_workdir(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a run's folder (a Hugging Face folder has a config.json too, of another kind)."""
     try:
-        config = json.loads((epath.Path(path) / "config.json").read_text())
+        config = json.loads((to_path(path) / "config.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"format", "job", "config"} <= config.keys()
@@ -130,27 +140,3 @@ def _parse(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return holder if isinstance(holder, dict) and {"host", "pid", "start"} <= holder.keys() else None
-
-
-def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the holder may still be at work. Of another host nothing is known, so it is taken to be."""
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _start_time(holder["pid"]) == holder["start"]
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; "dead" for a zombie; None where there is no /proc."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The command's name, in parentheses, may hold spaces and parentheses itself.
-    state, *fields = stat.rsplit(")", 1)[1].split()
-    return "dead" if state in "ZX" else fields[18]

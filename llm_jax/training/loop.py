@@ -15,19 +15,21 @@ import jax
 import numpy as np
 
 from llm_jax.base import processes
-from llm_jax.base.door import NO_SPACE
+from llm_jax.base.door import disk_failure
 from llm_jax.base.errors import RunError, UserError
 from llm_jax.base.logging import log, warn
 from llm_jax.sharding.placement import Batches, place, place_batch, row_part
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.checkpoints import Checkpoints, named_leaves
 from llm_jax.storage.workdir import Workdir
-from llm_jax.training.config import TrainConfig
+from llm_jax.training.config import LoggingConfig, ProfileConfig, TrainConfig
+from llm_jax.training.goodput import RunClock
+from llm_jax.training.loggers import Loggers
 from llm_jax.training.metrics import Accumulator, MetricsFile, read_metrics
+from llm_jax.training.profile import Profiler, profiled_steps
 from llm_jax.training.progress import Meter, ProgressLine
 from llm_jax.training.report import write_report
 from llm_jax.training.stop import StopSignal
-from llm_jax.training.tensorboard import Events
 
 State = Any
 Metrics = Mapping[str, Any]
@@ -72,17 +74,21 @@ class TrainingJob:
     regroup: Callable[[dict[str, Any], Layout, Layout], dict[str, Any]] | None = None
     """`models.regroup`: a params-shaped nested dict of np arrays from one layout to another."""
     flops_per_token: float | None = None
-    """Of a training step, for the share of peak."""
+    """Of a training step, for the share of peak and `total_flos`."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 def train(job: TrainingJob) -> State:
     """Trains from the newest good checkpoint, or from the start, to `config.steps`; returns the final state.
 
-    Leaves metrics.jsonl, TensorBoard events, checkpoints and report.html in the workdir, whose lock the caller holds.
+    Leaves metrics.jsonl, what other loggers write, checkpoints and report.html in the workdir, whose lock the caller
+    holds.
     Raises Interrupted after SIGTERM or Ctrl-C with everything saved; RunError where a step is not finite or a save
     fails; UserError where the batch does not fit the mesh or the checkpoints do not fit the job.
     """
     check_train_config(job.config, job.plan)
+    profiler = Profiler(profiled_steps(job.profile, job.config.steps), job.workdir.path / "profile")
     checkpoint = job.config.checkpoint
     checkpoints = Checkpoints(
         job.workdir.checkpoints,
@@ -95,17 +101,20 @@ def train(job: TrainingJob) -> State:
         watch.epilogue = lambda: f"; {checkpoints.last_good()}"
     progress = ProgressLine(job.name, job.config.steps)
     try:
-        with StopSignal() as stop:
-            return _train(job, checkpoints, progress, stop)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        checkpoints.close()
-        raise RunError(f"no space left on device at {error.filename}; {checkpoints.last_good()}") from error
+        with (
+            StopSignal() as stop,
+            MetricsFile(job.workdir.metrics) as metrics,
+            Loggers(job.logging, job.workdir, job.name) as loggers,
+        ):
+            return _train(job, checkpoints, progress, stop, metrics, loggers, profiler)
     except Exception as error:
+        if isinstance(error, OSError | RuntimeError) and (reason := disk_failure(error)) is not None:
+            checkpoints.close()
+            raise RunError(f"{reason}; {checkpoints.last_good()}") from error
         processes.suspect(error)
         raise
     finally:
+        profiler.close()
         progress.close()
         checkpoints.close()
         try:
@@ -151,12 +160,21 @@ def check_train_config(config: TrainConfig, plan: Plan) -> None:
         )
 
 
-def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, stop: StopSignal) -> State:
+def _train(
+    job: TrainingJob,
+    checkpoints: Checkpoints,
+    progress: ProgressLine,
+    stop: StopSignal,
+    metrics: MetricsFile,
+    loggers: Loggers,
+    profiler: Profiler,
+) -> State:
     config = job.config
-    metrics = MetricsFile(job.workdir.metrics)
-    start, state, accumulator = _restore(job, checkpoints, metrics)
-    events = Events(job.workdir.path / "tensorboard", read_metrics(job.workdir.metrics))
-    meter = Meter(job.flops_per_token, list(job.plan.mesh.devices.flat), config.compute_dtype)
+    before = read_metrics(job.workdir.metrics)
+    start, state, accumulator, spent = _restore(job, checkpoints, metrics)
+    loggers.start(before, read_metrics(job.workdir.metrics))
+    clock = RunClock(spent, before)
+    meter = Meter(job.flops_per_token, list(job.plan.mesh.devices.flat), config.compute_dtype, clock)
     part = row_part(job.plan)
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
 
@@ -170,13 +188,18 @@ def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, s
             meter.step_done(float(outcome.get("num_tokens", 0)))
 
     def write(step: int, values: Metrics) -> None:
-        line = metrics.append(step, {"epoch": round(step * config.batch_size / job.rows, 4)} | dict(values))
-        events.append(line)
+        line = {"epoch": round(step * config.batch_size / job.rows, 4)} | dict(values)
+        if job.flops_per_token is not None and "num_tokens" in values:
+            line["total_flos"] = values["num_tokens"] * job.flops_per_token
+        loggers.append(metrics.append(step, line))
 
     batches = job.loader.iterate(start, config.steps, part) if start < config.steps else iter(())
+    profiler.begin(start)
     for step in range(start + 1, config.steps + 1):
-        batch = place_batch(next(batches), job.plan, part)
-        state, outcome = job.train_step(state, batch)
+        with meter.waiting(outcome for _, outcome in in_flight):
+            batch = next(batches)
+        with profiler.step(step):
+            state, outcome = job.train_step(state, place_batch(batch, job.plan, part))
         in_flight.append((step, outcome))
         checkpoints.check()
 
@@ -186,7 +209,9 @@ def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, s
         save_due = last or stopping or step % config.checkpoint.every == 0
         # The first step compiles; the clock of the others starts when it is over.
         first = step == start + 1
-        settle(0 if first or log_due or evaluation_due or save_due else _IN_FLIGHT)
+        settle(0 if first or log_due or evaluation_due or save_due or profiler.at_edge(step) else _IN_FLIGHT)
+        with meter.paused():
+            profiler.after(step)
 
         if log_due:
             line = accumulator.take() | meter.take()
@@ -194,13 +219,20 @@ def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, s
             progress.show(step, line)
         evaluation: Metrics = {}
         if job.evaluate is not None and evaluation_due:
-            with meter.paused():
+            with meter.paused() as pause:
                 evaluation = job.evaluate(state)
-            write(step, evaluation)
+            write(step, {**evaluation, "perf/eval_time": pause.seconds})
             progress.note(step, evaluation)
         if save_due:
-            meta = {"layout": job.layout, "accumulator": accumulator.saved(), "metrics_lines": metrics.lines}
-            checkpoints.save(step, state, meta, _ranking(config, evaluation))
+            meta = {
+                "layout": job.layout,
+                "accumulator": accumulator.saved(),
+                "metrics_lines": metrics.lines,
+                "clock": clock.saved(meter.in_steps()),
+            }
+            with meter.saving():
+                metrics.flush()
+                checkpoints.save(step, state, meta, _ranking(config, evaluation))
         if stopping:
             break
 
@@ -212,16 +244,20 @@ def _train(job: TrainingJob, checkpoints: Checkpoints, progress: ProgressLine, s
         if values:
             write(config.steps, values)
             progress.note(config.steps, values)
+    clock.stop()
     return state
 
 
-def _restore(job: TrainingJob, checkpoints: Checkpoints, metrics: MetricsFile) -> tuple[int, State, Accumulator]:
-    """Where to go on: the step, its state, and the metrics of the unfinished interval; all as if never stopped."""
+def _restore(
+    job: TrainingJob, checkpoints: Checkpoints, metrics: MetricsFile
+) -> tuple[int, State, Accumulator, Mapping[str, float] | None]:
+    """Where to go on: the step, its state, and the metrics of the unfinished interval, all as if never stopped; and
+    the time spent so far (`RunClock.saved`)."""
     checkpoints.clean()
     step = checkpoints.newest_good()
     if step is None:
         metrics.cut(step=0, lines=0)
-        return 0, job.init(), Accumulator()
+        return 0, job.init(), Accumulator(), None
     if step > job.config.steps:
         raise UserError(f"{checkpoints.path(step)} is past train.steps={job.config.steps}")
     checkpoints.clean(newer_than=step)
@@ -235,7 +271,8 @@ def _restore(job: TrainingJob, checkpoints: Checkpoints, metrics: MetricsFile) -
         state = _place(_regroup(job, checkpoints.restore_numpy(step), meta["layout"], layout), job.abstract_state)
     metrics.cut(step, meta["metrics_lines"])
     log(f"{job.name}: continuing from step {step}")
-    return step, state, Accumulator(meta["accumulator"])
+    # Absent from checkpoints of before there was a clock.
+    return step, state, Accumulator(meta["accumulator"]), meta.get("clock")
 
 
 def _regroup(job: TrainingJob, tree: Any, before: Layout, after: Layout) -> Any:

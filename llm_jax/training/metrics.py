@@ -3,10 +3,14 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 from etils import epath
+
+from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.growing import GrowingFile
 
 LATEST = ("learning_rate", "grad_norm")
 """Metrics logged as they were at the logged step; the others are means over the steps since the line before."""
@@ -56,20 +60,37 @@ class Accumulator:
 
 
 class MetricsFile:
-    """Appends lines to metrics.jsonl (process 0 only) and cuts it back on resume. `lines` is how many it has."""
+    """Appends lines to metrics.jsonl (process 0 only) and cuts it back on resume. `lines` is how many it has.
+
+    On an object store lines may be held back for half a minute: `flush` before a checkpoint that counts on them. Within
+    `with MetricsFile(...) as metrics:` that happens at the end too.
+    """
 
     def __init__(self, path: epath.PathLike) -> None:
         self.path = epath.Path(path)
         self.lines = 0
+        self._file: GrowingFile | None = None
 
     def append(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers keep nine significant digits, enough for any float32; others become null. Returns the line."""
         line = {"step": step} | {name: _nine_digits(value) for name, value in values.items()}
         if jax.process_index() == 0:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            if self._file is None:
+                self._file = GrowingFile(self.path)
+            self._file.append((json.dumps(line) + "\n").encode())
         self.lines += 1
         return line
+
+    def flush(self) -> None:
+        """Returns when all lines are stored."""
+        if self._file is not None:
+            self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.flush()
 
     def cut(self, step: int, lines: int) -> None:
         """Keeps what was there when the checkpoint of `step` was saved: at most `lines` lines, none of a later step."""
@@ -83,9 +104,7 @@ class MetricsFile:
             end += len(line)
         if end < len(text) and jax.process_index() == 0:
             # A kill in the middle must not lose lines that no later step would write again.
-            part = self.path.parent / f"{self.path.name}.part"
-            part.write_text(text[:end])
-            part.replace(self.path)
+            write_atomically(self.path, text[:end])
         self.lines = kept
 
 

@@ -1,7 +1,5 @@
-"""AdamW with groups, by what parameters declare: optax's interface, state as a plain dict."""
+"""The optimizer of a run: a rule for each parameter by what it declares and by groups, behind optax's interface."""
 
-import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,19 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
-from llm_jax.training.config import GroupConfig, OptimizerConfig
+from llm_jax.training.config import OptimizerConfig
+from llm_jax.training.groups import Rule, check_optimizer, make_rules
+from llm_jax.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon, UpdateRule
 from llm_jax.training.schedule import Schedule, make_schedule
 
 Tree = Mapping[str, Any]
-
-
-class Rule(NamedTuple):
-    """What applies to one parameter."""
-
-    multiplier: float
-    decay: float
 
 
 class Optimizer(NamedTuple):
@@ -32,6 +24,10 @@ class Optimizer(NamedTuple):
     schedule: Schedule
     rules: dict[str, Rule]
     """A `Rule` for each parameter by `role/path`; a multiplier of 0 freezes it, and it takes no gradient."""
+
+    def masked(self, grads: Mapping[str, Array]) -> dict[str, Array]:
+        """Gradients by `role/path`, 0 in the layers that are frozen, which so count for nothing in the norm."""
+        return {path: _but_frozen(g, self.rules[path], 0.0) for path, g in grads.items()}
 
 
 def global_norm(grads: Tree) -> Array:
@@ -44,97 +40,67 @@ def clip_scale(norm: Array, clip_norm: float | None) -> Array:
     return jnp.ones_like(norm) if clip_norm is None else jnp.minimum(1.0, clip_norm / (norm + 1e-6))
 
 
-def make_rules(config: OptimizerConfig, declarations: Tree) -> dict[str, Rule]:
-    """A `Rule` for each declared parameter, by `role/path`.
+def make_optimizer(
+    config: OptimizerConfig,
+    declarations_by_role: Tree,
+    steps: int,
+    *,
+    freeze: tuple[str, ...] = (),
+    layouts: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """The optimizer that a configuration describes.
 
-    A group's `match` is searched for (`re.search`) in the path, and in `role/path`; the first group found decides.
-    A parameter that does not declare decay never decays; a multiplier of 0 freezes.
-    Raises UserError for a pattern that is no regular expression and for a group that decides over nothing.
-    """
-    patterns: list[tuple[GroupConfig, re.Pattern[str]]] = []
-    for i, group in enumerate(config.groups):
-        try:
-            patterns.append((group, re.compile(group.match)))
-        except re.error as error:
-            raise UserError(f"optimizer.groups.{i}.match {group.match!r} is no regular expression: {error}") from None
-    hits = [0] * len(patterns)
-
-    def rule(path: str, declaration: Any) -> Rule:
-        multiplier, decay = 1.0, config.weight_decay
-        for i, (group, pattern) in enumerate(patterns):
-            if pattern.search(path.partition("/")[2]) or pattern.search(path):
-                hits[i] += 1
-                multiplier = group.learning_rate_multiplier
-                decay = config.weight_decay if group.weight_decay is None else group.weight_decay
-                break
-        return Rule(multiplier, decay if declaration.decay and multiplier else 0.0)
-
-    rules = {path: rule(path, declaration) for path, declaration in flatten(declarations).items()}
-    for (group, _), count in zip(patterns, hits):
-        if not count:
-            raise UserError(f"optimizer group {group.match!r} decides over no parameter")
-    return rules
-
-
-def check_optimizer(config: OptimizerConfig, steps: int) -> None:
-    """Raises UserError for fields out of range, or that the chosen schedule would ignore."""
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"optimizer.{name} is {getattr(config, name)}; it must be in [0, 1)")
-    numbers = {name: getattr(config, name) for name in ("learning_rate", "eps", "weight_decay")}
-    for i, group in enumerate(config.groups):
-        numbers[f"groups.{i}.learning_rate_multiplier"] = group.learning_rate_multiplier
-        numbers[f"groups.{i}.weight_decay"] = 0.0 if group.weight_decay is None else group.weight_decay
-    for name, value in numbers.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"optimizer.{name} is {value}; it must be a number of at least 0")
-    if config.clip_norm is not None and not config.clip_norm > 0:
-        raise UserError(f"optimizer.clip_norm is {config.clip_norm}; it must be positive, or None not to clip")
-    if config.decay_steps is not None and config.schedule != "wsd":
-        raise UserError(
-            f"optimizer.decay_steps is set, but optimizer.schedule={config.schedule} ignores it; wsd has it"
-        )
-    if config.final_fraction and config.schedule == "constant":
-        raise UserError(
-            f"optimizer.final_fraction is {config.final_fraction}, but optimizer.schedule=constant ignores it"
-        )
-    make_schedule(config, steps)
-
-
-def make_optimizer(config: OptimizerConfig, declarations_by_role: Tree, steps: int) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), equal to torch.optim.AdamW.
-
-    `declarations_by_role`: `{role: nested dict of declarations}`, of the trained roles only. State:
-    `{"count": int32[], "mu": like the parameters, "nu": likewise}`, moments in float32. `update(grads, state, params)`
-    clips by global norm first, as configured; gradients and updates have the trained parameters only.
-    Raises UserError as `check_optimizer`, and for groups that match nothing.
+    `declarations_by_role`: `{role: nested dict of declarations}`, of the trained roles only. `freeze` and `layouts` as
+    for `make_rules`. State: `{"count": int32[]}` and, by name, what rules keep (`mu` and `nu` of AdamW, ...), each a
+    tree of the parameters that have it, float32; nothing for frozen parameters. `update(grads, state, params)` clips
+    by global norm first, as configured; gradients and updates have the trained parameters only.
+    Raises UserError as `check_optimizer` and `make_rules`.
     """
     check_optimizer(config, steps)
-    schedule, rules = make_schedule(config, steps), make_rules(config, declarations_by_role)
+    schedule = make_schedule(config, steps)
+    rules = make_rules(config, declarations_by_role, freeze, layouts)
+    declared = flatten(declarations_by_role)
+    by_name: dict[str, UpdateRule] = {
+        "adamw": AdamW(config.beta1, config.beta2, config.eps),
+        "lion": Lion(config.lion),
+        "adafactor": Adafactor(config.adafactor),
+        "muon": Muon(config.muon),
+        "sgd": SGD(config.sgd),
+    }
 
     def init(params: Tree) -> dict[str, Any]:
-        def zeros(p: Array) -> Array:
-            return jnp.zeros(p.shape, jnp.float32)
-
-        return {"count": jnp.zeros((), jnp.int32), "mu": jax.tree.map(zeros, params), "nu": jax.tree.map(zeros, params)}
+        slots: dict[str, dict[str, Array]] = {}
+        for path, param in flatten(params).items():
+            if rules[path].multiplier:
+                for name, value in by_name[rules[path].name].init(param.shape, declared[path]).items():
+                    slots.setdefault(name, {})[path] = value
+        return {"count": jnp.zeros((), jnp.int32), **{name: unflatten(flat) for name, flat in slots.items()}}
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, dict[str, Any]]:
         scale = clip_scale(global_norm(grads), config.clip_norm)
         count = state["count"] + 1
         rate = schedule(state["count"])
-        correct1, correct2 = (
-            1 - config.beta1 ** count.astype(jnp.float32),
-            1 - config.beta2 ** count.astype(jnp.float32),
-        )
-        updates, mu, nu = {}, flatten(state["mu"]), flatten(state["nu"])
-        flat_params = flatten(params)
+        slots = {name: flatten(tree) for name, tree in state.items() if name != "count"}
+        shared = {name: by_name[name].shared(count) for name in sorted({rule.name for rule in rules.values()})}
+        updates, flat_params = {}, flatten(params)
         for path, gradient in flatten(grads).items():
             rule = rules[path]
+            kept = {name: flat[path] for name, flat in slots.items() if path in flat}
             g = gradient.astype(jnp.float32) * scale
-            mu[path] = config.beta1 * mu[path] + (1 - config.beta1) * g
-            nu[path] = config.beta2 * nu[path] + (1 - config.beta2) * jnp.square(g)
-            step = mu[path] / correct1 / (jnp.sqrt(nu[path] / correct2) + config.eps)
-            updates[path] = -rate * rule.multiplier * (step + rule.decay * flat_params[path])
-        return unflatten(updates), {"count": count, "mu": unflatten(mu), "nu": unflatten(nu)}
+            step, kept = by_name[rule.name].direction(g, kept, flat_params[path], declared[path], shared[rule.name])
+            step = -rate * rule.multiplier * (step + rule.decay * flat_params[path])
+            # Adding -0.0 changes no bit, not even of a -0.0.
+            updates[path] = _but_frozen(step, rule, -0.0)
+            for name, value in kept.items():
+                slots[name][path] = value
+        return unflatten(updates), {"count": count, **{name: unflatten(flat) for name, flat in slots.items()}}
 
     return Optimizer(init, update, schedule, rules)
+
+
+def _but_frozen(x: Array, rule: Rule, value: float) -> Array:
+    """`value` in the frozen layers of a stacked array."""
+    if rule.frozen is None:
+        return x
+    frozen = jnp.array(rule.frozen).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(frozen, value, x)

@@ -4,13 +4,22 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from llm_jax.base.logging import log
+from llm_jax.training.goodput import RunClock
 from llm_jax.training.peaks import peak_flops
+
+
+@dataclass
+class Pause:
+    """How long a pause was, once it is over."""
+
+    seconds: float = 0.0
 
 
 class Meter:
@@ -20,18 +29,23 @@ class Meter:
         flops_per_token: of a training step (forward and backward), by the convention of the model's family file.
         devices: those of the mesh.
         compute_dtype: decides which peak the achieved FLOP/s are a share of.
+        clock: counts the time in steps, less the waits for data, as productive.
     """
 
-    def __init__(self, flops_per_token: float | None, devices: list[Any], compute_dtype: str) -> None:
+    def __init__(
+        self, flops_per_token: float | None, devices: list[Any], compute_dtype: str, clock: RunClock | None = None
+    ) -> None:
         peak = peak_flops(devices[0], compute_dtype)
         self._tokens_per_s_at_peak = peak * len(devices) / flops_per_token if peak and flops_per_token else None
         # Of another process's devices nothing can be asked.
         self._device = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
+        self._clock = clock or RunClock()
         self._first: float | None = None
+        self._saving = 0.0
         self._restart()
 
     def _restart(self) -> None:
-        self._since, self._steps, self._tokens = time.perf_counter(), 0, 0.0
+        self._since, self._steps, self._tokens, self._waited = time.perf_counter(), 0, 0.0, 0.0
 
     def step_done(self, tokens: float) -> None:
         if self._first is None:
@@ -42,10 +56,30 @@ class Meter:
             self._tokens += tokens
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Iterator[Pause]:
+        pause, start = Pause(), time.perf_counter()
+        yield pause
+        pause.seconds = time.perf_counter() - start
+        self._since += pause.seconds
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """What holds up the steps while a checkpoint is saved; the rest of the save goes on beside them."""
+        with self.paused() as pause:
+            yield
+        self._saving += pause.seconds
+
+    @contextlib.contextmanager
+    def waiting(self, under_way: Iterable[Any]) -> Iterator[None]:
+        """A wait for data, which costs nothing as long as the devices are still at work on what is `under_way`."""
         start = time.perf_counter()
         yield
-        self._since += time.perf_counter() - start
+        if all(leaf.is_ready() for leaf in jax.tree.leaves(list(under_way))):
+            self._waited += time.perf_counter() - start
+
+    def in_steps(self) -> float:
+        """Productive seconds since the last figures."""
+        return time.perf_counter() - self._since - self._waited if self._steps else 0.0
 
     def take(self) -> dict[str, float]:
         """`perf/…` numbers of the steps since the last call: seconds, tokens (padding left out), GB."""
@@ -53,13 +87,19 @@ class Meter:
         if self._steps:
             seconds = time.perf_counter() - self._since
             figures["perf/step_time"] = seconds / self._steps
+            figures["perf/data_wait"] = self._waited / self._steps
             if self._tokens:
                 figures["perf/tokens_per_s"] = self._tokens / seconds
                 if self._tokens_per_s_at_peak is not None:
                     figures["perf/mfu"] = self._tokens / seconds / self._tokens_per_s_at_peak
         elif self._first is not None:
             figures["perf/first_step_time"] = self._first
+        if self._saving:
+            figures["perf/save_time"] = self._saving
+        self._clock.add(self.in_steps())
+        figures |= self._clock.figures()
         figures["perf/peak_memory_gb"] = peak_memory(self._device) / 1e9
+        self._saving = 0.0
         self._restart()
         return figures
 

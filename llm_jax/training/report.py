@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training.curves import curve
 from llm_jax.training.metrics import read_metrics
@@ -65,7 +66,7 @@ def write_report(workdir: Workdir) -> None:
         f'<h1>{_text(title)}</h1><p class="soft">{_text(facts)}<br>{_text(workdir.path)}</p>'
         f"{''.join(sections)}</body></html>\n"
     )
-    workdir.report.write_text(page)
+    write_atomically(workdir.report, page)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,7 @@
-"""The train state: a plain dict `{step, params, frozen, model_state, opt_state}`, parameters by role."""
+"""The train state: a plain dict `{step, params, frozen, model_state, opt_state}`, parameters by role.
+
+With a moving average of the weights also `ema`, which has the shape of `params`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax.base.trees import flatten, unflatten
 from llm_jax.sharding.placement import place
 from llm_jax.sharding.plan import Plan, storage_shardings
 from llm_jax.training.optimizer import Optimizer
+from llm_jax.training.optimizers.rule import slot_axes
 
 State = dict[str, Any]
 Tree = Mapping[str, Any]
@@ -23,15 +28,16 @@ def init_state(
     *,
     frozen: Tree | None = None,
     model_state: Tree | None = None,
+    ema: bool = False,
 ) -> State:
     """The state of step 0, every leaf where `state_shardings` puts it.
 
     `params` and `frozen`: `{role: nested dict of arrays}`; `declarations` has both kinds of roles. Takes the arrays
-    over: what is already in place is donated.
+    over: what is already in place is donated. `ema`: whether to keep a moving average, which starts at `params`.
     """
 
     def make(params: Tree, frozen: Tree, model_state: Tree) -> State:
-        return _state(params, optimizer, frozen, model_state)
+        return _state(params, optimizer, frozen, model_state, ema)
 
     given = (dict(params), dict(frozen or {}), dict(model_state or {}))
     shardings = state_shardings(jax.eval_shape(make, *given), declarations, plan)
@@ -47,9 +53,10 @@ def abstract_state(
     *,
     frozen: Tree | None = None,
     model_state: Tree | None = None,
+    ema: bool = False,
 ) -> State:
     """ShapeDtypeStructs with shardings of what `init_state` makes; takes arrays or ShapeDtypeStructs."""
-    like = jax.eval_shape(lambda p, f, m: _state(p, optimizer, f, m), params, frozen or {}, model_state or {})
+    like = jax.eval_shape(lambda p, f, m: _state(p, optimizer, f, m, ema), params, frozen or {}, model_state or {})
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         like,
@@ -57,34 +64,52 @@ def abstract_state(
     )
 
 
-def _state(params: Tree, optimizer: Optimizer, frozen: Tree, model_state: Tree) -> State:
-    return {
+def _state(params: Tree, optimizer: Optimizer, frozen: Tree, model_state: Tree, ema: bool) -> State:
+    state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "frozen": frozen,
         "model_state": model_state,
         "opt_state": optimizer.init(params),
     }
+    return {**state, "ema": jax.tree.map(jnp.copy, params)} if ema else state
+
+
+def weights_in_use(state: Tree) -> Tree:
+    """Trained parameters by role as evaluation, samples and export take them: the moving average where there is one."""
+    return state.get("ema", state["params"])
 
 
 def state_shardings(state: Tree, declarations: Tree, plan: Plan) -> State:
     """NamedSharding of each leaf of a state (of arrays or shapes).
 
-    Parameters and whatever of the optimizer's state has their shape lie as stored (cut over `data` in ZeRO 1-3);
-    everything else is replicated. Raises KeyError for a role without declarations.
+    Parameters, their average and what the optimizer keeps of them lie as stored (cut over `data` in ZeRO 1-3): a
+    slot of fewer axes, such as the sums over rows of a factored moment, as a parameter of those axes would. Everything
+    else is replicated. Raises KeyError for a role without declarations.
     """
     replicated = plan.sharding(PartitionSpec())
 
     def by_role(tree: Tree) -> dict[str, Any]:
         return {role: storage_shardings(declarations[role], leaves, plan) for role, leaves in tree.items()}
 
-    return {
+    declared = flatten(declarations)
+
+    def slots(name: str, tree: Tree) -> dict[str, Any]:
+        return unflatten(
+            {
+                path: plan.storage_sharding(slot_axes(name, declared[path]), leaf.shape)
+                for path, leaf in flatten(tree).items()
+            }
+        )
+
+    shardings = {
         "step": replicated,
         "params": by_role(state["params"]),
         "frozen": by_role(state["frozen"]),
         "model_state": jax.tree.map(lambda _: replicated, state["model_state"]),
         "opt_state": {
-            key: by_role(value) if isinstance(value, Mapping) else jax.tree.map(lambda _: replicated, value)
+            key: slots(key, value) if isinstance(value, Mapping) else jax.tree.map(lambda _: replicated, value)
             for key, value in state["opt_state"].items()
         },
     }
+    return {**shardings, "ema": by_role(state["ema"])} if "ema" in state else shardings

@@ -1,4 +1,4 @@
-"""One training step: gather, microbatches, clip, AdamW. The only place that knows what each ZeRO stage does when.
+"""One training step: gather, microbatches, clip, update. The only place that knows what each ZeRO stage does when.
 
     stage   masters, moments   weights in compute dtype             gradients (float32)
     0       replicated         one copy, made at the start          whole
@@ -22,7 +22,7 @@ from llm_jax.sharding.context import constrain, constrain_spec, use
 from llm_jax.sharding.plan import Plan
 from llm_jax.sharding.weights import Gathered, gather_all
 from llm_jax.training.optimizer import Optimizer, global_norm
-from llm_jax.training.state import State, state_shardings
+from llm_jax.training.state import State, state_shardings, weights_in_use
 from llm_jax.training.terms import (
     Objective,
     Pairs,
@@ -63,24 +63,33 @@ class Program:
 
 
 def make_train_step(
-    objective: Objective, optimizer: Optimizer, plan: Plan, declarations: Mapping[str, Any], *, seed: int = 0
+    objective: Objective,
+    optimizer: Optimizer,
+    plan: Plan,
+    declarations: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    ema_decay: float | None = None,
 ) -> Program:
     """`(state, batch) -> (state, metrics)`, jitted; donates the state.
 
     `declarations`: by role, trained and frozen. `batch`: arrays [k, n, ...], k microbatches of n rows, rows cut over
     `data`. Metrics (float32[]): the objective's, `loss`, `loss/<term>` where there are several, `grad_norm` before
     clipping, `learning_rate`, and `finite` (bool[]). Where loss or norm are not finite the returned state is the one
-    given, unchanged: what was good before stays good.
+    given, unchanged: what was good before stays good. `ema_decay` is of the state's `ema`, where it has one:
+    `ema = decay ema + (1 - decay) params`, after each step.
     """
     trained = [path for path, rule in optimizer.rules.items() if rule.multiplier]
 
     def step(state: State, batch: Rows) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP_PURPOSE), state["step"])
+        batch = _numbered(batch) if objective.random else batch
         grads, pairs = gradients(
             objective, plan, declarations, state["params"], state["frozen"], batch, key, trained=trained
         )
         axes = {path: flatten(declarations)[path].axes for path in trained}
         grads = {path: constrain_spec(g, plan.storage_spec(axes[path], g.shape)) for path, g in grads.items()}
+        grads = optimizer.masked(grads)
         norm = global_norm(grads)
         updates, opt_state = optimizer.update(unflatten(grads), state["opt_state"], state["params"])
         flat = flatten(state["params"])
@@ -88,6 +97,9 @@ def make_train_step(
         metrics = divide_pairs(pairs, objective.coefficients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}
+        if ema_decay is not None:
+            share = 1 - ema_decay
+            new["ema"] = jax.tree.map(lambda e, p: e + share * (p - e), state["ema"], params)
         metrics |= {
             "grad_norm": norm,
             "learning_rate": optimizer.schedule(state["opt_state"]["count"]),
@@ -115,11 +127,12 @@ def make_grads(objective: Objective, plan: Plan, declarations: Mapping[str, Any]
 
 def make_eval_step(objective: Objective, plan: Plan, declarations: Mapping[str, Any]) -> Program:
     """`(state, batch) -> pairs`: terms (`loss/<term>`) and metrics of a batch as (sum, weight), to be added up over
-    batches (`add_pairs`) and divided once (`divide_pairs`); see `evaluate`."""
+    batches (`add_pairs`) and divided once (`divide_pairs`); see `evaluate`. Of the moving average, where there is one.
+    """
 
     def run(state: State, batch: Rows) -> Pairs:
         axes = jax.tree.map(lambda d: d.axes, dict(declarations))
-        params, frozen = state["params"], state["frozen"]
+        params, frozen = weights_in_use(state), state["frozen"]
         if plan.zero < 3:
             params, frozen = _gather(params, axes), _gather(frozen, axes)
         weights = objective.weights(batch)
@@ -204,6 +217,12 @@ def _gather(by_role: Params, axes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count(batch: Rows) -> int:
     return jax.tree.leaves(dict(batch))[0].shape[0]
+
+
+def _numbered(batch: Rows) -> Rows:
+    """With `example` int32[k, n]: the place of each row in the global batch, whatever k is."""
+    k, n = jax.tree.leaves(dict(batch))[0].shape[:2]
+    return {**batch, "example": jnp.arange(k * n, dtype=jnp.int32).reshape(k, n)}
 
 
 def _rows(batch: Rows) -> dict[str, Array]:

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from llm_jax.storage.growing import GrowingFile
+
 FILE = "events.out.tfevents.0000000000.metrics"
 
 
@@ -20,17 +22,21 @@ class Events:
     """`FILE` in a folder: made anew from the lines that metrics.jsonl has, so that a resumed run has no steps twice."""
 
     def __init__(self, folder: epath.PathLike, lines: Iterable[Mapping[str, Any]]) -> None:
-        self._path = epath.Path(folder) / FILE
+        self._file: GrowingFile | None = None
         if jax.process_index() == 0:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(folder).mkdir(parents=True, exist_ok=True)
             version = _record(_event(3, b"brain.Event:2"))
-            self._path.write_bytes(version + b"".join(_scalars(line) for line in lines))
+            self._file = GrowingFile(epath.Path(folder) / FILE, version + b"".join(_scalars(line) for line in lines))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl: its `step` and its finite numbers."""
-        if jax.process_index() == 0:
-            with self._path.open("ab") as file:
-                file.write(_scalars(line))
+        if self._file is not None:
+            self._file.append(_scalars(line))
+
+    def close(self, failed: bool) -> None:
+        """Returns when all events are stored."""
+        if self._file is not None:
+            self._file.flush()
 
 
 def _scalars(line: Mapping[str, Any]) -> bytes:

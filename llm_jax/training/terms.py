@@ -32,6 +32,9 @@ class Objective:
     batch_statistics: Callable[[Params, Params, Rows], Any] | None = None
     """`(params, frozen, microbatch)` -> pytree, computed without gradient for all microbatches in a first pass; terms
     then receive `Statistics`. None: no pass, and terms receive None."""
+    random: bool = False
+    """Whether terms draw random numbers in training: rows then have `example`, int32[n], each one's place in the global
+    batch. With it and the step's key the numbers are the same on any mesh and for any microbatches."""
 
 
 @jax.tree_util.register_dataclass

@@ -28,6 +28,7 @@ class Inner:
     items: tuple[Item, ...] = ()
     """Exceptions."""
     names: tuple[str, ...] = ("a",)
+    kinds: tuple[Literal["small", "large"], ...] = ()
     table: dict[str, int] = field(default_factory=dict)
 
 
@@ -108,6 +109,9 @@ def test_errors_name_the_field_the_value_and_what_was_expected(values, said):
         ("inner.names", "['b', 'c']", lambda c: c.inner.names, ("b", "c")),
         ("inner.names", '["b", "c"]', lambda c: c.inner.names, ("b", "c")),
         ("inner.names", "()", lambda c: c.inner.names, ()),
+        ("inner.kinds", "large,small", lambda c: c.inner.kinds, ("large", "small")),
+        ("inner.kinds", '["large"]', lambda c: c.inner.kinds, ("large",)),
+        ("inner.kinds", "", lambda c: c.inner.kinds, ()),
         ("inner.table", '{"k": 1}', lambda c: c.inner.table, {"k": 1}),
         ("inner.items", '[{"match": "x", "rate": 1}]', lambda c: c.inner.items, (Item("x", 1.0),)),
         ("maybe.size", "9", lambda c: c.maybe, Inner(size=9)),
@@ -132,6 +136,7 @@ def test_overrides_are_read_as_their_fields_type(dotted, text, get, value):
         ("inner", "4", "config.inner=4: a group of fields; set one of them, as config.inner.size"),
         ("inner.kind", "big", "config.inner.kind=big: expected 'small' | 'large'"),
         ("inner.names", "b", "config.inner.names=b: expected tuple[str, ...]"),
+        ("inner.kinds", "small,larg", "config.inner.kinds[1]=larg: expected 'small' | 'large'; the nearest is large"),
         ("inner.items", '[{"mach": 1}]', "config.inner.items[0].mach=1: no such field"),
     ],
 )

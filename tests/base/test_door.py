@@ -18,7 +18,7 @@ from llm_jax.base.errors import Interrupted, RunError, UserError
         (Interrupted("stopped at step 3"), 75, "error: stopped at step 3\n"),
         (KeyboardInterrupt(), 75, "error: interrupted\n"),
         (RunError("NaN at step 3"), 1, "error: NaN at step 3\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/file"), 1, "error: no space left on the disk: a/file\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/file"), 1, "error: no space left on device at a/file\n"),
     ],
 )
 def test_status_and_one_line(error, status, line, capsys):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from llm_jax.base.errors import UserError
@@ -45,6 +47,62 @@ def test_system_texts_and_histories_are_kept():
     assert sft(completion) == [Completion((system, USER), (ASSISTANT,))]
     pair = {"chosen": turns, "rejected": turns, "system": "s", "instruction": "q"}
     assert read_examples("preference", pair, "f:1") == [Pair((system, USER), (ASSISTANT,), (ASSISTANT,))]
+
+
+CALL = {"name": "f", "arguments": {"a": 1}}
+TOOL = {"name": "f", "parameters": {"type": "object"}}
+WRAPPED = {"type": "function", "function": TOOL}
+
+
+def test_tools_and_calls():
+    calling = {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}]}
+    told = {"role": "tool", "content": "3"}
+    turns = (USER, calling, told, ASSISTANT)
+    assert sft({"messages": list(turns), "tools": [TOOL]}) == [Conversation(turns, (TOOL,))]
+    # As `datasets` gives them back: with nulls where another record has fields.
+    padded = [{**USER, "tool_calls": None}, {**calling, "content": None}, {**told, "name": None}, ASSISTANT]
+    assert sft({"messages": padded, "tools": json.dumps([WRAPPED])}) == [Conversation(turns, (WRAPPED,))]
+    shared = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "a"},
+    ]
+    assert sft({"conversations": shared, "tools": json.dumps([TOOL])}) == [Conversation(turns, (WRAPPED,))]
+    as_text = {"name": "f", "arguments": '{"a": 1}'}
+    shared[1]["value"] = json.dumps([as_text, CALL])
+    (both,) = sft({"conversations": shared, "tools": "[]"})
+    assert isinstance(both, Conversation) and both.messages[1]["tool_calls"] == [*calling["tool_calls"]] * 2
+    alpaca = {"instruction": "q", "output": "a", "tools": [TOOL]}
+    assert sft(alpaca) == [Completion((USER,), (ASSISTANT,), (WRAPPED,))]
+
+
+def test_turns_that_are_not_learned():
+    quiet, loud = {**ASSISTANT, "weight": 0}, {**ASSISTANT, "train": True}
+    turns = (USER, ASSISTANT, USER, ASSISTANT)
+    assert sft({"messages": [USER, quiet, USER, loud]}) == [Conversation(turns, learned=(False, True))]
+    assert sft({"messages": [{**USER, "weight": 0}, loud, USER, ASSISTANT]}) == [Conversation(turns)]
+    human, gpt = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+    shared = [human, {**gpt, "weight": 1}, {**human, "weight": 0}, {**gpt, "train": False, "weight": 0}]
+    assert sft({"conversations": shared}) == [Conversation(turns, learned=(True, False))]
+    assert sft({"prompt": [USER, quiet, USER], "completion": [loud]}) == [Completion(turns[:3], (ASSISTANT,))]
+
+
+def test_preference_formats_of_llama_factory():
+    def read(record):
+        return read_examples("preference", record, "f:1")
+
+    system, other = {"role": "system", "content": "s"}, {"role": "assistant", "content": "b"}
+    human, good, bad = ({"from": who, "value": said} for who, said in (("human", "q"), ("gpt", "a"), ("gpt", "b")))
+    pair = Pair((system, USER), (ASSISTANT,), (other,), (WRAPPED,))
+    shared = {"conversations": [human], "chosen": good, "rejected": bad, "kto_tag": None}
+    assert read({**shared, "system": "s", "tools": json.dumps([TOOL])}) == [pair]
+    assert read({**shared, "conversations": [{"from": "system", "value": "s"}, human], "tools": [WRAPPED]}) == [pair]
+    openai = {"messages": [USER], "chosen": ASSISTANT, "rejected": other}
+    assert read(openai) == [Pair((USER,), (ASSISTANT,), (other,))]
+    alpaca = {"instruction": "q", "input": "", "chosen": "a", "rejected": "b", "history": [["h", "i"]]}
+    earlier = ({"role": "user", "content": "h"}, {"role": "assistant", "content": "i"})
+    assert read({**alpaca, "system": "s"}) == [Pair((system, *earlier, USER), (ASSISTANT,), (other,))]
 
 
 def test_content_in_parts():
@@ -103,19 +161,36 @@ def test_pretraining_format():
         ("preference", {"chosen": "abc", "rejected": "xyz"}, "share no beginning"),
         ("preference", {"prompt": "q", "completion": "a", "label": True}, "unpaired"),
         ("preference", {"text": "x"}, "needs `chosen`"),
-        ("sft", {"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}, "`tools` is not supported"),
-        ("sft", {"conversations": [], "tools": '[{"name": "f"}]'}, "`tools` is not supported"),
+        ("sft", {"messages": [USER, ASSISTANT], "tools": "[{"}, "`tools` is a text that is not JSON"),
+        ("sft", {"messages": [USER, ASSISTANT], "tools": {"name": "f"}}, "`tools` has to be a list of objects"),
+        ("sft", {"prompt": "q", "completion": "a", "tools": [{"name": "f"}]}, "`tools` stands beside strings"),
+        ("sft", {"text": "t", "tools": [{"name": "f"}]}, "`tools` stands beside plain text"),
         ("sft", {"messages": [USER, ASSISTANT], "images": ["a.png"]}, "`images` is not supported"),
         ("sft", {"messages": [USER, ASSISTANT], "kto_tag": False}, "`kto_tag`"),
-        ("sft", {"messages": [USER, {**ASSISTANT, "tool_calls": [1]}]}, r"`messages\[1\].tool_calls`"),
-        ("sft", {"messages": [USER, {"role": "tool", "content": "3"}]}, r"`messages\[1\].role` is 'tool'"),
-        ("sft", {"messages": [USER, {**ASSISTANT, "weight": 0}]}, r"`messages\[1\].weight` is 0"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "tool_calls": [1]}]}, r"`messages\[1\].tool_calls` has to be a list"),
+        ("sft", {"messages": [{**USER, "tool_calls": [{}]}, ASSISTANT]}, r"`messages\[0\].tool_calls` has to be"),
+        ("sft", {"messages": [USER, {"role": "function", "content": "3"}]}, r"`messages\[1\].role` is 'function'"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "reasoning_content": "r"}]}, r"reasoning_content` is not supported"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "weight": 0}]}, "has no turn that is learned"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, r"`messages\[1\].weight` is 0.5"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "train": "no"}]}, r"`messages\[1\].train` is 'no'"),
+        ("sft", {"messages": [{**USER, "train": True}, ASSISTANT]}, "only the assistant's turns are learned"),
+        ("sft", {"messages": [USER, {**ASSISTANT, "train": True, "weight": 0}]}, "contradict each other"),
+        ("sft", {"prompt": [USER], "completion": [{**ASSISTANT, "weight": 0}]}, r"`completion\[0\]` says otherwise"),
+        ("sft", {"prompt": [{**ASSISTANT, "train": 1}], "completion": [ASSISTANT]}, r"`prompt\[0\]` says otherwise"),
+        ("sft", {"conversations": [{"from": "gpt", "value": "a", "train": False}]}, "has no turn that is learned"),
+        ("sft", {"conversations": [{"from": "function_call", "value": "{}"}]}, "has to hold `name` and `arguments`"),
+        ("sft", {"conversations": [{"from": "function_call", "value": "f(1)"}]}, "its `value` is not JSON"),
+        ("sft", {"conversations": [{"from": "function_call", "value": "[]"}]}, "calls nothing"),
+        ("sft", {"conversations": [{"from": "human", "value": "q"}], "kto_tag": True}, "unpaired records .*`kto_tag`"),
+        ("preference", {"conversations": [], "kto_tag": True}, "unpaired records .*`kto_tag`.* by preference"),
+        ("preference", {"chosen": {"from": "gpt", "value": "a"}, "rejected": {}}, "no `conversations` before"),
         (
-            "sft",
-            {"conversations": [{"from": "gpt", "value": "a", "train": False}]},
-            r"conversations\[0\].train` is False",
+            "preference",
+            {"messages": [USER], "chosen": USER, "rejected": ASSISTANT},
+            "`chosen` is no turn of the assistant's",
         ),
-        ("sft", {"conversations": [{"from": "function_call", "value": "{}"}]}, "from 'function_call'"),
+        ("pretrain", {"text": None, "id": 3}, r"pretrain needs `text`; the record has `id`, `text` \(null\)"),
         (
             "sft",
             {"messages": [{**USER, "role": "system"}, ASSISTANT], "system": "s"},

@@ -53,7 +53,7 @@ def test_text_files_come_in_pieces_that_make_them_up_again(tmp_path):
         ("x.txt", b"", "x.txt is empty"),
         ("x.jsonl.gz", b"not gzip", "not a whole gzip file"),
         ("x.jsonl.gz", gzip.compress(b'{"a": 1}' * 100, mtime=0)[:-12], "not a whole gzip file"),
-        ("x.parquet", b"PAR1", "data files end in .jsonl"),
+        ("x.bin", b"x", "is none of the files that are read, which end in .jsonl"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):

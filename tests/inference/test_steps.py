@@ -41,5 +41,5 @@ def test_caches_are_donated_and_hold_nothing_of_padding(tiny):
     _, caches = prefill(decoder, params, empty, jnp.ones((4, 12), jnp.int32), LENGTHS)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(empty))
     for leaf in jax.tree.leaves(caches):
-        used = np.abs(np.asarray(leaf)).sum(axis=(2, 3)) > 0
+        used = np.abs(np.asarray(leaf)).sum(axis=(1, 3)) > 0
         np.testing.assert_array_equal(used, np.arange(24) < LENGTHS[:, None])

@@ -65,7 +65,7 @@ def test_ragged_rows_equal_each_alone(model):
     for b in range(3):
         expected = full(TOKENS[b : b + 1, : lengths[b] + 6])[0]
         np.testing.assert_allclose(jnp.concatenate(rows[b]), expected, atol=1e-5)
-    assert not caches[0].k[0, 9:].any()  # padding left no trace
+    assert not caches[0].k[0, :, 9:].any()  # padding left no trace
 
 
 def test_scanned_parameters_decode_too(model):
@@ -87,4 +87,4 @@ def test_caches_need_meta(model):
 def test_cache_shapes():
     caches = init_caches(CONFIG, 2, 7, "bfloat16")
     assert len(caches) == 3
-    assert caches[0].k.shape == (2, 7, 2, 6) and caches[0].v.dtype == jnp.bfloat16
+    assert caches[0].k.shape == (2, 2, 7, 6) and caches[0].v.dtype == jnp.bfloat16

@@ -74,7 +74,8 @@ def test_groups_first_match_wins():
 def test_a_role_can_be_matched():
     config = OptimizerConfig(groups=(GroupConfig(match="^value/", learning_rate_multiplier=0.0),))
     rules = make_optimizer(config, {**DECLS, "value": DECLS["policy"]}, 10).rules
-    assert rules["value/w"] == (0.0, 0.0) and rules["policy/w"] == (1.0, 0.1) and rules["policy/b"] == (1.0, 0.0)
+    assert rules["value/w"][:2] == (0.0, 0.0)
+    assert rules["policy/w"][:2] == (1.0, 0.1) and rules["policy/b"][:2] == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

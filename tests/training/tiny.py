@@ -17,6 +17,12 @@ class Declared:
     axes: tuple[str, ...]
     decay: bool = True
 
+    @property
+    def matrix(self):
+        """The last two axes of what is no norm, as models.Declaration has it."""
+        last = len(self.axes) - 1
+        return None if "norm" in self.axes else ((last - 1,), (last,))
+
 
 DECLARATIONS = {
     "embed": {"weight": Declared(("vocab", "embed"))},

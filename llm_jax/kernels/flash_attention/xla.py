@@ -23,6 +23,7 @@ from llm_jax.kernels.flash_attention.spec import (
     precision,
     visible,
 )
+from llm_jax.kernels.platform import target_platform
 
 
 def supports(spec: AttentionSpec, platform: str) -> str | None:
@@ -40,7 +41,7 @@ def forward(
     masks: MaskArrays,
 ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
     """Output in q's dtype and float32 log-sum-exp, by online softmax."""
-    tiles = tiling(spec, jax.default_backend())
+    tiles = tiling(spec, target_platform())
     K, G = spec.kv_heads, spec.group
     shape = (tiles.rows, K, G, tiles.q_block)
     slopes = _per_head(spec, alibi_slopes)
@@ -100,7 +101,7 @@ def backward(
 
     `delta` is, per row, sum(out · d_out) - d_lse.
     """
-    tiles = tiling(spec, jax.default_backend())
+    tiles = tiling(spec, target_platform())
     K, G, H = spec.kv_heads, spec.group, spec.head_dim
     slopes = _per_head(spec, alibi_slopes)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
+from llm_jax.kernels.platform import target_platform
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the float32 logits of a chunk may take."""
@@ -147,7 +148,7 @@ def _dot(equation: str, a: Array, b: Array) -> Array:
 
 def _chunks(spec: LossSpec) -> tuple[int, int]:
     """Tokens of a chunk and number of chunks; of equal size, so that little is padding."""
-    platform = jax.default_backend()
+    platform = target_platform()
     fitting = CHUNK_BYTES.get(platform, 256 * 2**20) // (4 * spec.vocab)
     count = max(1, math.ceil(spec.tokens / max(fitting, CHUNK_TOKENS.get(platform, 1024))))
     size = math.ceil(spec.tokens / count)

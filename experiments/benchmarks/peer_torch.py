@@ -1,0 +1,136 @@
+# pyright: reportMissingImports=false
+"""The peer's worker: transformers + PyTorch, and TRL's trainers. Runs under --peer-python; knows nothing of llm_jax.
+
+A step is: loss (with what the trainer records beside it), backward, clip, AdamW, gradients set to None. The trainer's
+own loop around it (data, callbacks, logging) is left out, in the peer's favour.
+"""
+
+import json
+import sys
+import tempfile
+
+import torch
+import workload
+from sides import THREADS, serve
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def make_model(name: str) -> LlamaForCausalLM:
+    shape = workload.MODELS[name]
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape["vocab"],
+            hidden_size=shape["width"],
+            intermediate_size=shape["inner"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape["heads"],
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def make_optimizer(model) -> torch.optim.Optimizer:
+    o = workload.OPTIMIZER
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=o["learning_rate"],
+        betas=(o["beta1"], o["beta2"]),
+        eps=o["eps"],
+        weight_decay=o["weight_decay"],
+        fused=True,
+    )
+
+
+def stepper(model, loss_of):
+    optimizer = make_optimizer(model)
+    model.train()
+
+    def step() -> float:
+        loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), workload.OPTIMIZER["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def train_step(model: str, rows: int, length: int, compiled: bool):
+    llama = make_model(model)
+    batch = torch.from_numpy(workload.tokens(model, rows, length)).long()
+    call = torch.compile(llama) if compiled else llama
+    return stepper(llama, lambda: call(input_ids=batch, labels=batch).loss)
+
+
+def make_tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="a"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+
+
+ARGUMENTS = dict(use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False)
+
+
+def sft_packed(model: str, rows: int, length: int):
+    """TRL's SFTTrainer with packing=True: its own collator makes one padding-free row of all windows."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    llama = make_model(model)
+    args = SFTConfig(tempfile.mkdtemp(), packing=True, max_length=length, per_device_train_batch_size=rows, **ARGUMENTS)
+    record = Dataset.from_list([{"prompt": "a", "completion": "a"}] * 4)
+    trainer = SFTTrainer(llama, args=args, train_dataset=record, processing_class=make_tokenizer())
+    packed = []
+    for row in workload.documents(model, rows, length):
+        ids = [int(i) for document, _ in row for i in document]
+        masks = [[0] * prompt + [1] * (len(document) - prompt) for document, prompt in row]
+        mask = [m for each in masks for m in each]
+        labels = [i if m else -100 for i, m in zip(ids, mask)]
+        packed.append(
+            {
+                "input_ids": ids,
+                "labels": labels,
+                "completion_mask": mask,
+                "seq_lengths": [len(document) for document, _ in row],
+            }
+        )
+    batch = trainer._prepare_inputs(trainer.data_collator(packed))
+    return stepper(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch)))
+
+
+def preference(model: str, live: bool):
+    """TRL's DPOTrainer; `live` False is precompute_ref_log_probs=True, its numbers already in the batch."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    llama, reference = make_model(model), make_model(model)
+    args = DPOConfig(
+        tempfile.mkdtemp(),
+        beta=workload.BETA,
+        max_length=None,
+        per_device_train_batch_size=workload.PAIRS,
+        precompute_ref_log_probs=not live,
+        **ARGUMENTS,
+    )
+    record = Dataset.from_list([{"prompt": "a", "chosen": " a", "rejected": " a"}] * 4)
+    trainer = DPOTrainer(llama, reference, args=args, train_dataset=record, processing_class=make_tokenizer())
+    records = workload.pairs(model)
+    if not live:
+        records = [dict(each, ref_chosen_logps=-600.0, ref_rejected_logps=-600.0) for each in records]
+    batch = trainer._prepare_inputs(trainer.data_collator(records))
+    return stepper(trainer.model, lambda: trainer._compute_loss(trainer.model, dict(batch), False))
+
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[1])
+    torch.set_num_threads(THREADS)
+    name = options.pop("task")
+    serve(name, {"train_step": train_step, "sft_packed": sft_packed, "preference": preference}[name](**options))
