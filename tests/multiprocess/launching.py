@@ -17,7 +17,12 @@ class Started:
     """The processes of a run, each with its own log."""
 
     def __init__(
-        self, commands: Sequence[Sequence[str]], folder: pathlib.Path, devices: int, cwd: pathlib.Path | None
+        self,
+        commands: Sequence[Sequence[str]],
+        folder: pathlib.Path,
+        devices: int,
+        cwd: pathlib.Path | None,
+        slurm: bool,
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -27,9 +32,7 @@ class Started:
         self.processes: list[subprocess.Popen] = []
         for i, command in enumerate(commands):
             place = {
-                "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
-                "LLM_JAX_PROCESSES": str(len(commands)),
-                "LLM_JAX_PROCESS": str(i),
+                **(under_srun(i, len(commands)) if slurm else by_address(i, len(commands), port)),
                 "TINY_DEVICES": str(devices),
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             }
@@ -60,15 +63,39 @@ class Started:
 
 @contextlib.contextmanager
 def running(
-    commands: Sequence[Sequence[str]], folder: pathlib.Path, devices: int = 1, cwd: pathlib.Path | None = None
+    commands: Sequence[Sequence[str]],
+    folder: pathlib.Path,
+    devices: int = 1,
+    cwd: pathlib.Path | None = None,
+    slurm: bool = False,
 ) -> Iterator[Started]:
-    started = Started(commands, folder, devices, cwd)
+    started = Started(commands, folder, devices, cwd, slurm)
     try:
         yield started
     finally:
         for process in started.processes:
             process.kill()
             process.wait()
+
+
+def by_address(i: int, count: int, port: int) -> dict[str, str]:
+    return {
+        "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
+        "LLM_JAX_PROCESSES": str(count),
+        "LLM_JAX_PROCESS": str(i),
+    }
+
+
+def under_srun(i: int, count: int) -> dict[str, str]:
+    """What srun sets and jax reads; jax makes the port from the number of the job."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+    }
 
 
 def tiny(workdir: pathlib.Path, steps: int, every: int = 5, sleep: float = 0.0) -> list[str]:

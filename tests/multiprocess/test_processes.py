@@ -144,6 +144,26 @@ def test_a_job_in_several_processes_equals_one(tmp_path, count, devices, mesh):
 
 
 @pytest.mark.slow
+def test_under_srun_nothing_has_to_be_said(tmp_path, alone):
+    with running([tiny(tmp_path / "run", 60)] * 2, tmp_path, slurm=True) as run:
+        assert run.ends() == [0, 0], run.text(0)
+    assert_equal_runs(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_ends_the_others_too(tmp_path, victim):
+    with running([tiny(tmp_path / "run", 400, sleep=0.1)] * 2, tmp_path) as run:
+        run.wait_for("tiny 14/400")
+        run.processes[victim].send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        other = 1 - victim
+        assert run.processes[other].wait(timeout=60) == 1
+        assert re.fullmatch(rf"error: process {victim} \(.*\) died or hangs; last good.*", run.last_line(other))
+    print(f"process {victim} of 2 stopped: the other ended {time.monotonic() - begun:.1f} s later")
+
+
+@pytest.mark.slow
 def test_the_chain_to_dpo_in_two_processes_equals_one(tmp_path):
     """With the reference's log-probabilities computed by both, and the model before loaded by process 0 alone."""
     for name, count in (("one", 1), ("two", 2)):
