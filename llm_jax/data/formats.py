@@ -242,7 +242,7 @@ class _Reader:
         content = value.get("content")
         if isinstance(content, list):  # OpenAI's list of parts
             kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
-            if kinds - {"text"}:
+            if kinds - {"text"} or not all(isinstance(part.get("text"), str) for part in content):
                 raise UserError(f"{self.where}: `{name}` has parts that are not text")
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):

@@ -124,6 +124,8 @@ def _records(file: epath.Path) -> Iterator[Record]:
             raise UserError(f"{where}: holds half of a surrogate pair, which is not UTF-8") from None
         except RecursionError:
             raise UserError(f"{where}: JSON nested too deep") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise UserError(f"{where}: {error}") from None
         yield Record(where, value)
 
 

@@ -36,7 +36,7 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
         values = _compute(s, reference)
         flat = {f"{split}/{name}": array for split, arrays in values.items() for name, array in arrays.items()}
         packed = io.BytesIO()
-        np.savez(packed, **flat)
+        np.savez(packed, **flat)  # pyright: ignore[reportArgumentType]
         write_atomically(file, packed.getvalue())
     stored = np.load(io.BytesIO(file.read_bytes()))
     return {

@@ -51,12 +51,7 @@ def make_rules(config: OptimizerConfig, declarations: Tree) -> dict[str, Rule]:
     A parameter that does not declare decay never decays; a multiplier of 0 freezes.
     Raises UserError for a pattern that is no regular expression and for a group that decides over nothing.
     """
-    patterns: list[tuple[GroupConfig, re.Pattern[str]]] = []
-    for i, group in enumerate(config.groups):
-        try:
-            patterns.append((group, re.compile(group.match)))
-        except re.error as error:
-            raise UserError(f"optimizer.groups.{i}.match {group.match!r} is no regular expression: {error}") from None
+    patterns = _patterns(config)
     hits = [0] * len(patterns)
 
     def rule(path: str, declaration: Any) -> Rule:
@@ -74,6 +69,16 @@ def make_rules(config: OptimizerConfig, declarations: Tree) -> dict[str, Rule]:
         if not count:
             raise UserError(f"optimizer group {group.match!r} decides over no parameter")
     return rules
+
+
+def _patterns(config: OptimizerConfig) -> list[tuple[GroupConfig, re.Pattern[str]]]:
+    patterns = []
+    for i, group in enumerate(config.groups):
+        try:
+            patterns.append((group, re.compile(group.match)))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(f"optimizer.groups.{i}.match {group.match!r} is no regular expression: {error}") from None
+    return patterns
 
 
 def check_optimizer(config: OptimizerConfig, steps: int) -> None:
@@ -98,6 +103,7 @@ def check_optimizer(config: OptimizerConfig, steps: int) -> None:
         raise UserError(
             f"optimizer.final_fraction is {config.final_fraction}, but optimizer.schedule=constant ignores it"
         )
+    _patterns(config)
     make_schedule(config, steps)
 
 

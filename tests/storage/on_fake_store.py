@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import tests.storage.fake_store  # noqa: E402, F401
+import tests.storage.fake_store  # noqa: F401
 
 if __name__ == "__main__":
     del sys.argv[0]
