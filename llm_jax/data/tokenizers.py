@@ -28,6 +28,8 @@ from llm_jax.storage.hashes import file_sha256
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
+# The library reserves memory for as many at once; the largest vocabularies in use have a quarter of a million.
+MOST_ENTRIES = 1 << 24
 # What `load_tokenizer` reads of a folder; the model only where there is no tokenizer.json.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -239,8 +241,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, split_digits: bool = True) 
     Raises:
       UserError: vocab_size is below 260, or there is no text.
     """
-    if vocab_size < 256 + len(SPECIALS):
-        raise UserError(f"tokenizer.vocab_size is {vocab_size}: bytes and special tokens alone take 260")
+    check_bpe_size(vocab_size)
     counted = _Counted(texts)
     backend = hf.Tokenizer(hf.models.BPE())
     pattern = hf.Regex(PATTERN.replace("{DIGITS}", "" if split_digits else "{1,3}"))
@@ -300,6 +301,14 @@ def train_sentencepiece(
     data = train(texts, vocab_size, kind, split_digits, PAD, END_OF_TEXT, (TURN_START, TURN_END))
     backend, _ = convert(data, f"the trained SentencePiece {kind}")
     return _trained(backend)
+
+
+def check_bpe_size(vocab_size: int) -> None:
+    """Raises UserError for a size that no BPE trained here can have."""
+    if vocab_size < 256 + len(SPECIALS):
+        raise UserError(f"tokenizer.vocab_size is {vocab_size}: bytes and special tokens alone take 260")
+    if vocab_size > MOST_ENTRIES:
+        raise UserError(f"tokenizer.vocab_size is {vocab_size}: it has to be at most {MOST_ENTRIES}")
 
 
 class _Counted:

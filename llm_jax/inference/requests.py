@@ -21,9 +21,9 @@ class Row:
 def check_sampling(params: SamplingParams) -> None:
     """Raises UserError naming the first parameter outside its range."""
     limits = {
-        "max_tokens": (params.max_tokens >= 1, "at least 1"),
+        "max_tokens": (1 <= params.max_tokens < 2**31, "at least 1 and below 2**31"),
         "temperature": (0 <= params.temperature < float("inf"), "0 or more"),
-        "top_k": (params.top_k >= 0, "0 or more"),
+        "top_k": (0 <= params.top_k < 2**31, "0 or more and below 2**31"),
         "top_p": (0 < params.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= params.min_p <= 1, "between 0 and 1"),
         "repetition_penalty": (0 < params.repetition_penalty < float("inf"), "above 0"),

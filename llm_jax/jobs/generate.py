@@ -53,6 +53,8 @@ def check(node: "Node") -> None:
         raise UserError("init_from is not set: generate needs a model")
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
+    if config.max_prompts is not None and config.max_prompts < 1:
+        raise UserError(f"max_prompts is {config.max_prompts}; it must be at least 1, or None")
     make_plan(config.mesh)
     check_sampling(config.sampling)
     if config.prompts is not None:

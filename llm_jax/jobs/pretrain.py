@@ -8,7 +8,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer, load_tokenizer, pretrain_texts, train_bpe, train_sentencepiece
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.config import TokenizerConfig
-from llm_jax.data.tokenizers import has_tokenizer, tokenizer_manifest
+from llm_jax.data.tokenizers import check_bpe_size, has_tokenizer, tokenizer_manifest
 from llm_jax.jobs.config import PretrainConfig
 from llm_jax.jobs.fit import check_shapes, check_training, fit, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook
@@ -17,6 +17,7 @@ from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params, load
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.families import family
 from llm_jax.sharding import make_plan
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ def check(node: "Node") -> None:
             if getattr(config, name) != default:
                 raise UserError(f"{name}.* is set, but it comes from init_from={config.init_from}")
     else:
+        family(config.model.family)
+        # The size of a vocabulary that is still to be trained is the one thing not known yet.
+        dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1).resolved()
         check_shapes(config, make_plan(config.mesh), config.model)
+        check_bpe_size(config.tokenizer.vocab_size)
     path, default = config.tokenizer.path, TokenizerConfig()
     for name in ("kind", "vocab_size", "split_digits"):
         value, unset = getattr(config.tokenizer, name), getattr(default, name)

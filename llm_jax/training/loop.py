@@ -125,11 +125,14 @@ def train(job: TrainingJob) -> State:
 
 
 def check_least(config: Any, where: str, least: Mapping[str, int]) -> None:
-    """Raises UserError for the first field that is below its least value; None is not."""
+    """Raises UserError for the first field that is below its least value, or beyond 32 bits; None is not."""
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and value < bound:
             raise UserError(f"{where}.{name} is {value}; it must be at least {bound}")
+        bits = 32 if name == "seed" else 31
+        if value is not None and value >= 2**bits:
+            raise UserError(f"{where}.{name} is {value}; it must be below 2**{bits}")
 
 
 def check_train_config(config: TrainConfig, plan: Plan) -> None:

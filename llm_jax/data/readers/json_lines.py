@@ -45,4 +45,6 @@ def parse_json(text: str, where: str) -> object:
         raise UserError(f"{where}: holds half of a surrogate pair, which is not UTF-8") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deep") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{where}: {error}") from None
     return value
