@@ -16,16 +16,17 @@ import os
 import sys
 from pathlib import Path
 
-from llm_jax.base import processes
 from llm_jax.base.door import run_door
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_docs, field_names
+from llm_jax.base.join import FLAGS as PLACE_FLAGS
+from llm_jax.base.join import join, place
 from llm_jax.base.nearest import nearest
 from llm_jax.jobs.config import JOBS
 from llm_jax.jobs.graph import run
 from llm_jax.jobs.registry import first_doc_line, job_summary, load_config
 
-FLAGS = ("--config", "--workdir", *(f"--{flag}" for flag in processes.FLAGS), "--help")
+FLAGS = ("--config", "--workdir", *(f"--{flag}" for flag in PLACE_FLAGS), "--help")
 
 
 @dataclasses.dataclass
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     elif arguments.help:
         print(config_help(arguments.config, arguments.overrides))
     else:
-        processes.join(processes.place(arguments.processes, os.environ))
+        join(place(arguments.processes, os.environ))
         run(arguments.config, arguments.overrides, arguments.workdir)
 
 

@@ -15,9 +15,10 @@ from llm_jax.jobs.fit import Columns, Setup
 from llm_jax.jobs.origin import Origin
 from llm_jax.jobs.scoring import answer_logps
 from llm_jax.models import Decoder, bind, load
-from llm_jax.sharding import placed_batches, use
+from llm_jax.sharding import placed_batches
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash
+from llm_jax.training.step import Program
 
 
 def stored_logps(s: Setup, reference: Origin) -> Columns:
@@ -63,14 +64,12 @@ def _compute(s: Setup, reference: Origin) -> Columns:
         return found["chosen_logps"], found["rejected_logps"]
 
     # Every process gets the numbers of all rows.
-    whole = jax.jit(score, out_shardings=s.plan.sharding(PartitionSpec()))
+    whole = Program(s.plan, lambda *_: jax.jit(score, out_shardings=s.plan.sharding(PartitionSpec())))
 
     def over(rowset: RowSet) -> dict[str, np.ndarray]:
         loader = Loader(rowset, s.config.train.batch_size // s.config.train.microbatches, shuffle=False)
-        parts = []
-        with use(s.plan):
-            for rows in placed_batches(loader, s.plan, 0, len(loader)):
-                parts.append(jax.device_get(whole(params, rows)))
+        batches = placed_batches(loader, s.plan, 0, len(loader))
+        parts = [jax.device_get(whole(params, rows)) for rows in batches]
         chosen, rejected = (np.concatenate(side)[: len(rowset)] for side in zip(*parts, strict=True))
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 

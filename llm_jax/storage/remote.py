@@ -6,6 +6,7 @@ an object written last; files that grow are rewritten (`growing`); the lock is a
 a library must have as local files is made in a local folder and copied whole, by the functions here.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -84,15 +85,21 @@ def in_step(folder: epath.PathLike, copy: epath.PathLike, marker: str) -> bool:
 def fetch(folder: epath.PathLike, copy: epath.PathLike, marker: str) -> None:
     """Brings a remote folder's files into its local copy, `marker` last; nothing where the copy has that very marker.
 
-    Does nothing for a folder that is its own copy, or that is not finished: has no `marker`.
+    Does nothing for a folder that is its own copy, or that is not finished: has no `marker`. Processes of one machine
+    take turns.
     """
     folder, copy = epath.Path(folder), epath.Path(copy)
-    if folder == copy or not (folder / marker).exists() or in_step(folder, copy, marker):
+    if folder == copy or not (folder / marker).exists():
         return
-    if copy.exists():
-        copy.rmtree()
-    for name, file in sorted(files_below(folder), key=lambda entry: (entry[0] == marker, entry[0])):
-        copy_file(file, copy / name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(copy.with_name(f"{copy.name}.lock"), "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if in_step(folder, copy, marker):
+            return
+        if copy.exists():
+            copy.rmtree()
+        for name, file in sorted(files_below(folder), key=lambda entry: (entry[0] == marker, entry[0])):
+            copy_file(file, copy / name)
 
 
 def publish(copy: epath.PathLike, folder: epath.PathLike, marker: str) -> None:

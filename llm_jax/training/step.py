@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llm_jax.base import processes
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.sharding.context import constrain, constrain_spec, use
 from llm_jax.sharding.plan import Plan
@@ -53,8 +54,14 @@ class Program:
         return self._compiled
 
     def __call__(self, *args: Any) -> Any:
+        begun = self._compiled is not None
         with use(self._plan):
-            return self._jitted(args)(*args)
+            run = self._jitted(args)
+            if processes.several() and not begun:
+                # Who starts a collective waits 30 s for the others under gloo: nobody does before all have compiled.
+                run.lower(*args).compile()
+                processes.barrier()
+            return run(*args)
 
     def lower(self, *args: Any) -> Any:
         """As `jax.jit(f).lower`: takes ShapeDtypeStructs too, and devices that are only described."""

@@ -47,7 +47,7 @@ def assert_equal_runs(got: pathlib.Path, want: pathlib.Path) -> None:
 
 def train(command: list[str], folder: pathlib.Path, count: int, devices: int = 1) -> None:
     with running([command] * count, folder, devices) as run:
-        assert run.ends(240) == [0] * count, run.text(0) + run.text(count - 1)
+        assert run.ends(600) == [0] * count, run.text(0) + run.text(count - 1)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_the_chain_to_dpo_in_two_processes_equals_one(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         with running([job(DPO, folder / "dpo")] * count, folder / "logs", cwd=folder) as run:
-            assert run.ends(400) == [0] * count, run.text(0)
+            assert run.ends(900) == [0] * count, run.text(0)
     assert_equal_runs(tmp_path / "two" / "dpo", tmp_path / "one" / "dpo")
     for run in ("pretrain", "sft"):
         one, two = (next((tmp_path / name / "runs").glob(f"{run}-*")) for name in ("one", "two"))

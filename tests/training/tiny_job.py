@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.base import processes
 from llm_jax.base.door import run_door
+from llm_jax.base.join import join, place
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan, make_plan
 from llm_jax.storage.workdir import Workdir
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> None:
     config = TrainConfig(
         steps=steps, batch_size=8, microbatches=2, log_every=7, eval_every=10, checkpoint=CheckpointConfig(every=every)
     )
-    processes.join(processes.place({}, os.environ))
+    join(place({}, os.environ))
     with workdir.lock() if processes.first() else contextlib.nullcontext():
         job = tiny_job(
             workdir, config, before_step=lambda: time.sleep(sleep), finish=(lambda state: {"eval_final": 1.0},)

@@ -6,7 +6,7 @@ import pytest
 
 from llm_jax.base import coordinator
 from llm_jax.base.errors import UserError
-from llm_jax.base.processes import Place, place
+from llm_jax.base.join import Place, place
 
 GIVEN = {"coordinator": "10.0.0.1:1234", "processes": "4", "process": "3"}
 
