@@ -110,7 +110,7 @@ def train(job: TrainingJob) -> State:
         checkpoints.close()
         try:
             write_report(job.workdir)
-        except OSError as error:  # A full disk, say; what ended the run is the better message.
+        except (OSError, UserError) as error:  # A full disk, say; what ended the run is the better message.
             warn(f"{job.workdir.report} was not written: {error}")
 
 
