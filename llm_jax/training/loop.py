@@ -120,7 +120,7 @@ def train(job: TrainingJob) -> State:
         try:
             if processes.first():
                 write_report(job.workdir)
-        except OSError as error:  # A full disk, say; what ended the run is the better message.
+        except (OSError, UserError) as error:  # A full disk, say; what ended the run is the better message.
             warn(f"{job.workdir.report} was not written: {error}")
 
 
