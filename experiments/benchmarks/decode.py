@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peer import Peer, is_worker, median, serve  # noqa: E402
+from peer import Peer, is_worker, median, serve
 
 BATCHES = (1, 16)
 PROMPT, NEW, VOCAB, THREADS = 128, 128, 4096, 2

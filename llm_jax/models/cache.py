@@ -121,9 +121,7 @@ class SlidingCache:
                 jnp.concatenate([jnp.swapaxes(kept, 1, 2).astype(q.dtype), x], axis=1)
                 for kept, x in ((kept_k, k), (kept_v, v))
             )
-            return kernels.flash_attention(
-                q, k, v, causal=True, window=self.window, q_positions=at, kv_positions=kv_at
-            )
+            return kernels.flash_attention(q, k, v, causal=True, window=self.window, q_positions=at, kv_positions=kv_at)
 
         on = on_shards(attention, (QUERIES, KEYS, KEYS, KEPT, KEPT, TOKENS, TOKENS), QUERIES)
         return on(q, k, v, self.k, self.v, meta.positions, kv_positions), new
@@ -139,7 +137,7 @@ class SlidingCache:
             slots = jnp.where(real, at, size)
         return SlidingCache(*write_slots((self.k, self.v), (k, v), slots), self.window)
 
-    def _held(self, count: Int[Array, "B"]) -> Int[Array, "B S"]:
+    def _held(self, count: Int[Array, " B"]) -> Int[Array, "B S"]:
         """Position of the token in each slot when the row has had `count`; `FAR` for an empty one."""
         size, last = self.k.shape[2], count[:, None] - 1
         slot = jnp.arange(size, dtype=jnp.int32)
@@ -160,7 +158,7 @@ class Empty:
 
 
 def attend_slots(
-    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, "B"]
+    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B 1 N H"]:
     """What one token per row attends to: the first `lengths[b]` slots."""
 
@@ -177,7 +175,7 @@ def write_slots(
 
     def write(kept: Array, new: Array, slots: Array) -> Array:
         rows, new = jnp.arange(new.shape[0])[:, None], new.astype(kept.dtype)
-        if new.shape[1] > 1:
+        if new.shape[:2] != (1, 1):
             return kept.at[rows, :, slots].set(new, mode="drop")
         # What would be dropped writes back what is there: XLA makes of a single update that may be dropped a choice
         # between two whole caches, and copies them in every step of a loop (12.8 MB a token in a Llama of 6.8M).
