@@ -149,7 +149,7 @@ class Generator:
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
     ) -> Iterator[Completion]:
         """The same as they are done: longest prompts first, and of a batch those that end first."""
-        for out in self._outputs(self._rows(prompts, params), self.chunk, live=False):
+        for out in self._outputs(self.rows(prompts, params), self.chunk, live=False):
             if out.reason is not None:
                 row, tracker = out.row, out.tracker
                 yield Completion(
@@ -167,9 +167,10 @@ class Generator:
         A piece of text holds whole characters, and nothing that a stop string might still take back; tokens come
         when they are drawn, those behind a stop string excepted.
         """
-        yield from deltas(self._outputs(self._rows(prompts, params), min(every, self.chunk), live=True))
+        yield from deltas(self._outputs(self.rows(prompts, params), min(every, self.chunk), live=True))
 
-    def _rows(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Row]:
+    def rows(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Row]:
+        """The call's rows, checked. Raises UserError as `generate`."""
         vocab_size = self.config.vocab_size
         assert vocab_size is not None
         rows = make_rows(prompts, params, max_positions=self.max_positions, vocab_size=vocab_size)
@@ -199,10 +200,10 @@ class Generator:
         shape = (0, 0)
         for first in range(0, len(ordered), size):
             batch = ordered[first : first + size]
-            shape = self._shape(batch, shape)
+            shape = self.shape(batch, shape)
             yield from Batch(self, batch, size, *shape).outputs(every, live)
 
-    def _shape(self, batch: list[Row], before: tuple[int, int]) -> tuple[int, int]:
+    def shape(self, batch: list[Row], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
         """Buckets of prompts and caches; those of the batch before where smaller ones would not halve them.
 
         Another shape is another program, and compiling it takes longer than what it saves.
