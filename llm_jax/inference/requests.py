@@ -29,6 +29,7 @@ def check_sampling(params: SamplingParams) -> None:
         "repetition_penalty": (0 < params.repetition_penalty < float("inf"), "above 0"),
         "n": (1 <= params.n < 2**31, "at least 1"),
         "seed": (0 <= params.seed < 2**64, "between 0 and 2**64 - 1"),
+        "logprobs": (params.logprobs >= 0, "0 or more"),
         "stop": (all(params.stop), "strings that are not empty"),
     }
     for name, (fine, wanted) in limits.items():
@@ -63,6 +64,8 @@ def make_rows(
         raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
     for p in dict.fromkeys(each):
         check_sampling(p)
+        if p.logprobs > vocab_size:
+            raise UserError(f"sampling parameter logprobs is {p.logprobs}; the vocabulary has {vocab_size} tokens")
     rows = []
     for number, (ids, p) in enumerate(zip(prompts, each)):
         check_prompt(ids, f"prompt {number}", max_positions, vocab_size)

@@ -175,7 +175,7 @@ def write_slots(
 
     def write(kept: Array, new: Array, slots: Array) -> Array:
         rows, new = jnp.arange(new.shape[0])[:, None], new.astype(kept.dtype)
-        if new.shape[1] > 1:
+        if new.shape[:2] != (1, 1):
             return kept.at[rows, :, slots].set(new, mode="drop")
         # What would be dropped writes back what is there: XLA makes of a single update that may be dropped a choice
         # between two whole caches, and copies them in every step of a loop (12.8 MB a token in a Llama of 6.8M).
