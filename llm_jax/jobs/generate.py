@@ -22,6 +22,7 @@ from llm_jax.jobs.origin import Origin, check_tokenizer, origin
 from llm_jax.sharding import check_divides, make_plan
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import file_sha256
+from llm_jax.storage.json_files import read_json
 from llm_jax.storage.workdir import Workdir, is_workdir
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def end_ids(folder: epath.Path) -> list[int]:
     file = folder / "generation_config.json"
     if not file.exists():
         return []
-    try:
-        value = json.loads(file.read_text()).get("eos_token_id")
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    return [] if value is None else value if isinstance(value, list) else [value]
+    value = read_json(file).get("eos_token_id")
+    ends = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(end) is int and end >= 0 for end in ends):
+        raise UserError(f"{file}: eos_token_id is {value!r}, which is no token's id and no list of them")
+    return ends

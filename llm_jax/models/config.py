@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from llm_jax.base.errors import UserError
 
-
 POSITIVE = (
     "vocab_size",
     "hidden_size",
