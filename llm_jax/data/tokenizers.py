@@ -22,14 +22,16 @@ from jaxtyping import Int
 from llm_jax.base.errors import UserError
 from llm_jax.data.sentencepiece_folders import MODEL_FILE, read_model_folder
 from llm_jax.data.sentencepiece_models import convert, train
-from llm_jax.data.templating import render_marked
+from llm_jax.data.templating import load_template, render_marked
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import file_sha256
+from llm_jax.storage.json_files import read_json
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
 # The library reserves memory for as many at once; the largest vocabularies in use have a quarter of a million.
 MOST_ENTRIES = 1 << 24
+SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # What `load_tokenizer` reads of a folder; the model only where there is no tokenizer.json.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -109,7 +111,7 @@ class Tokenizer:
     @property
     def template_variables(self) -> dict[str, str | None]:
         """The special tokens' texts, by the names chat templates use."""
-        return {name: self.special(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {name: self.special(name) for name in SPECIAL_NAMES}
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -335,6 +337,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     for name, value in _read_json(folder / "special_tokens_map.json").items():
         if config.get(name) is None:
             config[name] = value
+    _check_specials(folder, config)
     template = _chat_template(folder, config)
     if file.exists():
         try:
@@ -369,20 +372,24 @@ def tokenizer_manifest(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
+    return read_json(file) if file.exists() else {}
 
 
 def _chat_template(folder: epath.Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text()
+        return load_template(str(file))
     template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+    if isinstance(template, list) and all(isinstance(e, dict) and {"name", "template"} <= e.keys() for e in template):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")  # several named ones
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is neither a text nor a list of named ones")
     return template
+
+
+def _check_specials(folder: epath.Path, config: dict[str, Any]) -> None:
+    for name in SPECIAL_NAMES:
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(text, str):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name} is {value!r}, which is no token")

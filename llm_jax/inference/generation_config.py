@@ -4,7 +4,6 @@ A field that would change what comes out and that we do not have is refused by n
 sampled without would silently be something else.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.inference.config import SamplingParams
+from llm_jax.storage.json_files import read_json
 
 FILE = "generation_config.json"
 
@@ -126,12 +126,7 @@ def read_end_ids(folder: epath.PathLike) -> tuple[int, ...]:
 
 
 def _fields(file: epath.Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} is not a JSON object")
+    fields = read_json(file)
     return {name: value for name, value in fields.items() if value is not None}
 
 

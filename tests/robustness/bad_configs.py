@@ -42,7 +42,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.max_records": (1, None), "data.generated.records": (1, None), "data.generated.eval_records": (1, None),
     "data.generated.max_number": (2, None), "data.generated.min_operations": (1, 3),
     "data.generated.max_operations": (1, None), "data.generated.careful_fraction": (0, 1),
-    "data.generated.text_fraction": (0, 1), "mesh.data": (-1, 1), "mesh.tensor": (1, 1), "mesh.zero": (0, 3),
+    "data.generated.text_fraction": (0, 1), "mesh.data": (-1, 8), "mesh.tensor": (1, 1), "mesh.zero": (0, 3),
     "task_eval.problems": (0, None), "task_eval.max_tokens": (1, None), "task_eval.samples": (0, None),
     "tokenizer.vocab_size": (260, 2**24), "model.vocab_size": (260, 2**31 - 1), "model.hidden_size": (2, 2**31 - 1),
     "model.intermediate_size": (1, 2**31 - 1), "model.num_layers": (1, None), "model.num_heads": (1, 32),
@@ -81,7 +81,7 @@ CONTRADICTIONS: list[tuple[str, str]] = [
     ("pretrain", "model.family="),
     ("pretrain", "model.vocab_size=100"),
     ("pretrain", "data.window=2048"),
-    ("pretrain", "mesh.data=2"),
+    ("pretrain", "mesh.data=3"),
     ("pretrain", "mesh.tensor=2"),
     ("pretrain", "mesh.data=-1 mesh.tensor=3"),
     ("pretrain", "init_from=nowhere"),
@@ -230,7 +230,8 @@ def in_files(job: str, cls: type, rng: random.Random) -> Iterator[Case]:
         value = text
         for part in reversed(name.split(".")):
             value = f"{{{part!r}: {value}}}"
-        body = f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({{'job': {job!r}, **{value}}})"
+        body = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict"
+        body += f"({{'job': {job!r}, **{value}}})"
         yield Case(f"file {name}={text}", job, (), body)
 
 

@@ -20,6 +20,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 
 CHAT = [turn("user", "Say a word."), turn("assistant", "One.")]
+TWO = [turn("assistant", "Two.")]
 
 # A valid record of each format a job reads, and the fields without which it is none.
 FORMATS: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
@@ -33,12 +34,12 @@ FORMATS: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
             {"conversations": [{"from": "human", "value": "Say a word."}, {"from": "gpt", "value": "One."}]},
             ["conversations"],
         ),
-        ({"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}]}, ["instruction", "instances"]),
+        ({"instruction": "Add word.", "instances": [{"input": "1 1", "output": "2"}]}, ["instruction", "instances"]),
     ],
     "dpo": [
         ({"prompt": "Say a word.", "chosen": "One.", "rejected": "Two."}, ["prompt", "chosen", "rejected"]),
-        ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [turn("assistant", "Two.")]}, ["prompt", "chosen", "rejected"]),
-        ({"chosen": CHAT, "rejected": [CHAT[0], turn("assistant", "Two.")]}, ["chosen", "rejected"]),
+        ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": TWO}, ["prompt", "chosen", "rejected"]),
+        ({"chosen": CHAT, "rejected": [CHAT[0], *TWO]}, ["chosen", "rejected"]),
     ],
 }  # fmt: skip
 
@@ -48,7 +49,8 @@ WRONG: list[Any] = [None, 3, 2.5, True, [], {}, [1], [None], [[]], {"a": 1}, [{"
 
 LINES: list[bytes] = [
     b"{", b"}", b"[]", b"3", b'"text"', b"null", b"true", b'{"prompt": }', b"{'prompt': 'a', 'completion': 'b'}",
-    b'{"prompt": "a", "completion": "b",}', b'{"prompt": "a" "completion": "b"}', b'{"prompt": "a", "completion": "b"} x',
+    b'{"prompt": "a", "completion": "b",}', b'{"prompt": "a" "completion": "b"}',
+    b'{"prompt": "a", "completion": "b"} x',
     b'{"prompt": "a", "completion": "b"}{"prompt": "a", "completion": "b"}', b"prompt,completion", b"<html>", b"\x00",
     b'{"prompt": "a\nb", "completion": "b"}', b'{"prompt": "\\x41", "completion": "b"}',
     b'{"prompt": "\xff\xfe", "completion": "b"}', b'{"prompt": "a", "completion": "\xc3\x28"}', b"\xff\xfe{\x00}\x00",
