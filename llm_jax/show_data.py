@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
 
 def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str]) -> str:
     from llm_jax.data.loader import Loader
-    from llm_jax.data.rowset import RowSet
+    from llm_jax.data.prepare import open_rows
     from llm_jax.data.show import format_batch
     from llm_jax.data.tokenizers import load_tokenizer
     from llm_jax.jobs.graph import prepare
@@ -68,7 +68,7 @@ def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str
     node = prepare(config, overrides, options["--workdir"] or None)
     if not hasattr(node.config, "data"):
         raise UserError(f"{config}: the job {node.job} reads no rows")
-    rowset = RowSet(node.workdir.data / options["--split"])
+    rowset = open_rows(node.workdir.data, "train" if options["--split"] == "train" else "eval")
     train = node.config.train
     shuffle = options["--split"] == "train"
     loader = Loader(rowset, train.batch_size, seed=train.seed, shuffle=shuffle)

@@ -18,16 +18,20 @@ class Loader:
     Shuffled, the stream is one permutation of all rows per epoch, each epoch its own. Unshuffled it is the rows in
     order, once, and then rows of padding (no targets), so that a last partial batch is exact.
 
+    Of a mixture the shuffled stream is dealt out by weights (`data/mixture.py`).
+
     Args:
-      rowset: the rows, or a part of them with `indices`.
+      rowset: the rows, or a part of them with `subset`.
       batch_size: rows per batch, over all microbatches.
       microbatches: k; arrays come as [k, batch_size / k, ...].
       seed: of the shuffling.
       shuffle: whether to shuffle.
       subset: int[m], the rows to use; None for all.
+      part: (i, n): of each microbatch's rows `batch` has the i-th of n equal, consecutive parts, for the i-th of n
+        processes; the stream does not depend on it.
 
     Raises:
-      UserError: microbatches do not divide batch_size, or there is no row.
+      UserError: microbatches do not divide batch_size, parts do not divide a microbatch, or there is no row.
     """
 
     def __init__(
@@ -38,19 +42,22 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         subset: Int[np.ndarray, "m"] | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         if microbatches < 1 or batch_size < 1 or batch_size % microbatches:
             raise UserError(f"train.microbatches {microbatches} does not divide train.batch_size {batch_size}")
+        rows = batch_size // microbatches
+        if rows % part[1]:
+            raise UserError(f"the {rows} rows of a microbatch cannot be shared by {part[1]} processes")
         self.rowset = rowset
         self.batch_size = batch_size
         self.microbatches = microbatches
         self.shuffle = shuffle
-        self._rows = np.arange(len(rowset)) if subset is None else np.asarray(subset)
+        self.part = part
+        self._rows = range(len(rowset)) if subset is None else np.asarray(subset)
         if not len(self._rows):
             raise UserError(f"{rowset.folder} has no rows")
-        # grain's shuffle is a permutation computed index by index: no list of the whole order is held.
-        order = grain.MapDataset.range(len(self._rows)).seed(seed)
-        self._order = order.shuffle().repeat(reseed_each_epoch=True) if shuffle else order
+        self._order = rowset.stream(seed, subset) if shuffle else None
         self._extras: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -64,16 +71,17 @@ class Loader:
         self._extras[name] = np.asarray(array)
 
     def indices(self, step: int) -> Int[np.ndarray, "batch"]:
-        """Which rows of the row set make batch `step`; -1 is padding."""
+        """Which rows of the row set make batch `step`, of all parts; -1 is padding."""
         first = step * self.batch_size
         places = range(first, first + self.batch_size)
-        if self.shuffle:
-            return np.array([self._rows[self._order[place]] for place in places])
+        if self._order is not None:
+            return np.array([self._order[place] for place in places])
         return np.array([self._rows[place] if place < len(self._rows) else -1 for place in places])
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of batch `step`, each `[microbatches, batch_size / microbatches, ...]`."""
-        indices = self.indices(step)
+        """The fields of batch `step`, each `[microbatches, batch_size / microbatches / parts, ...]`."""
+        own, parts = self.part
+        indices = self.indices(step).reshape(self.microbatches, parts, -1)[:, own].reshape(-1)
         columns = self.rowset.read(indices.tolist())
         for name, array in self._extras.items():
             real = (indices >= 0).reshape(-1, *[1] * (array.ndim - 1))

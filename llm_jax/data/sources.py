@@ -71,8 +71,13 @@ def _format(file: epath.Path) -> str | None:
     return "text" if name.endswith(TEXT_SUFFIXES) else None
 
 
-def read_records(path: str, max_records: int | None = None) -> Iterator[Record]:
+def read_records(path: str, max_records: int | None = None, start: int = 0) -> Iterator[Record]:
     """The records of a file or folder, in order of file name and line.
+
+    Args:
+      path: a file or folder.
+      max_records: reads no more than this many, those before `start` included.
+      start: begins with the record of this number, from 0.
 
     Raises:
       UserError: a file is missing, empty as a whole, not UTF-8, not JSON, or not gzip.
@@ -83,7 +88,8 @@ def read_records(path: str, max_records: int | None = None) -> Iterator[Record]:
             if max_records is not None and count >= max_records:
                 return
             count += 1
-            yield record
+            if count > start:
+                yield record
     if not count:
         raise UserError(f"{path} is empty: no records")
 

@@ -10,6 +10,7 @@ from llm_jax.storage.workdir import Workdir, is_workdir
 # How a run is spread, watched and saved: no number of its result depends on it.
 NOT_HASHED = (
     "mesh.",
+    "data.cache_dir",
     "train.log_every",
     "train.checkpoint.every",
     "train.checkpoint.keep_last",

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
+from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
-from llm_jax.data.prepare import check_lengths, prepare
+from llm_jax.data.prepare import prepare
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
@@ -30,6 +33,7 @@ from llm_jax.training import (
     make_train_step,
     train,
 )
+from llm_jax.training.config import TrainConfig
 from llm_jax.training.loop import check_least, check_train_config
 from llm_jax.training.optimizer import check_optimizer
 
@@ -106,12 +110,33 @@ def prepare_rows(
     check_shapes(config, make_plan(config.mesh), model)
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
     make_optimizer(config.train.optimizer, {"policy": declarations(Decoder(model))}, config.train.steps)
-    data = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
+    data = prepare(kind, config.data, tokenizer, workdir.data, packed_sets(node))
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if parent is None else parent.extra)
     write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
-    write_atomically(workdir.data / "summary.json", json.dumps(data.summary, indent=1))
+    write_atomically(workdir.data / "summary.json", json.dumps(data.summary | _passes(data, config.train), indent=1))
+
+
+def packed_sets(node: "Node") -> epath.Path:
+    """Where the run's packed rows lie: beside all of `runs/`, to be shared, but inside of a workdir of its own."""
+    path = node.workdir.path
+    if node.config.data.cache_dir is not None:
+        return epath.Path(node.config.data.cache_dir)
+    if "://" in str(path):
+        return epath.Path("runs/data")
+    return path.parent / "data" if path.name == f"{node.name}-{node.hash}" else node.workdir.data
+
+
+def _passes(data: Prepared, config: TrainConfig) -> dict[str, Any]:
+    """How often training goes through each source of a mixture; said aloud, since one that runs out is repeated."""
+    sources = {n: s for n, s in data.summary["train"]["sources"].items() if "share" in s}
+    rows = config.steps * config.batch_size
+    passes = {name: round(rows * source["share"] / source["rows"], 3) for name, source in sources.items()}
+    if passes:
+        shown = (f"{n} {s['share']:.1%} ({s['rows']} rows, {passes[n]:.2f} epochs)" for n, s in sources.items())
+        log(f"mixture: {', '.join(shown)}")
+    return {"epochs": passes} if passes else {}
 
 
 def setup(node: "Node", kind: Kind) -> Setup:
@@ -121,7 +146,7 @@ def setup(node: "Node", kind: Kind) -> Setup:
     tokenizer = load_tokenizer(here.tokenizer)
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     decoder = Decoder(here.model, remat=config.train.remat)
-    rows = prepare(kind, config.data, tokenizer, workdir.data, config.train.seed)
+    rows = prepare(kind, config.data, tokenizer, workdir.data, packed_sets(node))
     return Setup(node, config, workdir, plan, tokenizer, decoder, rows)
 
 
