@@ -1,5 +1,6 @@
 """Batches of rows as a pure function of (seed, step): resuming is asking for the next step."""
 
+import functools
 from collections.abc import Iterator
 
 import grain
@@ -27,11 +28,9 @@ class Loader:
       seed: of the shuffling.
       shuffle: whether to shuffle.
       subset: int[m], the rows to use; None for all.
-      part: (i, n): of each microbatch's rows `batch` has the i-th of n equal, consecutive parts, for the i-th of n
-        processes; the stream does not depend on it.
 
     Raises:
-      UserError: microbatches do not divide batch_size, parts do not divide a microbatch, or there is no row.
+      UserError: microbatches do not divide batch_size, or there is no row.
     """
 
     def __init__(
@@ -42,18 +41,13 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         subset: Int[np.ndarray, "m"] | None = None,
-        part: tuple[int, int] = (0, 1),
     ):
         if microbatches < 1 or batch_size < 1 or batch_size % microbatches:
             raise UserError(f"train.microbatches {microbatches} does not divide train.batch_size {batch_size}")
-        rows = batch_size // microbatches
-        if rows % part[1]:
-            raise UserError(f"the {rows} rows of a microbatch cannot be shared by {part[1]} processes")
         self.rowset = rowset
         self.batch_size = batch_size
         self.microbatches = microbatches
         self.shuffle = shuffle
-        self.part = part
         self._rows = range(len(rowset)) if subset is None else np.asarray(subset)
         if not len(self._rows):
             raise UserError(f"{rowset.folder} has no rows")
@@ -71,23 +65,34 @@ class Loader:
         self._extras[name] = np.asarray(array)
 
     def indices(self, step: int) -> Int[np.ndarray, "batch"]:
-        """Which rows of the row set make batch `step`, of all parts; -1 is padding."""
+        """Which rows of the row set make batch `step`; -1 is padding."""
         first = step * self.batch_size
         places = range(first, first + self.batch_size)
         if self._order is not None:
             return np.array([self._order[place] for place in places])
         return np.array([self._rows[place] if place < len(self._rows) else -1 for place in places])
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of batch `step`, each `[microbatches, batch_size / microbatches / parts, ...]`."""
-        own, parts = self.part
-        indices = self.indices(step).reshape(self.microbatches, parts, -1)[:, own].reshape(-1)
+    def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> dict[str, np.ndarray]:
+        """The fields of batch `step`, each `[microbatches, batch_size / microbatches, ...]`.
+
+        `part=(i, n)`: the i-th of n equal, contiguous parts of each microbatch's rows; no other row is read.
+        Raises ValueError where n does not divide them.
+        """
+        indices = self._part(self.indices(step), part)
         columns = self.rowset.read(indices.tolist())
         for name, array in self._extras.items():
             real = (indices >= 0).reshape(-1, *[1] * (array.ndim - 1))
             columns[name] = np.where(real, array[indices], np.zeros((), array.dtype))
         return {name: c.reshape(self.microbatches, -1, *c.shape[1:]) for name, c in columns.items()}
 
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches `start` to `stop` (exclusive) in order, read ahead by grain's threads."""
-        return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(PREFETCH))
+    def _part(self, indices: Int[np.ndarray, "batch"], part: tuple[int, int]) -> Int[np.ndarray, "rows"]:
+        i, n = part
+        rows = indices.reshape(self.microbatches, -1)
+        if rows.shape[1] % n:
+            raise ValueError(f"{n} parts do not divide the {rows.shape[1]} rows of a microbatch")
+        return np.split(rows, n, axis=1)[i].ravel()
+
+    def iterate(self, start: int, stop: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
+        """Batches `start` to `stop` (exclusive) in order, read ahead by grain's threads; `part` as for `batch`."""
+        read = functools.partial(self.batch, part=part)
+        return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(PREFETCH))

@@ -59,6 +59,11 @@ class Setup:
     data: Prepared
 
     @property
+    def sources(self) -> list[str]:
+        """What the rows' `source_id` number."""
+        return self.data.train.manifest["sources"]
+
+    @property
     def shardings(self) -> Params:
         """Where the masters of a model of this architecture lie between steps."""
         return storage_shardings(declarations(self.decoder), abstract_params(self.decoder), self.plan)
@@ -189,7 +194,7 @@ def fit(
     def held_out(state: Any) -> dict[str, float]:
         batches = loaders["eval"].iterate(0, min(config.eval_batches, len(loaders["eval"])))
         values = evaluate(eval_step, objective, state, batches)
-        return {f"eval_{name}": value for name, value in values.items() if name != "num_tokens"}
+        return {_eval_name(name): value for name, value in values.items() if name != "num_tokens"}
 
     def initial() -> Any:
         return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen())
@@ -219,6 +224,12 @@ def fit(
             flops_per_token=3 * family(s.decoder.config.family).flops_per_token(s.decoder.config, s.config.data.window),
         )
     )
+
+
+def _eval_name(name: str) -> str:
+    """As TRL names the loss on one of several evaluation sets: `eval_NAME_loss`."""
+    source = name.removeprefix("loss_")
+    return f"eval_{name}" if source == name else f"eval_{source}_loss"
 
 
 def policy_of(state: Any) -> Params:

@@ -32,6 +32,9 @@ class Objective:
     batch_statistics: Callable[[Params, Params, Rows], Any] | None = None
     """`(params, frozen, microbatch)` -> pytree, computed without gradient for all microbatches in a first pass; terms
     then receive `Statistics`. None: no pass, and terms receive None."""
+    sparse: tuple[str, ...] = ()
+    """Metrics of which a single batch may hold nothing: a step hands them on as float32[2], (sum, weight), and they are
+    divided once over all steps of a logged interval."""
 
 
 @jax.tree_util.register_dataclass
