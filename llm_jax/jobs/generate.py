@@ -158,7 +158,7 @@ def read_prompts(config: GenerateConfig, data: DataConfig) -> list[Prompt]:
     """The prompts of the file, or held-out word problems (128 where max_prompts is None)."""
     if config.prompts is not None:
         return file_prompts(config.prompts, config.max_prompts)
-    from llm_jax.data.prepare import held_out_problems
+    from llm_jax.data.corpus import held_out_problems
 
     problems = held_out_problems(data, config.max_prompts or 128)
     return [Prompt(f"problem {i}", [{"role": "user", "content": p.prompt}], p) for i, p in enumerate(problems)]

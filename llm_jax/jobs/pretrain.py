@@ -98,7 +98,7 @@ def tokenizer_folder(config: TokenizerConfig) -> str:
 def run(node: "Node") -> None:
     """Trains, compares the held-out text with n-gram models, and answers word problems."""
     s = setup(node, "pretrain")
-    objective = sft_objective(s.decoder)
+    objective = sft_objective(s.decoder, s.sources)
 
     def policy() -> Mapping[str, Any]:
         parent = node.parents.get("init_from")
