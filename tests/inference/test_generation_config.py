@@ -33,7 +33,13 @@ def test_what_llama_3_has(tmp_path):
 
 def test_other_fields(tmp_path):
     fields = {"top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1, "max_new_tokens": 64, "stop_strings": "###"}
-    neutral = {"num_beams": 1, "typical_p": 1.0, "penalty_alpha": None, "bad_words_ids": [], "renormalize_logits": False}
+    neutral = {
+        "num_beams": 1,
+        "typical_p": 1.0,
+        "penalty_alpha": None,
+        "bad_words_ids": [],
+        "renormalize_logits": False,
+    }
     defaults = read_generation_config(write(tmp_path, {**fields, **neutral, "max_length": 99, "length_penalty": 2.0}))
     wanted = SamplingParams(top_k=20, min_p=0.05, repetition_penalty=1.1, max_tokens=64, stop=("###",))
     assert SamplingParams(**defaults.sampling) == wanted
