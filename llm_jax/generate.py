@@ -14,6 +14,7 @@ from llm_jax.inference.config import SamplingParams
 
 if TYPE_CHECKING:
     from llm_jax.inference.generator import Generator
+    from llm_jax.jobs.generate import TokenIds
 
 SAMPLING = {
     "max_tokens": "new tokens at most",
@@ -146,7 +147,10 @@ def main(argv: list[str]) -> None:
         from llm_jax.inference.session import Session
         from llm_jax.jobs.chat import Chat
 
-        Chat(Session(open_generator()), tokenizer, params, getattr(args, "system", None), defaults).run()
+        conversation = Chat(
+            tokenizer, params, defaults, source.model.max_position_embeddings, getattr(args, "system", None)
+        )
+        conversation.run(Session(open_generator()))
     elif hasattr(args, "input"):
         from llm_jax.jobs.prompt_file import OutputFile, answer_prompts, settings_hash
 
@@ -196,15 +200,17 @@ def read_prompt(text: str) -> str:
     return text
 
 
-def read_ids(text: str) -> list[int]:
+def read_ids(text: str) -> "TokenIds":
     """Token ids between spaces or commas. Raises UserError for anything else, and for none."""
+    from llm_jax.jobs.generate import TokenIds
+
     words = text.replace(",", " ").split()
     for word in words:
         if not word.isascii() or not word.isdigit():
             raise UserError(f"--prompt-ids: {word!r} is not a token id")
     if not words:
         raise UserError("--prompt-ids has no ids")
-    return [int(word) for word in words]
+    return TokenIds(int(word) for word in words)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ class Batch:
             self.caches, state, drawn = self._start(every)
         yield jax.tree.map(lambda x: np.asarray(x)[:, None], drawn)
         while not all(result.reason for result in self.results):
-            ended = np.asarray([result.reason is not None for result in self.results])
-            stopped = np.pad(ended, (0, len(self.filled) - len(ended)), constant_values=True)
+            stopped = np.ones(len(self.filled), bool)
+            stopped[: len(self.results)] = [result.reason is not None for result in self.results]
             needed = int(self.filled[~stopped].max()) + every
             with use(g.plan):
                 if needed > self.size and self.size < self.slots:

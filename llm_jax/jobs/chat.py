@@ -32,23 +32,24 @@ class Chat:
 
     def __init__(
         self,
-        session: "Session",
         tokenizer: Tokenizer,
         params: SamplingParams,
-        system: str | None,
         defaults: GenerationDefaults,
+        max_positions: int,
+        system: str | None = None,
     ):
         if tokenizer.chat_template is None:
             raise UserError("--chat: the model has no chat template")
-        self.session, self.tokenizer, self.params, self.defaults = session, tokenizer, params, defaults
+        self.tokenizer, self.params, self.defaults, self.max_positions = tokenizer, params, defaults, max_positions
         self.opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self.opening)
         self._again = 0
         # What the template can't take (a system prompt, for some) is found before the first question.
         self._ids([*self.opening, {"role": "user", "content": "?"}])
 
-    def run(self) -> None:
+    def run(self, session: "Session") -> None:
         """Reads lines until `/quit` or the end of the input."""
+        self.session = session
         if sys.stdin.isatty():
             import readline  # noqa: F401  (line editing and history for `input`)
 
@@ -109,8 +110,7 @@ class Chat:
 
     def _ids(self, messages: list[dict[str, str]]) -> list[int]:
         ids, _ = chat.render(self.tokenizer, messages, add_generation_prompt=True)
-        g = self.session.generator
-        check_prompt(ids, "the conversation", g.max_positions, self.tokenizer.vocab_size)
+        check_prompt(ids, "the conversation", self.max_positions, self.tokenizer.vocab_size)
         return ids
 
 

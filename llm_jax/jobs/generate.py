@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 Messages = Sequence[dict[str, Any]]
 
 
+class TokenIds(list[int]):
+    """A prompt that is encoded already."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What is asked, and for a word problem what checks the answer."""
 
     where: str
-    content: str | Messages | list[int]
+    content: str | Messages | TokenIds
     """Text, messages, or token ids."""
     problem: Any = None
 
@@ -180,7 +184,7 @@ def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
             ids = record["prompt_ids"]
             if not isinstance(ids, list) or not all(type(i) is int for i in ids):
                 raise UserError(f"{where}: `prompt_ids` is not a list of integers")
-            prompts.append(Prompt(where, ids))
+            prompts.append(Prompt(where, TokenIds(ids)))
             continue
         name = "prompt" if "prompt" in record else "messages"
         content = record[name]
@@ -197,16 +201,16 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
-def encode_prompt(tokenizer: Tokenizer, content: str | Messages | list[int], raw: bool) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, content: str | Messages | TokenIds, raw: bool) -> list[int]:
     """Ids of a prompt as the model expects it: its chat template around it where it has one; ids as they are.
 
     `raw`, or a tokenizer without a template: the text itself, with what the tokenizer puts before a text (a bos).
     Messages then are their contents, a line each.
     """
-    if not isinstance(content, str) and all(isinstance(i, int) for i in content):
-        return list(content)  # pyright: ignore[reportReturnType]
+    if isinstance(content, TokenIds):
+        return list(content)
     if raw or tokenizer.chat_template is None:
-        text = content if isinstance(content, str) else "\n".join(m["content"] for m in content)  # type: ignore[index]
+        text = content if isinstance(content, str) else "\n".join(m["content"] for m in content)
         return tokenizer.encode(text, add_special_tokens=True)
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
     return chat.render(tokenizer, messages, add_generation_prompt=True)[0]

@@ -65,7 +65,7 @@ def test_logprobs_end_with_the_output(tiny, generator):
     (cut,) = generator.generate(PROMPTS[:1], dataclasses.replace(params, stop=(whole.text[4:6],)))
     assert len(cut.top_logprobs) == len(cut.logprobs) == len(cut.tokens) < 20
     assert cut.top_logprobs == whole.top_logprobs[: len(cut.tokens)]
-    pieces = [d for d in generator.stream(PROMPTS[:1], params)]
+    pieces = list(generator.stream(PROMPTS[:1], params))
     assert [top for d in pieces for top in d.top_logprobs] == whole.top_logprobs
     with pytest.raises(UserError, match="logprobs is 289"):
         generator.generate(PROMPTS[:1], SamplingParams(logprobs=289))

@@ -27,13 +27,13 @@ def answer(session: Session, ids, params=DRAWN):
 @pytest.mark.parametrize("window", [None, 6])
 def test_turns_reuse_the_past_and_change_no_token(tiny, window):
     generator = Generator(model_of(tiny, window), tiny.tokenizer, max_batch=1, buckets=(8, 16, 32, 64), chunk=4)
-    session, ids = Session(generator), list(FIRST)
+    session, ids, held = Session(generator), list(FIRST), 0
     for turn in range(4):
         (expected,) = generator.generate([ids], DRAWN)
         assert answer(session, ids) == (expected.tokens, expected.text)
         # All but the newest token is in the caches when a turn has ended.
-        assert session.reused == (0 if turn == 0 else len(held))
-        held = ids + expected.tokens[:-1]
+        assert session.reused == held
+        held = len(ids) + len(expected.tokens) - 1
         ids = [*ids, *expected.tokens, 3 + turn, 50]
 
 
