@@ -37,7 +37,7 @@ def test() -> ConfigDict:
     """Seconds; the model knows next to nothing."""
     config = sampled()
     config.update({"init_from": "pretrain.py:test", "max_prompts": 3, "batch_size": 2})
-    config.sampling.update({"max_tokens": 8, "n": 2})
+    config.update({"sampling": {"max_tokens": 8, "n": 2}})
     return config
 
 

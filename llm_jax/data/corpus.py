@@ -12,7 +12,7 @@ from llm_jax.data.embedded.problems import Problem
 from llm_jax.data.formats import Example, Kind, Text, read_examples
 from llm_jax.data.holdout import held_out_below, place
 from llm_jax.data.shares import check_mixture, source_names
-from llm_jax.data.sources import Record, read_records, source_hashes
+from llm_jax.data.sources import Record, list_files, read_records, source_hashes
 from llm_jax.data.templating import load_template
 from llm_jax.storage.hashes import canonical_hash
 

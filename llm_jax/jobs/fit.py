@@ -154,7 +154,7 @@ def packed_rows(node: "Node", kind: Kind, tokenizer: Tokenizer) -> Prepared:
 
 
 def packed_sets(node: "Node", own: epath.Path) -> epath.Path:
-    """Where packed sets lie: beside all of `runs/`, to be shared; with its own data where a run has a folder elsewhere."""
+    """Where packed sets lie: beside all of `runs/`, to be shared; with its own data where a run lies elsewhere."""
     path = node.workdir.path
     if node.config.data.cache_dir is not None:
         return epath.Path(node.config.data.cache_dir)

@@ -39,9 +39,9 @@ def text_hook(s: Setup, objective: Objective) -> Hook:
             "eval_nats_per_byte": nats / num_bytes,
             "eval_bits_per_byte": nats / num_bytes / math.log(2),
         }
-        return values | processes.from_first(lambda: compared(rows, num_bytes))
+        return values | processes.from_first(lambda: compared(rows, num_bytes, local))
 
-    def compared(rows: np.ndarray, num_bytes: int) -> dict[str, float]:
+    def compared(rows: np.ndarray, num_bytes: int, local: bool) -> dict[str, float]:
         held_out, chosen = s.data.eval, rows.tolist()
         values = {
             "eval_unigram_nats_per_byte": unigram_nats(s.data.train, held_out, chosen) / num_bytes,

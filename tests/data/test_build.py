@@ -207,8 +207,8 @@ def test_two_builders_share_the_work_and_the_second_takes_over(made, bpe, tmp_pa
 def test_what_a_set_is_made_from_decides_where_it_lies(made, bpe, tmp_path):
     file, *_ = made
     sets = [
-        prepare("pretrain", DataConfig(path=str(file), window=window, packing=packing), bpe, tmp_path / name, tmp_path)
-        for name, window, packing in (("a", 64, PACKINGS[0]), ("b", 64, PACKINGS[0]), ("c", 64, PACKINGS[1]))
+        prepare("pretrain", DataConfig(path=str(file), window=64, packing=packing), bpe, tmp_path / name, tmp_path)
+        for name, packing in zip("abc", (PACKINGS[0], PACKINGS[0], PACKINGS[1]))
     ]
     folders = [str(prepared.train.folder.resolve()) for prepared in sets]
     assert folders[0] == folders[1] != folders[2]

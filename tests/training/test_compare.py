@@ -106,7 +106,8 @@ def report(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_door(tmp_path):
-    made(tmp_path / "one"), made(tmp_path / "two", lines=40)
+    made(tmp_path / "one")
+    made(tmp_path / "two", lines=40)
     done = report("one", "two", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("wrote report.html (2 runs, ")
