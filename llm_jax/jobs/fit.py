@@ -17,6 +17,7 @@ from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
+from llm_jax.jobs.regularization import check_regularization
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
@@ -34,11 +35,12 @@ from llm_jax.training import (
     make_optimizer,
     make_train_step,
     train,
+    weights_in_use,
 )
 from llm_jax.training.config import TrainConfig
 from llm_jax.training.loggers import check_logging
 from llm_jax.training.loop import check_least, check_train_config
-from llm_jax.training.optimizer import check_optimizer
+from llm_jax.training.optimizer import Optimizer, check_optimizer
 from llm_jax.training.profile import profiled_steps
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def check_training(node: "Node", kind: Kind) -> None:
     check_optimizer(config.train.optimizer, config.train.steps)
     check_logging(config.logging)
     profiled_steps(config.profile, config.train.steps)
+    check_regularization(config.train)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
@@ -120,7 +123,7 @@ def prepare_rows(
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
     check_shapes(config, make_plan(config.mesh), model)
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
-    make_optimizer(config.train.optimizer, {"policy": declarations(Decoder(model))}, config.train.steps)
+    policy_optimizer(config.train, Decoder(model))
     data = packed_rows(node, kind, tokenizer)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
@@ -177,6 +180,7 @@ def fit(
     objective: Objective,
     policy: Callable[[], Params],
     *,
+    evaluation: Objective,
     frozen: Callable[[], Params] = dict,
     frozen_decoders: Mapping[str, Decoder] | None = None,
     columns: Columns | None = None,
@@ -187,6 +191,7 @@ def fit(
     Args:
       s: from `setup`.
       objective: from `jobs.terms`.
+      evaluation: the same, as held-out rows are scored: without what is added in training only.
       policy: initial parameters; called only where there is no checkpoint.
       frozen: parameters of further roles, by role, likewise.
       frozen_decoders: their architectures.
@@ -199,27 +204,27 @@ def fit(
     frozen_abstract = {}
     for role, decoder in (frozen_decoders or {}).items():
         declared[role], frozen_abstract[role] = declarations(decoder), abstract_params(decoder)
-    optimizer = make_optimizer(config.optimizer, {"policy": declared["policy"]}, config.steps)
+    optimizer, averaged = policy_optimizer(config, s.decoder), config.ema_decay is not None
     loaders = {}
     for split, rows in (("train", s.data.train), ("eval", s.data.eval)):
         training = split == "train"
         loaders[split] = Loader(rows, config.batch_size, config.microbatches, config.seed, shuffle=training)
         for name, array in (columns or {}).get(split, {}).items():
             loaders[split].extra(name, array)
-    eval_step = make_eval_step(objective, s.plan, declared)
+    eval_step = make_eval_step(evaluation, s.plan, declared)
 
     def held_out(state: Any) -> dict[str, float]:
         batches = placed_batches(loaders["eval"], s.plan, 0, min(config.eval_batches, len(loaders["eval"])))
-        values = evaluate(eval_step, objective, state, batches)
+        values = evaluate(eval_step, evaluation, state, batches)
         return {_eval_name(name): value for name, value in values.items() if name != "num_tokens"}
 
     def initial() -> Any:
-        return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen())
+        return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen(), ema=averaged)
 
     def export(state: Any) -> Mapping[str, float]:
         if config.checkpoint.export:
             extra = origin(s.node, "workdir").extra
-            policy = to_first(state["params"]["policy"])
+            policy = to_first(weights_in_use(state)["policy"])
             model = Model(s.decoder, policy, s.decoder.config, s.workdir.tokenizer, extra=extra)
             processes.from_first(lambda: save(model, s.workdir.export))
         return {}
@@ -230,9 +235,11 @@ def fit(
             workdir=s.workdir,
             config=config,
             plan=s.plan,
-            abstract_state=abstract_state(abstract, optimizer, declared, s.plan, frozen=frozen_abstract),
+            abstract_state=abstract_state(abstract, optimizer, declared, s.plan, frozen=frozen_abstract, ema=averaged),
             init=initial,
-            train_step=make_train_step(objective, optimizer, s.plan, declared, seed=config.seed),
+            train_step=make_train_step(
+                objective, optimizer, s.plan, declared, seed=config.seed, ema_decay=config.ema_decay
+            ),
             loader=loaders["train"],
             rows=len(s.data.train),
             evaluate=held_out,
@@ -252,9 +259,17 @@ def _eval_name(name: str) -> str:
     return f"eval_{name}" if source == name else f"eval_{source}_loss"
 
 
+def policy_optimizer(config: TrainConfig, decoder: Decoder) -> Optimizer:
+    """The optimizer of the role `policy`. Raises UserError as `make_optimizer`."""
+    layouts = {"policy": layout(decoder)}
+    declared = {"policy": declarations(decoder)}
+    return make_optimizer(config.optimizer, declared, config.steps, freeze=config.freeze, layouts=layouts)
+
+
 def policy_of(state: Any) -> Params:
-    """The trained parameters, on the default device of process 0, for evaluations that do not use the mesh.
+    """The trained parameters (their average, where there is one), on the default device of process 0, for evaluations
+    that do not use the mesh.
 
     All processes call it; the others get leaves of None.
     """
-    return jax.device_put(to_first(state["params"]["policy"]), jax.local_devices()[0])
+    return jax.device_put(to_first(weights_in_use(state)["policy"]), jax.local_devices()[0])

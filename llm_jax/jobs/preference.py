@@ -9,6 +9,7 @@ from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.reference import stored_logps
+from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.terms import dpo_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import Decoder, load
@@ -50,7 +51,7 @@ def run(node: "Node") -> None:
     config: PreferenceConfig = node.config
     policy = origin(node.parents["init_from"], "init_from")
     reference = origin(node.parents["reference"], "reference") if "reference" in node.parents else policy
-    objective = dpo_objective(s.decoder, config.beta, config.label_smoothing, config.reference_logps, s.sources)
+    loss = (config.beta, config.label_smoothing, config.reference_logps)
     live = config.reference_logps == "live"
 
     def frozen() -> dict[str, Any]:
@@ -58,8 +59,9 @@ def run(node: "Node") -> None:
 
     fit(
         s,
-        objective,
+        dpo_objective(s.decoder, *loss, regularization(config.train), s.sources),
         lambda: load(policy.path, mesh=config.mesh).params,
+        evaluation=dpo_objective(s.decoder, *loss, sources=s.sources),
         frozen=frozen,
         frozen_decoders={"ref": Decoder(reference.model)} if live else None,
         columns=None if live else stored_logps(s, reference),

@@ -13,6 +13,7 @@ from llm_jax.jobs.config import PretrainConfig
 from llm_jax.jobs.fit import check_shapes, check_training, fit, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook
 from llm_jax.jobs.origin import origin
+from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params, load
@@ -98,7 +99,8 @@ def tokenizer_folder(config: TokenizerConfig) -> str:
 def run(node: "Node") -> None:
     """Trains, compares the held-out text with n-gram models, and answers word problems."""
     s = setup(node, "pretrain")
-    objective = sft_objective(s.decoder, s.sources)
+    objective = sft_objective(s.decoder, regularization(s.config.train), s.sources)
+    plain = sft_objective(s.decoder, sources=s.sources)
 
     def policy() -> Mapping[str, Any]:
         parent = node.parents.get("init_from")
@@ -106,4 +108,4 @@ def run(node: "Node") -> None:
             return init_params(s.decoder, s.config.train.seed, s.shardings)
         return load(origin(parent, "init_from").path, mesh=s.config.mesh).params
 
-    fit(s, objective, policy, finish=(text_hook(s, objective), problem_hook(s)))
+    fit(s, objective, policy, evaluation=plain, finish=(text_hook(s, plain), problem_hook(s)))

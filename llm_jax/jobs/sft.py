@@ -7,6 +7,7 @@ from llm_jax.data import source_manifest as data_manifest
 from llm_jax.jobs.config import SFTConfig
 from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
 from llm_jax.jobs.origin import origin
+from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import load
@@ -38,7 +39,8 @@ def run(node: "Node") -> None:
     parent = origin(node.parents["init_from"], "init_from")
     fit(
         s,
-        sft_objective(s.decoder, s.sources),
+        sft_objective(s.decoder, regularization(s.config.train), s.sources),
         lambda: load(parent.path, mesh=s.config.mesh).params,
+        evaluation=sft_objective(s.decoder, sources=s.sources),
         finish=(problem_hook(s, before=parent),),
     )

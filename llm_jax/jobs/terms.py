@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import answer_logps, score_rows, sum_by_answer, target_counts
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import bind
@@ -21,26 +22,30 @@ from llm_jax.training.terms import Objective, Pairs, Params, Rows
 Sums = tuple[dict[str, Array], Pairs]
 
 
-def sft_objective(decoder: Decoder, sources: Sequence[str] = ()) -> Objective:
+def sft_objective(decoder: Decoder, extra: Regularization = NONE, sources: Sequence[str] = ()) -> Objective:
     """Mean negative log-likelihood over the target tokens of the whole batch (pretraining's: of all tokens).
 
-    Metrics: `entropy` and `mean_token_accuracy` over target tokens, `num_tokens` (all but padding) as a count;
-    `loss_NAME` over the target tokens of each of several `sources` (by `source_id`).
+    `extra` adds noise and the term `z_loss`. Metrics: `entropy` and `mean_token_accuracy` over target tokens,
+    `num_tokens` (all but padding) as a count; `loss_NAME` over the target tokens of each of several `sources` (by
+    `source_id`).
     """
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
-        del frozen, statistics, key
-        scores, mask = score_rows(bind(decoder, params["policy"]), rows, ("logps", "entropy", "is_top1"))
+        del frozen, statistics
+        outputs = ("logps", "entropy", "is_top1", *extra.outputs)
+        noise = extra.decoder_arguments(decoder, key, rows)
+        scores, mask = score_rows(bind(decoder, params["policy"]), rows, outputs, **noise)
         losses, metrics = sft(scores["logps"], mask, scores["entropy"], scores["is_top1"])
         targets = mask.sum().astype(jnp.float32)
         averaged = {name: (values.sum(), targets) for name, values in metrics.items()}
         own = source_losses(rows, losses, mask, sources)
-        return {"nll": losses.sum()}, averaged | token_count(rows) | own
+        return {"nll": losses.sum()} | extra.terms(scores), averaged | token_count(rows) | own
 
     def weights(batch: Rows) -> dict[str, Array]:
-        return {"nll": target_counts(batch).astype(jnp.float32)}
+        return {"nll": target_counts(batch).astype(jnp.float32)} | extra.weights(batch)
 
-    return Objective(terms=terms, weights=weights, coefficients={"nll": 1.0}, sparse=source_metrics(sources))
+    coefficients = {"nll": 1.0} | extra.coefficients
+    return Objective(terms, weights, coefficients, random=extra.random, sparse=source_metrics(sources))
 
 
 def dpo_objective(
@@ -48,13 +53,14 @@ def dpo_objective(
     beta: float,
     label_smoothing: float,
     reference: Literal["stored", "live"],
+    extra: Regularization = NONE,
     sources: Sequence[str] = (),
 ) -> Objective:
     """Mean of `objectives.dpo` over the pairs of the whole batch.
 
     The reference's log-probabilities are columns of the rows (`stored`: `ref_chosen_logps`, `ref_rejected_logps`,
     float32[B, P]) or computed in the step from the role `ref` of the frozen parameters (`live`). Absent pairs
-    (`pair_index` -1) count for nothing.
+    (`pair_index` -1) count for nothing. `extra` adds noise to the policy, and the term `z_loss` over answer tokens.
 
     Metrics: `rewards/*` and `logps/*` over pairs; `logits/chosen` and `logits/rejected`, the logits' mean over the
     vocabulary, and `entropy` over answer tokens (of both sides); `mean_token_accuracy` over the chosen answers' tokens
@@ -63,8 +69,10 @@ def dpo_objective(
     """
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
-        del statistics, key
-        scores, mask = score_rows(bind(decoder, params["policy"]), rows, ("logps", "entropy", "mean_logit", "is_top1"))
+        del statistics
+        outputs = ("logps", "entropy", "mean_logit", "is_top1", *extra.outputs)
+        noise = extra.decoder_arguments(decoder, key, rows)
+        scores, mask = score_rows(bind(decoder, params["policy"]), rows, outputs, **noise)
         present = rows["pair_index"] >= 0
         chosen_logps, rejected_logps = sum_by_answer(scores["logps"], mask, rows)
         if reference == "live":
@@ -92,12 +100,13 @@ def dpo_objective(
             "logits/rejected": over_tokens(scores["mean_logit"], rejected),
         }
         own = source_losses(rows, losses, present, sources)
-        return {"dpo": over_pairs(losses)}, averaged | token_count(rows) | own
+        return {"dpo": over_pairs(losses)} | extra.terms(scores), averaged | token_count(rows) | own
 
     def weights(batch: Rows) -> dict[str, Array]:
-        return {"dpo": (batch["pair_index"] >= 0).sum().astype(jnp.float32)}
+        return {"dpo": (batch["pair_index"] >= 0).sum().astype(jnp.float32)} | extra.weights(batch)
 
-    return Objective(terms=terms, weights=weights, coefficients={"dpo": 1.0}, sparse=source_metrics(sources))
+    coefficients = {"dpo": 1.0} | extra.coefficients
+    return Objective(terms, weights, coefficients, random=extra.random, sparse=source_metrics(sources))
 
 
 def source_metrics(sources: Sequence[str]) -> tuple[str, ...]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llm_jax import kernels
+from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.noise import Dropout
 from llm_jax.sharding import on_shards
 
 QUERIES, KEYS = ("batch", "length", "heads", None), ("batch", "length", "kv_heads", None)
@@ -40,20 +42,37 @@ class Cache(Protocol):
         ...
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["window"])
+@partial(jax.tree_util.register_dataclass, data_fields=["dropout"], meta_fields=["window"])
 @dataclass(frozen=True)
 class Packed:
     """No past: tokens attend causally within their own document of the same row. Used by training and scoring."""
 
     window: int | None = None
     """Tokens that a token sees, itself included; None means all before it."""
+    dropout: Dropout | None = None
+    """Of attention weights, with keys [B]; the plain attention then runs, the only one that has it."""
 
     def attend(self, q: Array, k: Array, v: Array, meta: Meta) -> tuple[Array, Packed]:
-        def attention(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
-            return kernels.flash_attention(q, k, v, causal=True, window=self.window, segment_ids=segment_ids)
+        options: dict[str, Any] = {"window": self.window}
+        if self.dropout is not None:
+            options |= {"dropout_rate": self.dropout.rate, "implementation": "reference"}
+
+        def attention(q: Array, k: Array, v: Array, segment_ids: Array | None, keys: Array | None) -> Array:
+            return kernels.flash_attention(q, k, v, causal=True, segment_ids=segment_ids, dropout_keys=keys, **options)
 
         segments = None if meta.segment_ids is None else TOKENS
-        return on_shards(attention, (QUERIES, KEYS, KEYS, segments), QUERIES)(q, k, v, meta.segment_ids), self
+        keys, keys_axes = None, None
+        if self.dropout is not None:
+            keys, keys_axes = self.dropout.of_heads(q.shape[2]), ("batch", "heads", None)
+        on = on_shards(attention, (QUERIES, KEYS, KEYS, segments, keys_axes), QUERIES)
+        return on(q, k, v, meta.segment_ids, keys), self
+
+
+def with_dropout(cache: Cache, dropout: Dropout) -> Packed:
+    """The cache of a layer that drops attention weights. Raises UserError for one that holds a past."""
+    if not isinstance(cache, Packed):
+        raise UserError("attention_dropout is for training: there is none over a cache")
+    return replace(cache, dropout=dropout)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])

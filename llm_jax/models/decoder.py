@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llm_jax.base.errors import UserError
-from llm_jax.models.cache import Cache, Meta, Packed
+from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import RESIDUAL, Attention, Embedding, Linear, RMSNorm, SwiGLU
 from llm_jax.models.parameter import stack
@@ -23,7 +23,7 @@ from llm_jax.models.weights import in_compute
 from llm_jax.sharding import constrain
 
 TAPS = ("hidden", "attention_out", "mlp_out")
-LAYER_INPUTS = ("residual",)
+LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout")
 
 
 class Shared(NamedTuple):
@@ -43,16 +43,23 @@ class Block(nnx.Module):
         self.mlp = SwiGLU(config)
 
     def __call__(
-        self, hidden: Array, shared: Shared, layer_inputs: Mapping[str, Array] | None, cache: Cache, taps: Sequence[str]
+        self, hidden: Array, shared: Shared, layer_inputs: Mapping[str, Any] | None, cache: Cache, taps: Sequence[str]
     ) -> tuple[Array, Cache, dict[str, Array]]:
         """`(params = self, hidden [B,T,D], shared, layer inputs, cache) -> (hidden, cache, the taps asked for)`."""
+        inputs = layer_inputs or {}
+        if "attention_dropout" in inputs:
+            cache = with_dropout(cache, inputs["attention_dropout"])
         hidden = constrain(hidden, RESIDUAL)
         attention_out, cache = self.attention(self.attention_norm(hidden), shared.rope, cache, shared.meta)
+        if "residual_dropout" in inputs:
+            attention_out = inputs["residual_dropout"](attention_out, 0)
         hidden = constrain(hidden + attention_out, RESIDUAL)
         mlp_out = self.mlp(self.mlp_norm(hidden))
+        if "residual_dropout" in inputs:
+            mlp_out = inputs["residual_dropout"](mlp_out, 1)
         hidden = constrain(hidden + mlp_out, RESIDUAL)
-        if layer_inputs is not None:
-            hidden = hidden + layer_inputs["residual"].astype(hidden.dtype)
+        if "residual" in inputs:
+            hidden = hidden + inputs["residual"].astype(hidden.dtype)
         seen = {"hidden": hidden, "attention_out": attention_out, "mlp_out": mlp_out}
         return hidden, cache, {name: seen[name] for name in taps}
 
@@ -101,15 +108,17 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         caches: Sequence[Cache] | None = None,
-        layer_inputs: Mapping[str, Array] | None = None,
+        layer_inputs: Mapping[str, Any] | None = None,
+        embedding_noise: Float[Array, "B T D"] | None = None,
         taps: Sequence[str] = (),
         meta: Meta | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Cache, ...] | None, dict[str, dict[str, Array]]]:
         """Hidden states after the final norm, the caches with the tokens in, and `{"taps": {name: [L, ...]}}`.
 
         `positions` default to 0, 1, ... and `segment_ids` to one document per row. `caches` (one per layer) come with
-        a `meta` in place of both. `layer_inputs`: `{"residual": [L, ...]}`, added to the residual stream after each
-        layer. `taps`: names in `TAPS`. Raises UserError for names that are not known.
+        a `meta` in place of both. `layer_inputs`: `residual` [L, ...], added to the residual stream after each layer;
+        `residual_dropout` (of both sublayers' outputs) and `attention_dropout`, `Dropout`s with keys [L, B].
+        `embedding_noise` is added to the token vectors. `taps`: names in `TAPS`. Raises UserError for unknown names.
         """
         for name in [*(set(taps) - set(TAPS)), *(set(layer_inputs or ()) - set(LAYER_INPUTS))]:
             raise UserError(
@@ -126,6 +135,8 @@ class Decoder(nnx.Module):
         assert self.config.head_dim is not None
         shared = Shared(rotation(meta.positions, self.config.head_dim, self.config.rope_theta), meta)
         hidden = constrain(self.embed(tokens), RESIDUAL)
+        if embedding_noise is not None:
+            hidden = constrain(hidden + embedding_noise.astype(hidden.dtype), RESIDUAL)
         collected, new_caches = [], []
         for s, segment in enumerate(self.groups):
             blocks = [self.segments[str(s)][str(i)] for i in range(len(segment.block))]

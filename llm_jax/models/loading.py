@@ -211,14 +211,16 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
     if step is None:
         raise UserError(f"{path} has no checkpoint yet")
     meta, shardings = checkpoints.read_meta(step), _shardings(decoder, plan)
+    # A run that averages its weights is known by their average, as its evaluation and export are.
+    part = "ema" if checkpoints.holds(step, f"ema/{ROLE}") else "params"
     shapes = flatten(abstract_params(decoder))
     if meta["layout"] == layout(decoder):
         wanted = {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name]) for name, s in shapes.items()}
-        restored = checkpoints.restore({"params": {ROLE: unflatten(wanted)}}, step, partial=True)
+        restored = checkpoints.restore({part: {ROLE: unflatten(wanted)}}, step, partial=True)
         assert restored is not None
-        flat = {name: leaf.astype(dtype) for name, leaf in flatten(restored[1]["params"][ROLE]).items()}
+        flat = {name: leaf.astype(dtype) for name, leaf in flatten(restored[1][part][ROLE]).items()}
     else:
-        saved = checkpoints.restore_numpy(step, f"params/{ROLE}")
+        saved = checkpoints.restore_numpy(step, f"{part}/{ROLE}")
         regrouped = flatten(regroup(saved, meta["layout"], layout(decoder)))
         flat = {name: place(leaf.astype(dtype), shardings[name]) for name, leaf in regrouped.items()}
     tokenizer = workdir.tokenizer if workdir.tokenizer.exists() else None

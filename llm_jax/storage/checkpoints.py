@@ -101,6 +101,13 @@ class Checkpoints:
             raise UserError(f"checkpoint {self.path(step)}: {reason}") from None
         return {**commit["meta"], **{key: commit[key] for key in ("format", "step", "metric")}}
 
+    def holds(self, step: int, prefix: str) -> bool:
+        """Whether a checkpoint has arrays below `prefix` ("params/policy"). UserError if its commit can't be read."""
+        try:
+            return any(name.startswith(f"{prefix}/") for name in self._read_commit(step)["arrays"])
+        except _Corrupt as reason:
+            raise UserError(f"checkpoint {self.path(step)}: {reason}") from None
+
     def newest_good(self) -> int | None:
         """The newest step whose files all have their recorded hashes; None where nothing was ever committed.
 

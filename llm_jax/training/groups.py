@@ -91,7 +91,7 @@ def _frozen(rules: dict[str, Rule], freeze: Iterable[str], names: Mapping[str, l
     every = [name for rows in names.values() for name in rows]
     for pattern in patterns:
         if not any(map(pattern.search, every)):
-            near = nearest(re.sub(r"[\\^$]", "", pattern.pattern), every)
+            near = _nearest_part(re.sub(r"[\\^$]", "", pattern.pattern), every)
             hint = f"the nearest is {near}" if near else f"a name is {every[0]}"
             raise UserError(f"train.freeze {pattern.pattern!r} matches no parameter; {hint}")
     out = {}
@@ -103,6 +103,13 @@ def _frozen(rules: dict[str, Rule], freeze: Iterable[str], names: Mapping[str, l
             rule = rule._replace(frozen=rows)
         out[path] = rule
     return out
+
+
+def _nearest_part(text: str, names: Iterable[str]) -> str | None:
+    """The part of a name, of as many words as `text`, that is most like it: a pattern need not match all of a name."""
+    size = text.count(".") + 1
+    words = [name.split(".") for name in names]
+    return nearest(text, dict.fromkeys(".".join(w[i : i + size]) for w in words for i in range(len(w) - size + 1)))
 
 
 def _compiled(text: str, where: str) -> re.Pattern[str]:

@@ -351,3 +351,34 @@ def test_bounds_leave_out_only_what_nobody_sees(name):
     if name == "segments":
         causal_blocks = 2 * np.ceil(np.minimum(np.arange(1, 11) * 32, 300) / 24).sum()
         assert visited.sum() < 0.8 * causal_blocks
+
+
+def test_dropout_of_the_weights():
+    """Reference only: each head's weights go by its own key, the rest over 1 - rate; no share dropped, no change."""
+    random = np.random.default_rng(0)
+    B, T, N, K, H = 2, 6, 4, 2, 8
+    q, k, v = (jnp.asarray(random.normal(size=(B, T, n, H)), jnp.float32) for n in (N, K, K))
+    keys = jax.random.key_data(jax.random.split(jax.random.key(1), (B, N)))
+    dropping = {"dropout_rate": 0.4, "dropout_keys": keys}
+    out, lse = flash_attention(q, k, v, **dropping, return_lse=True, implementation="reference")
+    _, plain_lse = flash_attention(q, k, v, return_lse=True, implementation="reference")
+    np.testing.assert_array_equal(lse, plain_lse)
+    scores = np.einsum("btnh,bsnh->bnts", q, np.repeat(k, N // K, 2)) / np.sqrt(H)
+    probs = np.exp(
+        np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf) - np.asarray(lse).transpose(0, 2, 1)[..., None]
+    )
+    for b in range(B):
+        for n in range(N):
+            kept = np.asarray(jax.random.bernoulli(jax.random.wrap_key_data(keys[b, n]), 0.6, (T, T)))
+            want = (probs[b, n] * kept / 0.6) @ np.asarray(v[b, :, n // (N // K)])
+            np.testing.assert_allclose(out[b, :, n], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_dropout_is_refused_where_there_is_none(implementation):
+    x = jnp.ones((1, 4, 2, 8))
+    keys = jnp.zeros((1, 2, 2), jnp.uint32)
+    with pytest.raises(UserError, match="dropout_rate.*reference"):
+        flash_attention(x, x, x, dropout_rate=0.1, dropout_keys=keys, implementation=implementation)
+    with pytest.raises(UserError, match="go together"):
+        flash_attention(x, x, x, dropout_rate=0.1, implementation="reference")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
@@ -32,6 +32,8 @@ def flash_attention(
     q_positions: Int[Array, "B T"] | None = None,
     kv_positions: Int[Array, "B S"] | None = None,
     kv_ranges: Int[Array, "B T 2"] | Int[Array, "B 2"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_keys: UInt32[Array, "B N 2"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -52,6 +54,8 @@ def flash_attention(
             at compile time which blocks of keys come later. `chunk` does need restarted positions.
         q_positions: default: aligned with the last keys, arange(T) + S - T. kv_positions: default arange(S).
         kv_ranges: per query or per row of the batch.
+        dropout_rate: share of the softmax's weights set to 0, the others divided by 1 - dropout_rate; the log-sum-exp
+            is without. `dropout_keys`: data of a Threefry key per row and query head. Only "reference" has it.
         return_lse: also return float32[B, T, N], the log-sum-exp of the row with its sink, in nats.
         implementation: "xla" or "reference"; None takes the best one for the machine. See `kernels.explain`.
 
@@ -69,14 +73,18 @@ def flash_attention(
     options: dict[str, Any] = dict(
         causal=causal, window=window, chunk=chunk, softcap=softcap, scale=scale, alibi_slopes=alibi_slopes, sinks=sinks
     )
+    dropping: dict[str, Any] = dict(dropout_rate=dropout_rate, dropout_keys=dropout_keys)
     mask_options: dict[str, Any] = dict(
         segment_ids=segment_ids, q_positions=q_positions, kv_positions=kv_positions, kv_ranges=kv_ranges
     )
-    spec = attention_spec(q, k, v, **options, **mask_options)
+    spec = attention_spec(q, k, v, **options, **dropping, **mask_options)
     name = choose(OP, spec, implementation)
     arrays = (q, k, v, alibi_slopes, sinks, mask_arrays(spec, **mask_options))
     arrays = manual_axes.vary(arrays, manual_axes.axes_of(arrays))
-    out, lse = reference.attention(spec, *arrays) if name == "reference" else _attention(name, spec, *arrays)
+    if name == "reference":
+        out, lse = reference.attention(spec, *arrays, dropout_keys=dropout_keys)
+    else:
+        out, lse = _attention(name, spec, *arrays)
     return (out, lse) if return_lse else out
 
 

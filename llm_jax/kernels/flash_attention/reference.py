@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, Rows, alibi_bias, first_position, visible
 
@@ -20,6 +20,7 @@ def attention(
     alibi_slopes: Float[Array, " N"] | None,
     sinks: Float[Array, " N"] | None,
     masks: MaskArrays,
+    dropout_keys: UInt32[Array, "B N 2"] | None = None,
 ) -> tuple[Float[Array, "B T N Hv"], Float[Array, "B T N"]]:
     """Output in q's dtype and float32 log-sum-exp; differentiated by JAX."""
     B, T, S, K, G = spec.batch, spec.q_len, spec.kv_len, spec.kv_heads, spec.group
@@ -44,8 +45,17 @@ def attention(
     safe = jnp.where(empty[..., None], 0.0, logits)
     lse = jnp.where(empty, -jnp.inf, jax.nn.logsumexp(safe, axis=-1))
     probs = jnp.where(empty[..., None], 0.0, jax.nn.softmax(safe, axis=-1))[..., :S]
+    if dropout_keys is not None:
+        kept = _kept(dropout_keys.reshape(B, K, G, 2), 1 - spec.dropout, (T, S))
+        probs = jnp.where(kept, probs / (1 - spec.dropout), 0.0)
     out = jnp.einsum("bkgts,bskh->btkgh", probs, v, precision=highest)
     return out.reshape(B, T, K * G, spec.value_dim).astype(q.dtype), lse.transpose(0, 3, 1, 2).reshape(B, T, K * G)
+
+
+def _kept(keys: Array, share: float, shape: tuple[int, int]) -> Array:
+    """bool[B, K, G, T, S]: each head of each row draws from its own key, so that cutting either changes nothing."""
+    draw = lambda key: jax.random.bernoulli(jax.random.wrap_key_data(key), share, shape)  # noqa: E731
+    return jax.vmap(jax.vmap(jax.vmap(draw)))(keys)
 
 
 def _sides(spec: AttentionSpec, masks: MaskArrays) -> tuple[Rows, Rows]:

@@ -34,6 +34,8 @@ class AttentionSpec:
     segments: bool
     positions: bool
     ranges: bool
+    dropout: float = 0.0
+    """Share of the weights that is dropped."""
 
     @property
     def group(self) -> int:
@@ -77,6 +79,8 @@ def attention_spec(
     q_positions: Any = None,
     kv_positions: Any = None,
     kv_ranges: Any = None,
+    dropout_rate: float = 0.0,
+    dropout_keys: Any = None,
     return_lse: bool = False,
 ) -> AttentionSpec:
     """Checks shapes, dtypes and options of a call, arguments as for `flash_attention`; raises ArgumentError."""
@@ -98,6 +102,12 @@ def attention_spec(
             raise _error(f"{name}={value!r} must be a positive int or None")
     if softcap is not None and not softcap > 0:
         raise _error(f"softcap={softcap!r} must be positive or None")
+    if not 0 <= dropout_rate < 1:
+        raise _error(f"dropout_rate={dropout_rate!r} must be in [0, 1)")
+    if (dropout_rate > 0) != (dropout_keys is not None):
+        raise _error(f"dropout_rate={dropout_rate!r} and dropout_keys go together")
+    if dropout_keys is not None and dropout_keys.shape != (B, N, 2):
+        raise _error(f"dropout_keys {dropout_keys.shape} must be [{B}, {N}, 2], a key's data per row and query head")
     for name, value in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if value is not None and value.shape != (N,):
             raise _error(f"{name} {value.shape} must be [{N}], one per query head")
@@ -141,6 +151,7 @@ def attention_spec(
         segments=segment_ids is not None,
         positions=q_positions is not None,
         ranges=kv_ranges is not None,
+        dropout=float(dropout_rate),
     )
 
 

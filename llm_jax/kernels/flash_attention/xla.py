@@ -27,8 +27,8 @@ from llm_jax.kernels.platform import target_platform
 
 
 def supports(spec: AttentionSpec, platform: str) -> str | None:
-    """Runs everything, everywhere."""
-    return None
+    """Runs everything but dropout, everywhere."""
+    return "no attention dropout (dropout_rate); the reference has it" if spec.dropout else None
 
 
 def forward(
