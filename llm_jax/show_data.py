@@ -60,8 +60,7 @@ def parse(argv: list[str]) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
 
 def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str]) -> str:
     from llm_jax.data.loader import Loader
-    from llm_jax.data.prepare import MANIFEST
-    from llm_jax.data.rowset import RowSet
+    from llm_jax.data.prepare import MANIFEST, open_rows
     from llm_jax.data.show import format_batch
     from llm_jax.data.tokenizers import load_tokenizer
     from llm_jax.jobs.graph import prepare
@@ -72,7 +71,7 @@ def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str
         raise UserError(f"{config}: the job {node.job} reads no rows")
     folder = local_copy(node.workdir.data, node.hash)
     fetch(node.workdir.data, folder, MANIFEST)
-    rowset = RowSet(folder / options["--split"])
+    rowset = open_rows(folder, "train" if options["--split"] == "train" else "eval")
     train = node.config.train
     shuffle = options["--split"] == "train"
     loader = Loader(rowset, train.batch_size, seed=train.seed, shuffle=shuffle)

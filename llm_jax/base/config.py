@@ -57,6 +57,11 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[tuple[str, st
     return result
 
 
+def typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the field type `hint` asks for (1 for a float is 1.0). Raises UserError naming `name`."""
+    return _convert(hint, value, name)
+
+
 def to_dict(obj: Any) -> dict[str, Any]:
     """A dataclass instance as nested plain dicts and lists, ready for JSON; `bind` reads it back."""
     return plain(obj)
@@ -104,6 +109,8 @@ def _convert(hint: Any, value: Any, name: str, valid: Sequence[str] = ()) -> Any
         kinds = [args[0]] * len(value) if args[1:] == (...,) else list(args)
         if len(kinds) == len(value):
             return tuple(_convert(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    if hint is Any:
+        return value
     if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {k: _convert(args[1], v, f"{name}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):

@@ -3,4 +3,5 @@
 from typing import NewType
 
 ModelRef = NewType("ModelRef", str)
-"""A Hugging Face folder, a workdir, or another config file (`FILE.py[:variant]`), which is run first if need be."""
+"""A Hugging Face folder, a name on its hub (`owner/name[@revision]`), a workdir, or another config file
+(`FILE.py[:variant]`), which is run first if need be."""

@@ -7,9 +7,11 @@ from typing import Literal
 @dataclass(frozen=True)
 class TokenizerConfig:
     path: str | None = None
-    """Folder of a Hugging Face tokenizer; None trains a byte-level BPE on the job's own text."""
+    """Folder with a tokenizer.json or a SentencePiece tokenizer.model; None trains one on the job's own text."""
+    kind: Literal["bpe", "sentencepiece_bpe", "sentencepiece_unigram"] = "bpe"
+    """What is trained: a byte-level BPE, or one of SentencePiece's (with bytes for what the vocabulary lacks)."""
     vocab_size: int = 2048
-    """Entries of the trained BPE, special tokens included."""
+    """Entries of the trained vocabulary, special tokens included."""
     split_digits: bool = True
     """Every digit is a token of its own."""
 
@@ -33,21 +35,44 @@ class EmbeddedConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    path: str
+    """File or folder of records."""
+    weight: float = 1.0
+    """Share of rows (windows) from this source, relative to the other weights; it is exact at every step."""
+    name: str | None = None
+    """What its metrics are called (`loss_NAME`, `eval_NAME_loss`); None takes the path's last part, without endings."""
+    eval_path: str | None = None
+    """Held-out records; None keeps data.eval_fraction of path apart."""
+    max_records: int | None = None
+    """Reads no more than this many records of path."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     path: str | None = None
-    """File or folder of records (.jsonl, .ndjson; text in .txt, .md, .rst, .py; each also .gz); None: embedded data."""
+    """Records: a file (.jsonl, .txt, .py, .parquet, .arrow, .array_record, ...), a folder of such, a folder that
+    `datasets` saved, `seqio:MODULE:NAME[:SPLIT]` or `hub:OWNER/NAME[/PATH]`; None: embedded data."""
     eval_path: str | None = None
     """Held-out records; None keeps eval_fraction of path apart, by hash of the record."""
     eval_fraction: float = 0.02
     """Share of records held out when eval_path is None; a long text file counts as many records, of about 16 KB."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Weighted sources, in place of path; a source that runs out is repeated."""
     embedded: Literal["problems", "docstrings"] = "problems"
     """Which embedded task, when path is None."""
     generated: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     window: int = 256
     """Tokens per row."""
+    packing: Literal["best_fit", "concat_split", "one_per_row"] = "best_fit"
+    """How records share rows. best_fit: whole ones, the longest first (TRL's `bfd`; texts longer than a window are cut,
+    as in `bfd_split`); concat_split: one behind the other, cut every window (TRL's `wrapped`), but attention still ends
+    where a document does; one_per_row: one each (TRL without packing)."""
     on_long: Literal["error", "truncate", "drop"] = "error"
     """SFT and preference: what to do with a record longer than the window (counted either way)."""
     chat_template: str | None = None
     """Built-in name (`chatml`, `plain`) or Jinja file; None takes the checkpoint's, or chatml where it has none."""
     max_records: int | None = None
     """Reads no more than this many records of path."""
+    cache_dir: str | None = None
+    """Folder of packed rows that runs share; None: `runs/data`, or inside of an explicit workdir."""

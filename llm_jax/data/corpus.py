@@ -1,29 +1,24 @@
-"""What records a job reads: embedded ones or files, split into training and held-out ones, and checked."""
+"""What records a job reads: embedded ones or files, split into training and held-out ones."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig
 from llm_jax.data.embedded import docstrings, problems, stdlib_text
 from llm_jax.data.embedded.problems import Problem
-from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Text, read_examples
+from llm_jax.data.formats import Example, Kind, Text, read_examples
+from llm_jax.data.holdout import held_out_below, place
+from llm_jax.data.shares import check_mixture, source_names
 from llm_jax.data.sources import Record, list_files, read_records, source_hashes
-from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
-from llm_jax.data.turns import Tools
+from llm_jax.data.templating import load_template
 from llm_jax.storage.hashes import canonical_hash
 
-FORMAT = 1  # changes whenever the same settings would give other records or rows
+FORMAT = 2  # changes whenever the same settings would give other records or rows
 Split = Literal["train", "eval"]
 Located = tuple[str, Example]
-
-# Enough text for any vocabulary: merges hardly change beyond it.
-BPE_CHARACTERS = 256_000_000
-# Per character of stories in the embedded mixture, whose text would otherwise be read whole.
-EMBEDDED_BPE_CHARACTERS = 4_000_000
 
 
 def check(data: DataConfig) -> None:
@@ -32,18 +27,53 @@ def check(data: DataConfig) -> None:
         raise UserError(f"data.window is {data.window}: it has to be at least 2")
     if data.max_records is not None and data.max_records < 1:
         raise UserError(f"data.max_records is {data.max_records}: it has to be at least 1, or None")
+    for name in ("path", "eval_path", "max_records"):
+        if data.mixture and getattr(data, name) is not None:
+            raise UserError(f"data.{name} is set, but data.mixture replaces it: each source has its own")
     if data.path is None:
         for name in ("eval_path", "max_records"):
             if getattr(data, name) is not None:
                 raise UserError(f"data.{name} is set without data.path")
+    if data.path is None and not data.mixture:
         return problems.check(data.generated)
     if data.embedded != "problems":
-        raise UserError(f"data.embedded={data.embedded} is set, but data.path={data.path} replaces the embedded data")
-    list_files(data.path)
-    if data.eval_path is not None:
-        list_files(data.eval_path)
-    elif not 0 < data.eval_fraction < 1:
-        raise UserError(f"data.eval_fraction is {data.eval_fraction}: it has to be between 0 and 1, or give eval_path")
+        place = f"data.path={data.path}" if data.path is not None else "data.mixture"
+        raise UserError(f"data.embedded={data.embedded} is set, but {place} replaces the embedded data")
+    check_mixture(data.mixture)
+    for number, one in enumerate(parts(data).values()):
+        where = f"data.mixture[{number}]" if data.mixture else "data"
+        if one.max_records is not None and one.max_records < 1:
+            raise UserError(f"{where}.max_records is {one.max_records}: it has to be at least 1, or None")
+        assert one.path is not None
+        list_files(one.path)
+        if one.eval_path is not None:
+            list_files(one.eval_path)
+        elif not 0 < one.eval_fraction < 1:
+            raise UserError(
+                f"data.eval_fraction is {one.eval_fraction}: it has to be between 0 and 1, or give eval_path"
+            )
+
+
+def parts(data: DataConfig) -> dict[str, DataConfig]:
+    """The sources that are packed on their own, by name: a mixture's, or the data as they are (`records`)."""
+    if not data.mixture:
+        return {"records": data}
+    return {
+        name: dataclasses.replace(
+            data, mixture=(), path=source.path, eval_path=source.eval_path, max_records=source.max_records
+        )
+        for name, source in zip(source_names(data.mixture), data.mixture, strict=True)
+    }
+
+
+def check_packing(kind: Kind, data: DataConfig) -> None:
+    """Raises UserError for a packing that the kind of record does not have, or that would ignore another field."""
+    if data.packing == "concat_split" and kind == "preference":
+        raise UserError("data.packing=concat_split would cut pairs in two: preference has best_fit and one_per_row")
+    if data.packing == "concat_split" and kind == "sft" and data.on_long != "error":
+        raise UserError(
+            f"data.on_long={data.on_long} has no effect with data.packing=concat_split: no record is too long"
+        )
 
 
 def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
@@ -53,7 +83,11 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
       UserError: see `check`.
     """
     check(data)
-    manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "window": data.window}
+    check_packing(kind, data)
+    if data.mixture:
+        weights = {name: source.weight for name, source in zip(source_names(data.mixture), data.mixture, strict=True)}
+        return {"mixture": [[name, weights[name], source_manifest(kind, one)] for name, one in parts(data).items()]}
+    manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "window": data.window, "packing": data.packing}
     if kind != "pretrain":
         manifest["on_long"] = data.on_long
         template = data.chat_template
@@ -80,121 +114,77 @@ def _file_hashes(path: str) -> list[list[str]]:
     return source_hashes(path)
 
 
-def examples(kind: Kind, data: DataConfig) -> dict[Split, dict[str, Iterator[Located]]]:
-    """The examples of each side, by name of the source, each with where it stands.
+Step = tuple[int, str, Example]
+Reader = Callable[[int], Iterator[Step]]
+"""From the number of the record to begin with: (number of the record, where it stands, an example of it) in order."""
+
+
+def readers(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
+    """The examples of one side, by name of the source; not of a mixture, but of one of its `parts`.
 
     Raises:
-      UserError: names the file and line of a record that cannot be used.
+      UserError: now or while reading; names the file and line of a record that cannot be used.
     """
-    if data.path is not None:
-        return {split: {"records": _read(kind, records)} for split, records in _split_files(data).items()}
-    return {split: _embedded(kind, data, split) for split in ("train", "eval")}
+    if data.path is None:
+        return _embedded(kind, data, split)
+    if data.eval_path is not None:
+        path, limit = (data.path, data.max_records) if split == "train" else (data.eval_path, None)
+        return {"records": lambda start: numbered_examples(kind, enumerate(read_records(path, limit, start), start))}
+    path, limit = data.path, data.max_records
+    below = held_out_below(path, limit, data.eval_fraction)
+
+    def read(start: int) -> Iterator[Step]:
+        records = enumerate(read_records(path, limit, start), start)
+        return numbered_examples(kind, ((n, r) for n, r in records if (place(r.value) < below) == (split == "eval")))
+
+    return {"records": read}
 
 
-def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Iterator[Located]]:
+def examples(kind: Kind, data: DataConfig, split: Split) -> dict[str, Iterator[Located]]:
+    """The same without numbers, from the beginning, and of a mixture too, whose names those of its sources are."""
+    return {
+        part if data.mixture else name: ((where, example) for _, where, example in read(0))
+        for part, one in parts(data).items()
+        for name, read in readers(kind, one, split).items()
+    }
+
+
+def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
     config = data.generated
     if kind == "pretrain":
-        sources: dict[str, Iterator[Located]] = {}
-        if config.text_fraction > 0:
-            sources["text"] = ((name, Text(text)) for name, text in stdlib_text.documents(split))
+        sources: dict[str, Reader] = {}
         if config.text_fraction < 1:
-            sources["problems"] = _located(kind, "embedded story", problems.stories(config, split))
+            sources["problems"] = _numbered(kind, "embedded story", lambda: problems.stories(config, split))
+        # The text comes last, since how much of it is read depends on how many tokens the stories have.
+        if config.text_fraction > 0:
+            sources["text"] = _numbered(kind, None, lambda: stdlib_text.documents(split))
         return sources
     task = problems if data.embedded == "problems" else docstrings
-    records = task.demonstrations(config, split) if kind == "sft" else task.preferences(config, split)
-    return {data.embedded: _located(kind, f"embedded {data.embedded}", records)}
+    make = task.demonstrations if kind == "sft" else task.preferences
+    return {data.embedded: _numbered(kind, f"embedded {data.embedded}", lambda: make(config, split))}
 
 
-def _located(kind: Kind, name: str, records: Iterable[dict]) -> Iterator[Located]:
-    return _read(kind, (Record(f"{name} {number}", value) for number, value in enumerate(records)))
+def _numbered(kind: Kind, name: str | None, make: Callable[[], Iterable[Any]]) -> Reader:
+    """Generated records; documents where there is no name, which have names themselves."""
+
+    def read(start: int) -> Iterator[Step]:
+        if name is None:
+            located = (Record(where, Text(text)) for where, text in make())
+        else:
+            located = (Record(f"{name} {number}", value) for number, value in enumerate(make()))
+        return numbered_examples(kind, itertools.islice(enumerate(located), start, None))
+
+    return read
 
 
-def _read(kind: Kind, records: Iterable[Record]) -> Iterator[Located]:
-    for where, value in records:
+def numbered_examples(kind: Kind, records: Iterable[tuple[int, Record]]) -> Iterator[Step]:
+    """The examples of numbered records; `instances` are several of one record."""
+    for number, (where, value) in records:
         for example in read_examples(kind, value, where):
-            yield where, example
-
-
-def _split_files(data: DataConfig) -> dict[Split, list[Record]]:
-    assert data.path is not None
-    records = list(read_records(data.path, data.max_records))
-    if data.eval_path is not None:
-        return {"train": records, "eval": list(read_records(data.eval_path))}
-    if len(records) < 2:
-        raise UserError(f"{data.path} holds one record: nothing would be left to train on beside a held-out one")
-    places = [_place(record.value) for record in records]
-    held_out = {place for place in places if place < data.eval_fraction}
-    if not held_out or len(held_out) == len(set(places)):  # few records: the lowest alone
-        held_out = {min(places)}
-    sides: dict[Split, list[Record]] = {"train": [], "eval": []}
-    for place, record in zip(places, records, strict=True):
-        sides["eval" if place in held_out else "train"].append(record)
-    if not sides["train"]:
-        raise UserError(f"{data.path} holds the same record {len(records)} times: nothing can be held out")
-    return sides
-
-
-def _place(value: Any) -> float:
-    """A number in [0, 1) by the record's content, so that equal records are on one side, wherever they stand."""
-    text = value.text if isinstance(value, Text) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def pretrain_texts(data: DataConfig) -> Iterator[str]:
-    """The training texts that a tokenizer is trained on; never a held-out one."""
-    limit = BPE_CHARACTERS if data.path is not None else EMBEDDED_BPE_CHARACTERS
-    for source in examples("pretrain", data)["train"].values():
-        left = limit
-        for _, example in source:
-            if left > 0 and isinstance(example, Text):
-                left -= len(example.text)
-                yield example.text
+            yield number, where, example
 
 
 def held_out_problems(data: DataConfig, count: int) -> list[Problem]:
     """Held-out word problems for exact match (`is_correct`) and manner (`is_careful`), any number of them."""
     problems.check(data.generated)
     return problems.problems(data.generated, "eval", count)
-
-
-def check_records(kind: Kind, data: DataConfig) -> None:
-    """Reads every record of local data, and renders it where the template is known without a checkpoint.
-
-    Raises:
-      UserError: names the file and line of the first record that cannot be used.
-    """
-    check(data)
-    template = None if data.chat_template is None or kind == "pretrain" else load_template(data.chat_template)
-    if data.path is None:
-        if template is not None:
-            _check_rendering(template, *next(iter(examples(kind, data)["train"][data.embedded])))
-        return
-    for sources in examples(kind, data).values():
-        for located in sources["records"]:
-            if template is not None:
-                _check_rendering(template, *located)
-
-
-def _check_rendering(template: str, where: str, example: Example) -> None:
-    # Any names will do: what is checked is whether the template takes the messages and shows the answers.
-    variables = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
-    try:
-        if isinstance(example, Conversation):
-            specials = tuple(variables.values())
-            assistant_spans(template, example.messages, variables, specials, example.tools, example.learned)
-            return
-        for prompt, answer, tools in _turns(example):
-            refuse_lost(template, (*prompt, *answer), variables, tools)
-            opened, _ = render_marked(template, prompt, variables, add_generation_prompt=True, tools=tools)
-            whole, _ = render_marked(template, (*prompt, *answer), variables, tools=tools)
-            if opened.startswith(whole):
-                raise UserError("chat template: it leaves out the assistant's answer (an all-zero loss mask)")
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _turns(example: Example) -> list[tuple[Messages, Messages, Tools]]:
-    if isinstance(example, Text | Conversation) or isinstance(example.prompt, str):
-        return []
-    answers = (example.completion,) if isinstance(example, Completion) else (example.chosen, example.rejected)
-    return [(example.prompt, answer, example.tools) for answer in answers]  # pyright: ignore[reportReturnType]

@@ -98,12 +98,11 @@ def _sequence(ids: list[int], mask: list[int]) -> Sequence:
 
 def _document(where: str, ids: list[int], example: Text, tokenizer: Tokenizer) -> Encoded:
     opening = [tokenizer.bos_id] if example.begins and tokenizer.bos_id is not None else []
-    ids = [*opening, *ids, *([tokenizer.eos_id] if example.ends else [])]
-    return Encoded(where, (_sequence(ids, [1] * len(ids)),), 0, False)
+    return _whole(where, [*opening, *ids, *([tokenizer.eos_id] if example.ends else [])])
 
 
 def _whole(where: str, ids: list[int]) -> Encoded:
-    return Encoded(where, (_sequence(ids, [1] * len(ids)),), 0, False)
+    return Encoded(where, (Sequence(np.array(ids, np.int32), np.ones(len(ids), np.uint8)),), 0, False)
 
 
 def _spanned(where: str, ids: list[int], mask: list[int]) -> Encoded:

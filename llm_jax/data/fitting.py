@@ -35,6 +35,16 @@ def split(encoded: Iterable[Encoded], window: int, counts: Counts) -> Iterator[t
             yield (Sequence(document.ids[start:stop], document.mask[start:stop]),)
 
 
+def whole(encoded: Iterable[Encoded], counts: Counts) -> Iterator[tuple[Sequence, ...]]:
+    """Sequences of any length, which are cut when they are laid into rows."""
+    for example in encoded:
+        (sequence,) = example.sequences
+        counts.documents += 1
+        counts.merged += example.merged
+        counts.tokens_read += len(sequence.ids)
+        yield (sequence,)
+
+
 def fit(encoded: Iterable[Encoded], window: int, on_long: OnLong, counts: Counts) -> Iterator[tuple[Sequence, ...]]:
     """SFT and preference: what fits the window, whole; a pair's two sequences share one window.
 

@@ -19,8 +19,10 @@ class Loader:
     Shuffled, the stream is one permutation of all rows per epoch, each epoch its own. Unshuffled it is the rows in
     order, once, and then rows of padding (no targets), so that a last partial batch is exact.
 
+    Of a mixture the shuffled stream is dealt out by weights (`data/mixture.py`).
+
     Args:
-      rowset: the rows, or a part of them with `indices`.
+      rowset: the rows, or a part of them with `subset`.
       batch_size: rows per batch, over all microbatches.
       microbatches: k; arrays come as [k, batch_size / k, ...].
       seed: of the shuffling.
@@ -46,12 +48,10 @@ class Loader:
         self.batch_size = batch_size
         self.microbatches = microbatches
         self.shuffle = shuffle
-        self._rows = np.arange(len(rowset)) if subset is None else np.asarray(subset)
+        self._rows = range(len(rowset)) if subset is None else np.asarray(subset)
         if not len(self._rows):
             raise UserError(f"{rowset.folder} has no rows")
-        # grain's shuffle is a permutation computed index by index: no list of the whole order is held.
-        order = grain.MapDataset.range(len(self._rows)).seed(seed)
-        self._order = order.shuffle().repeat(reseed_each_epoch=True) if shuffle else order
+        self._order = rowset.stream(seed, subset) if shuffle else None
         self._extras: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -68,8 +68,8 @@ class Loader:
         """Which rows of the row set make batch `step`; -1 is padding."""
         first = step * self.batch_size
         places = range(first, first + self.batch_size)
-        if self.shuffle:
-            return np.array([self._rows[self._order[place]] for place in places])
+        if self._order is not None:
+            return np.array([self._order[place] for place in places])
         return np.array([self._rows[place] if place < len(self._rows) else -1 for place in places])
 
     def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> dict[str, np.ndarray]:

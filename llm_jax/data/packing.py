@@ -1,6 +1,6 @@
-"""Which pieces share a window: best-fit decreasing, and documents cut to windows."""
+"""Which pieces share a window: best-fit decreasing, one each, or all in a line that is cut every window."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -55,3 +55,24 @@ def best_fit_decreasing(
 def split_lengths(length: int, window: int) -> list[tuple[int, int]]:
     """Cuts `length` tokens into consecutive (start, stop) pieces of at most `window`, each token once."""
     return [(start, min(start + window, length)) for start in range(0, length, window)]
+
+
+def cut_every(lengths: Iterable[int], window: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Items laid one behind the other and cut every `window` tokens: for each window its pieces (item, start, stop).
+
+    All windows but the last are full.
+    """
+    pieces: list[tuple[int, int, int]] = []
+    room = window
+    for item, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            stop = min(length, start + room)
+            pieces.append((item, start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield pieces
+                pieces, room = [], window
+    if pieces:
+        yield pieces

@@ -45,7 +45,7 @@ def open_source(path: str) -> list[Reader]:
     """
     if path.startswith(SEQIO):
         return [SeqioReader(path)]
-    root = hub_path(path) if path.startswith(HUB) else to_path(path, f"data path {path}")
+    root = epath.Path(hub_path(path)) if path.startswith(HUB) else to_path(path, f"data path {path}")
     if not root.exists():
         found = _matches(root)
         if not found:
@@ -86,7 +86,7 @@ def ignored_files(path: str) -> list[str]:
     """Files of a folder that are not read, by their endings; hidden ones aside."""
     if path.startswith(SEQIO):
         return []
-    root = hub_path(path) if path.startswith(HUB) else to_path(path)
+    root = epath.Path(hub_path(path)) if path.startswith(HUB) else to_path(path)
     return sorted(str(entry) for entry in _walk(root) if _reader(entry) is None) if root.is_dir() else []
 
 

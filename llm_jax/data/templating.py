@@ -1,19 +1,11 @@
 """Chat templates as text: Jinja in a sandbox, and which characters of the result the assistant wrote."""
 
-import datetime
-import functools
 import importlib.resources
-import json
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
 from llm_jax.base.errors import UserError
+from llm_jax.data.sandbox import BEGIN, END, compile_template, run_template
 from llm_jax.storage.remote import to_path
 
 Message = Mapping[str, Any]
@@ -21,45 +13,8 @@ Span = tuple[int, int]
 # Roles under which templates expect what a tool gave.
 TOOL_ROLES = ("tool", "ipython")
 
-# Marks that no message can contain: they are drawn anew in each process and never reach the result.
-_BEGIN, _END = (f"\x00{secrets.token_hex(8)}{side}\x00" for side in "be")
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`: what stands inside was written by the assistant."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller) -> str:
-        return f"{_BEGIN}{caller()}{_END}"
-
-
-def _raise_exception(message: str):
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-@functools.lru_cache(maxsize=64)
-def _compile(template: str) -> jinja2.Template:
-    # The settings, globals and filters that transformers gives its templates, which they rely on.
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    env.filters["tojson"] = _tojson
-    env.globals["raise_exception"] = _raise_exception
-    env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return env.from_string(template)
-    except jinja2.TemplateError as error:
-        raise UserError(f"chat template: {error} (line {getattr(error, 'lineno', '?')})") from None
+# Templates that are known to show an answer.
+_SHOWING: set[str] = set()
 
 
 def load_template(name: str) -> str:
@@ -72,12 +27,15 @@ def load_template(name: str) -> str:
     if "/" not in name and builtin.is_file():
         text = builtin.read_text()
     elif (file := to_path(name, f"data.chat_template={name}")).is_file():
-        text = file.read_text()
+        try:
+            text = file.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"data.chat_template: {name} is not UTF-8 (byte {error.start})") from None
     else:
         raise UserError(
             f"data.chat_template: {name!r} is neither a built-in template (chatml, chatml_tools, plain) nor a file"
         )
-    _compile(text)
+    compile_template(text)
     return text
 
 
@@ -102,15 +60,12 @@ def render_marked(
     """
     # As transformers: no tools are None, which templates ask for.
     given = {"tools": [dict(tool) for tool in tools] or None, "documents": None, **variables}
-    try:
-        marked = _compile(template).render(
-            messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **given
-        )
-    except (jinja2.TemplateError, TypeError, KeyError, OverflowError) as error:
-        raise UserError(f"chat template: {error}") from None
+    marked = run_template(
+        template, messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **given
+    )
     text, spans = "", []
-    for piece in marked.split(_BEGIN):
-        inside, mark, after = piece.partition(_END)
+    for piece in marked.split(BEGIN):
+        inside, mark, after = piece.partition(END)
         if mark:
             spans.append((len(text), len(text) + len(inside)))
         text += inside + after
@@ -141,6 +96,7 @@ def assistant_spans(
     """
     refuse_lost(template, messages, variables, tools)
     text, spans = render_marked(template, messages, variables, tools=tools)
+    _refuse_hiding(template, messages, variables, text, tools)
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not spans:
         for index in turns:
@@ -189,6 +145,23 @@ def refuse_lost(
             if changed != messages[index] and lost([*messages[:index], changed, *messages[index + 1 :]], tools):
                 role = messages[index]["role"]
                 raise UserError(f"chat template: it leaves out the {name} of a turn of role {role}")
+
+
+def _refuse_hiding(
+    template: str,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
+    text: str,
+    tools: Sequence[Mapping[str, Any]],
+) -> None:
+    """Raises UserError where another last answer gives the same text. Asked once per template."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+    if template in _SHOWING or last is None or not isinstance(messages[last].get("content"), str):
+        return
+    other = {**messages[last], "content": f"{messages[last]['content']} otherwise"}
+    if render_marked(template, [*messages[:last], other, *messages[last + 1 :]], variables, tools=tools)[0] == text:
+        raise UserError("chat template: it leaves out the assistant's answer (an all-zero loss mask)")
+    _SHOWING.add(template)
 
 
 def _turn_length(turn: str, specials: Sequence[str]) -> int:

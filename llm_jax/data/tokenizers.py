@@ -1,4 +1,4 @@
-"""One wrapper over the `tokenizers` library, for the byte-level BPE trained here and for Hugging Face folders.
+"""One wrapper over the `tokenizers` library, for the vocabularies trained here and for Hugging Face folders.
 
 The BPE trained here holds every byte, so that any text and any bytes come back exactly:
 `decode_bytes(encode_bytes(b)) == b` for all bytes, and `decode(encode(s)) == s` for every string UTF-8 can hold
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers as hf
@@ -20,14 +20,26 @@ from etils import epath
 from jaxtyping import Int
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.templating import render_marked
+from llm_jax.data.sentencepiece_folders import MODEL_FILE, read_model_folder
+from llm_jax.data.sentencepiece_models import convert, train
+from llm_jax.data.templating import load_template, render_marked
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import file_sha256
+from llm_jax.storage.json_files import read_json
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
-# What `load_tokenizer` reads of a folder.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# The library reserves memory for as many at once; the largest vocabularies in use have a quarter of a million.
+MOST_ENTRIES = 1 << 24
+SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+# What `load_tokenizer` reads of a folder; the model only where there is no tokenizer.json.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    MODEL_FILE,
+)
 # How text is cut before merging: the pattern of Llama 3 (numbers in runs of up to three digits) and of Qwen 2 (singly).
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}"
@@ -99,7 +111,7 @@ class Tokenizer:
     @property
     def template_variables(self) -> dict[str, str | None]:
         """The special tokens' texts, by the names chat templates use."""
-        return {name: self.special(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {name: self.special(name) for name in SPECIAL_NAMES}
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -231,8 +243,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, split_digits: bool = True) 
     Raises:
       UserError: vocab_size is below 260, or there is no text.
     """
-    if vocab_size < 256 + len(SPECIALS):
-        raise UserError(f"tokenizer.vocab_size is {vocab_size}: bytes and special tokens alone take 260")
+    check_bpe_size(vocab_size)
     counted = _Counted(texts)
     backend = hf.Tokenizer(hf.models.BPE())
     pattern = hf.Regex(PATTERN.replace("{DIGITS}", "" if split_digits else "{1,3}"))
@@ -252,6 +263,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, split_digits: bool = True) 
     backend.train_from_iterator(counted, trainer)
     if not counted.characters:
         raise UserError("the tokenizer has no text to be trained on")
+    return _trained(backend)
+
+
+def _trained(backend: hf.Tokenizer) -> Tokenizer:
+    """A vocabulary that was trained here, with its special tokens put to use."""
     bos = backend.token_to_id(END_OF_TEXT)
     backend.post_processor = hf.processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A {END_OF_TEXT} $B", special_tokens=[(END_OF_TEXT, bos)]
@@ -265,6 +281,36 @@ def train_bpe(texts: Iterable[str], vocab_size: int, split_digits: bool = True) 
         "model_max_length": 10**30,
     }
     return Tokenizer(backend, config)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, kind: Literal["bpe", "unigram"], split_digits: bool = True
+) -> Tokenizer:
+    """A SentencePiece vocabulary in the manner of Gemma's: bytes for what it lacks, no dummy prefix, no normalization.
+
+    Every text comes back, but for `▁`, which comes back as a space. Special tokens are those of `train_bpe`, and
+    `<unk>`, which nothing becomes.
+
+    Args:
+      texts: any strings.
+      vocab_size: entries at most, 256 bytes and 5 special tokens included.
+      kind: BPE or Unigram.
+      split_digits: whether each digit is a token of its own.
+
+    Raises:
+      UserError: there is no text, or vocab_size is too small for its characters.
+    """
+    data = train(texts, vocab_size, kind, split_digits, PAD, END_OF_TEXT, (TURN_START, TURN_END))
+    backend, _ = convert(data, f"the trained SentencePiece {kind}")
+    return _trained(backend)
+
+
+def check_bpe_size(vocab_size: int) -> None:
+    """Raises UserError for a size that no BPE trained here can have."""
+    if vocab_size < 256 + len(SPECIALS):
+        raise UserError(f"tokenizer.vocab_size is {vocab_size}: bytes and special tokens alone take 260")
+    if vocab_size > MOST_ENTRIES:
+        raise UserError(f"tokenizer.vocab_size is {vocab_size}: it has to be at most {MOST_ENTRIES}")
 
 
 class _Counted:
@@ -283,26 +329,36 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Reads a Hugging Face folder or one that `Tokenizer.save` wrote.
 
     Raises:
-      UserError: there is no `tokenizer.json` (slow tokenizers are not read), a file is broken, no eos_token is named.
+      UserError: there is neither `tokenizer.json` nor `tokenizer.model`, a file is broken, no eos_token is named.
     """
     folder = epath.Path(folder)
     file = folder / "tokenizer.json"
-    if not file.exists():
-        others = [n for n in ("tokenizer.model", "vocab.json", "spiece.model") if (folder / n).exists()]
-        has = f" (only {others[0]}: convert it with transformers' save_pretrained)" if others else ""
-        raise UserError(f"{folder} has no tokenizer.json{has}")
-    try:
-        backend = hf.Tokenizer.from_str(file.read_text())
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"{file} is not a tokenizer: {str(error).splitlines()[0]}") from None
-    # Fixed lengths are for batches of a server; rows are filled and cut here.
-    backend.no_padding()
-    backend.no_truncation()
     config = _read_json(folder / "tokenizer_config.json")
     for name, value in _read_json(folder / "special_tokens_map.json").items():
         if config.get(name) is None:
             config[name] = value
-    return Tokenizer(backend, config, _chat_template(folder, config))
+    _check_specials(folder, config)
+    template = _chat_template(folder, config)
+    if file.exists():
+        try:
+            backend = hf.Tokenizer.from_str(file.read_text())
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{file} is not a tokenizer: {str(error).splitlines()[0]}") from None
+        # Fixed lengths are for batches of a server; rows are filled and cut here.
+        backend.no_padding()
+        backend.no_truncation()
+    elif (folder / MODEL_FILE).exists():
+        backend, config = read_model_folder(folder, config)
+    else:
+        others = [n for n in ("vocab.json", "spiece.model") if (folder / n).exists()]
+        has = f" (only {others[0]}: convert it with transformers' save_pretrained)" if others else ""
+        raise UserError(f"{folder} has no tokenizer.json{has}")
+    return Tokenizer(backend, config, template)
+
+
+def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a file that `load_tokenizer` reads a vocabulary from."""
+    return any((epath.Path(folder) / name).exists() for name in ("tokenizer.json", MODEL_FILE))
 
 
 def tokenizer_manifest(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -316,20 +372,24 @@ def tokenizer_manifest(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
+    return read_json(file) if file.exists() else {}
 
 
 def _chat_template(folder: epath.Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text()
+        return load_template(str(file))
     template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+    if isinstance(template, list) and all(isinstance(e, dict) and {"name", "template"} <= e.keys() for e in template):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")  # several named ones
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is neither a text nor a list of named ones")
     return template
+
+
+def _check_specials(folder: epath.Path, config: dict[str, Any]) -> None:
+    for name in SPECIAL_NAMES:
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(text, str):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name} is {value!r}, which is no token")

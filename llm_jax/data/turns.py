@@ -48,7 +48,7 @@ def read_message(turn: Any, name: str, where: str) -> Message:
         raise UserError(f"{where}: `{name}.role` is 'function': write what a tool gave as role 'tool'")
     if isinstance(content, list):  # OpenAI's list of parts
         kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
-        if kinds - {"text"}:
+        if kinds - {"text"} or not all(isinstance(part.get("text"), str) for part in content):
             raise UserError(f"{where}: `{name}` has parts that are not text")
         content = "".join(part["text"] for part in content)
     message = {key: field for key, field in turn.items() if field is not None and key not in FLAGS}

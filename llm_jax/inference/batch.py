@@ -1,13 +1,15 @@
 """The host's side of one batch: rows filled up to its shape, and its tokens taken apart as they come."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from llm_jax.base.errors import RunError
 from llm_jax.inference.config import SamplingParams
-from llm_jax.inference.decode import NO_TOKEN, decode_chunk, start
+from llm_jax.inference.decode import NO_TOKEN, Caches, Drawn, decode_chunk, grow, resume, start
 from llm_jax.inference.logits import row_params
 from llm_jax.inference.requests import Row
 from llm_jax.inference.sampling import seed_words
@@ -17,97 +19,165 @@ from llm_jax.sharding import use
 if TYPE_CHECKING:
     from llm_jax.inference.generator import Generator
 
+TopLogprobs = list[tuple[int, float]]
+"""Likeliest tokens of one step with their log-probabilities, likeliest first."""
+
+
+@dataclass
+class Output:
+    """What a row has given so far."""
+
+    row: Row
+    tracker: TextTracker
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    reason: str | None = None
+    text: str = ""
+    """New since the last look."""
+    pending: list[int] = field(default_factory=list)
+    """Tokens that the tracker has not seen."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Caches of a batch of one row, and the tokens that they hold of it."""
+
+    caches: Caches
+    slots: int
+    tokens: list[int]
+
 
 class Batch:
-    """One batch on its way from prompts to texts."""
+    """One batch on its way from prompts to texts.
 
-    def __init__(self, generator: "Generator", rows: list[Row], size: int, prompt_len: int, cache_len: int):
+    Args:
+      rows: at most `size`; samples of one prompt are given the same `ids` object or equal ones.
+      prompt_len: tokens that prompts are filled up to.
+      slots: those that the longest row may need at its end; caches grow up to it as rows do.
+      past: caches of the first tokens of the single row; its caches are used up.
+    """
+
+    def __init__(
+        self, generator: "Generator", rows: list[Row], size: int, prompt_len: int, slots: int, past: Past | None = None
+    ):
         self.generator = generator
-        self.rows = rows
         filler = [Row(-1, 0, [0], SamplingParams(temperature=0.0), 0)] * (size - len(rows))
         padded = rows + filler
-        self.cache_len = cache_len
-        self.tokens = np.zeros((size, prompt_len), np.int32)
-        for i, row in enumerate(padded):
+        self.slots, self.past = slots, past
+        prompts = list({row.prompt: row for row in padded}.values())
+        # Samples of a prompt share its prefill.
+        self.source = None
+        if any(row.sample for row in rows):
+            at = {row.prompt: i for i, row in enumerate(prompts)}
+            self.source = np.asarray([at[row.prompt] for row in padded], np.int32)
+            count = generator.batch_size(len(prompts))
+            prompts += [Row(-1, 0, [0], SamplingParams(temperature=0.0), 0)] * (count - len(prompts))
+        else:
+            prompts = padded
+        self.tokens = np.zeros((len(prompts), prompt_len), np.int32)
+        for i, row in enumerate(prompts):
             self.tokens[i, : len(row.ids)] = row.ids
-        self.lengths = np.asarray([len(row.ids) for row in padded], np.int32)
-        self.max_new = np.asarray([row.max_new for row in padded], np.int32)
-        self.words = seed_words([row.params.seed for row in padded])
-        self.samples = np.asarray([row.sample for row in padded], np.int32)
-        self.sampling = row_params([row.params for row in padded])
-        # At least one column, so that a tokenizer more or less is no other program.
+        self.lengths = np.asarray([len(row.ids) for row in prompts], np.int32)
+        self.filled = np.asarray([len(row.ids) for row in padded], np.int32)
+        """Tokens of each row in the caches."""
         self.stop_ids = np.full((size, max(2, len(generator.stop_ids))), NO_TOKEN, np.int32)
+        # At least two columns, so that a tokenizer more or less is no other program.
         for i, row in enumerate(padded):
             if not row.params.ignore_eos:
                 self.stop_ids[i, : len(generator.stop_ids)] = generator.stop_ids
-        self.trackers = [TextTracker(generator.tokenizer, row.params.stop) for row in rows]
-        self.logprobs: list[list[float]] = [[] for _ in rows]
-        self.pending: list[list[int]] = [[] for _ in rows]
-        self.reasons: list[str | None] = [None] * len(rows)
+        self.requests = (
+            np.asarray([row.max_new for row in padded], np.int32),
+            seed_words([row.params.seed for row in padded]),
+            np.asarray([row.sample for row in padded], np.int32),
+            row_params([row.params for row in padded]),
+            self.stop_ids,
+        )
+        self.top = max(row.params.logprobs for row in rows)
+        self.results = [Output(row, TextTracker(generator.tokenizer, row.params.stop)) for row in rows]
+        self.caches: Caches | None = None
+        self.size = 0
+        """Slots of the caches now."""
 
-    def chunks(self, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Tokens and log-probabilities [B, C] as they come, until every row has its finish reason."""
+    def outputs(self, every: int, live: bool) -> Iterator[Output]:
+        """Each row with what is new of it, until every row has its finish reason; `live`: its text as it comes."""
+        for drawn in self._chunks(every):
+            counts = (drawn.tokens != NO_TOKEN).sum(axis=1)
+            for i, result in enumerate(self.results):
+                if counts[i]:
+                    self._take(result, jax.tree.map(lambda x: x[i, : counts[i]], drawn), live)  # noqa: B023
+                    yield result
+
+    def _chunks(self, every: int) -> Iterator[Drawn]:
+        """What is drawn as it comes: tokens [B, C] and so on, on the host."""
         g = self.generator
+        *_, rows, stop_ids = self.requests
         with use(g.plan):
-            caches, state, tokens, logprobs = start(
-                g.decoder,
-                g.params,
-                self.tokens,
-                self.lengths,
-                self.max_new,
-                self.words,
-                self.samples,
-                self.sampling,
-                self.stop_ids,
-                cache_len=self.cache_len,
-                dtype=g.dtype,
-            )
-        yield np.asarray(tokens)[:, None], np.asarray(logprobs)[:, None]
-        while None in self.reasons:
-            ended = np.asarray([reason is not None for reason in self.reasons])
-            stopped = np.pad(ended, (0, len(self.lengths) - len(self.rows)), constant_values=True)
+            self.caches, state, drawn = self._start(every)
+        yield jax.tree.map(lambda x: np.asarray(x)[:, None], drawn)
+        while not all(result.reason for result in self.results):
+            stopped = np.ones(len(self.filled), bool)
+            stopped[: len(self.results)] = [result.reason is not None for result in self.results]
+            needed = int(self.filled[~stopped].max()) + every
             with use(g.plan):
-                caches, state, tokens, logprobs = decode_chunk(
+                if needed > self.size and self.size < self.slots:
+                    self.size = min(g.bucket(needed), self.slots)
+                    self.caches = grow(self.caches, cache_len=self.size)
+                self.caches, state, drawn = decode_chunk(
                     g.decoder,
                     g.params,
-                    caches,
+                    self.caches,
                     state,
                     stopped,
-                    self.sampling,
-                    self.stop_ids,
+                    rows,
+                    stop_ids,
                     np.int32(every),
                     size=g.chunk,
+                    top=self.top,
                 )
-            yield np.asarray(tokens), np.asarray(logprobs)
+            drawn = jax.tree.map(np.asarray, drawn)
+            self.filled += (drawn.tokens != NO_TOKEN).sum(axis=1, dtype=np.int32)
+            yield drawn
 
-    def outputs(self, every: int, live: bool) -> Iterator[tuple]:
-        for tokens, logprobs in self.chunks(every):
-            counts = (tokens != NO_TOKEN).sum(axis=1)
-            for i, row in enumerate(self.rows):
-                count = int(counts[i])
-                if count:
-                    text = self._take(i, tokens[i, :count].tolist(), logprobs[i, :count], live)
-                    yield row, self.trackers[i], self.logprobs[i], self.reasons[i], text
+    def _start(self, every: int) -> tuple:
+        g = self.generator
+        self.size = min(max(g.bucket(int(self.filled.max()) + every), self.tokens.shape[1]), self.slots)
+        if self.past is None:
+            options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top}
+            return start(g.decoder, g.params, self.tokens, self.lengths, self.source, *self.requests, **options)
+        kept, caches = len(self.past.tokens), self.past.caches
+        self.size = max(self.size, self.past.slots)
+        if self.size > self.past.slots:
+            caches = grow(caches, cache_len=self.size)
+        ids = self.results[0].row.ids[kept:]
+        fresh = np.zeros((1, g.bucket(len(ids))), np.int32)
+        fresh[0, : len(ids)] = ids
+        starts = np.asarray([kept], np.int32)
+        more = (self.tokens, self.lengths, fresh, starts, *self.requests)
+        return resume(g.decoder, g.params, caches, *more, top=self.top)
 
-    def _take(self, i: int, tokens: list[int], logprobs: np.ndarray, live: bool) -> str:
-        """Adds a row's new tokens and finds out whether it has ended; returns its new text."""
-        row, tracker = self.rows[i], self.trackers[i]
-        if not np.isfinite(logprobs).all():
+    def _take(self, result: Output, drawn: Drawn, live: bool) -> None:
+        """Adds a row's new tokens and finds out whether it has ended."""
+        row, tracker, ends = result.row, result.tracker, self.generator.stop_ids
+        if not np.isfinite(drawn.logprobs).all():
             raise RunError(f"the model's logits for prompt {row.prompt} are not finite")
-        self.logprobs[i] += logprobs.tolist()
-        self.pending[i] += tokens
-        ended = not row.params.ignore_eos and tokens[-1] in self.generator.stop_ids
-        full = len(self.logprobs[i]) >= row.max_new
-        text = ""
+        tokens = drawn.tokens.tolist()
+        result.logprobs += drawn.logprobs.tolist()
+        if drawn.top_ids is not None and drawn.top_logprobs is not None and row.params.logprobs:
+            count = row.params.logprobs
+            for ids, values in zip(drawn.top_ids.tolist(), drawn.top_logprobs.tolist()):
+                result.top_logprobs.append(list(zip(ids[:count], values[:count])))
+        result.pending += tokens
+        ended = not row.params.ignore_eos and tokens[-1] in ends
+        full = len(result.logprobs) >= row.max_new
+        result.text = ""
         if live or row.params.stop or ended or full:
             # The end token is no text: it joins the tokens below.
-            ending = [self.pending[i].pop()] if ended else []
-            text = tracker.push(self.pending[i])
-            self.pending[i] = []
+            ending = [result.pending.pop()] if ended else []
+            result.text = tracker.push(result.pending)
+            result.pending = []
             if not tracker.stopped:
                 tracker.tokens += ending
         if tracker.stopped or ended or full:
-            del self.logprobs[i][len(tracker.tokens) :]
-            self.reasons[i] = "stop" if tracker.stopped or ended else "length"
-            text += "" if tracker.stopped else tracker.finish()
-        return text
+            del result.logprobs[len(tracker.tokens) :], result.top_logprobs[len(tracker.tokens) :]
+            result.reason = "stop" if tracker.stopped or ended else "length"
+            result.text += "" if tracker.stopped else tracker.finish()

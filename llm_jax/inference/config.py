@@ -25,3 +25,5 @@ class SamplingParams:
     """Strings that end the output; not part of it."""
     ignore_eos: bool = False
     """Goes on after an end token."""
+    logprobs: int = 0
+    """How many of the likeliest tokens come with each new one, with their log-probabilities."""

@@ -1,7 +1,7 @@
 """Many prompts to many answers: batches, buckets, and what callers see of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.base.errors import UserError
-from llm_jax.inference.batch import Batch
+from llm_jax.inference.batch import Batch, Output, TopLogprobs
 from llm_jax.inference.config import SamplingParams
 from llm_jax.inference.requests import Row, make_rows
 from llm_jax.inference.steps import decoding_decoder
@@ -46,6 +46,8 @@ class Completion:
     """`stop` (end token or stop string) or `length`."""
     logprobs: list[float]
     """Log-probability of each token under the model's own distribution (no penalty, temperature or filter)."""
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    """The `SamplingParams.logprobs` likeliest tokens at each place, with theirs; empty where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Delta:
     text: str
     logprobs: list[float]
     finish_reason: str | None
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
 
 
 def default_buckets(max_positions: int, smallest: int = 64) -> tuple[int, ...]:
@@ -127,9 +130,9 @@ class Generator:
             self.params = _unstack_as(params, decoder=self._stacked, dtype=self.dtype)
 
     def cache_bytes(self, prompt_lengths: Sequence[int], params: SamplingParams) -> tuple[int, int]:
-        """Bytes of cache per token, and of the caches of a call with these prompts in all."""
+        """Bytes of cache per token, and of the caches of a call with these prompts at the most."""
         per_token = cache_bytes_per_token(self.config, self.dtype)
-        batch = self._batch_size(len(prompt_lengths) * params.n)
+        batch = self.batch_size(len(prompt_lengths) * params.n)
         return per_token, per_token * batch * self._cache_len(max(prompt_lengths), params.max_tokens)
 
     def generate(
@@ -140,13 +143,18 @@ class Generator:
         Raises UserError for prompts and parameters out of range (see `make_rows`) and for stop strings without a
         tokenizer; RunError when the model's logits are not finite.
         """
-        rows = self._rows(prompts, params)
-        found = {}
-        for row, tracker, logprobs, reason, _ in self._outputs(rows, self.chunk, live=False):
-            if reason is not None:
-                key = (row.prompt, row.sample)
-                found[key] = Completion(*key, tracker.tokens, tracker.text, reason, logprobs)
-        return [found[row.prompt, row.sample] for row in rows]
+        return sorted(self.completions(prompts, params), key=lambda done: (done.prompt, done.sample))
+
+    def completions(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> Iterator[Completion]:
+        """The same as they are done: longest prompts first, and of a batch those that end first."""
+        for out in self._outputs(self.rows(prompts, params), self.chunk, live=False):
+            if out.reason is not None:
+                row, tracker = out.row, out.tracker
+                yield Completion(
+                    row.prompt, row.sample, tracker.tokens, tracker.text, out.reason, out.logprobs, out.top_logprobs
+                )
 
     def stream(
         self,
@@ -159,14 +167,10 @@ class Generator:
         A piece of text holds whole characters, and nothing that a stop string might still take back; tokens come
         when they are drawn, those behind a stop string excepted.
         """
-        rows = self._rows(prompts, params)
-        shown: dict[int, int] = {}
-        for row, tracker, logprobs, reason, text in self._outputs(rows, min(every, self.chunk), live=True):
-            at = shown.get(id(row), 0)
-            shown[id(row)] = len(tracker.tokens)
-            yield Delta(row.prompt, row.sample, tracker.tokens[at:], text, logprobs[at:], reason)
+        yield from deltas(self._outputs(self.rows(prompts, params), min(every, self.chunk), live=True))
 
-    def _rows(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Row]:
+    def rows(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Row]:
+        """The call's rows, checked. Raises UserError as `generate`."""
         vocab_size = self.config.vocab_size
         assert vocab_size is not None
         rows = make_rows(prompts, params, max_positions=self.max_positions, vocab_size=vocab_size)
@@ -174,41 +178,53 @@ class Generator:
             raise UserError("stop strings need a tokenizer")
         return rows
 
-    def _batch_size(self, rows: int) -> int:
-        """The power of two that holds the rows, `max_batch` at most, and a multiple of the mesh's data axis."""
+    def batch_size(self, rows: int) -> int:
+        """Rows of a batch: a power of two that holds them, at most `max_batch`, a multiple of the mesh's data axis."""
         size = min(1 << (rows - 1).bit_length(), self.max_batch)
         data = 1 if self.plan is None else self.plan.mesh.shape["data"]
         return -(-size // data) * data
 
-    def _bucket(self, length: int) -> int:
+    def bucket(self, length: int) -> int:
+        """The length that one of so many tokens is rounded up to."""
         return next((size for size in self.buckets if size >= length), self.max_positions)
 
     def _cache_len(self, prompt_length: int, max_new: int) -> int:
         room = min(prompt_length + max_new, self.max_positions)
-        return max(self._bucket(room), self._bucket(prompt_length))
+        return max(self.bucket(room), self.bucket(prompt_length))
 
-    def _outputs(self, rows: list[Row], every: int, live: bool) -> Iterator[tuple]:
-        """`(row, tracker, logprobs, finish reason or None, new text)` as batches are decoded; `live`: text too."""
-        size = self._batch_size(len(rows))
+    def _outputs(self, rows: list[Row], every: int, live: bool) -> Iterator[Output]:
+        """Rows with what is new of them as batches are decoded; `live`: text too."""
+        size = self.batch_size(len(rows))
         # Longest first, so that prompts of a batch are alike, and a batch that does not fit fails at once.
         ordered = sorted(rows, key=lambda row: -len(row.ids))
         shape = (0, 0)
         for first in range(0, len(ordered), size):
             batch = ordered[first : first + size]
-            shape = self._shape(batch, shape)
+            shape = self.shape(batch, shape)
             yield from Batch(self, batch, size, *shape).outputs(every, live)
 
-    def _shape(self, batch: list[Row], before: tuple[int, int]) -> tuple[int, int]:
+    def shape(self, batch: list[Row], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
         """Buckets of prompts and caches; those of the batch before where smaller ones would not halve them.
 
         Another shape is another program, and compiling it takes longer than what it saves.
         """
         own = (
-            self._bucket(max(len(row.ids) for row in batch)),
+            self.bucket(max(len(row.ids) for row in batch)),
             max(self._cache_len(len(row.ids), row.max_new) for row in batch),
         )
         prompt, slots = (b if a <= b < 2 * a else a for a, b in zip(own, before))
         return prompt, max(prompt, slots)
+
+
+def deltas(outputs: Iterator[Output]) -> Iterator[Delta]:
+    """What is new at each look at a row."""
+    shown: dict[int, int] = {}
+    for out in outputs:
+        row, tokens = out.row, out.tracker.tokens
+        at = shown.get(id(row), 0)
+        shown[id(row)] = len(tokens)
+        news = (tokens[at:], out.text, out.logprobs[at : len(tokens)], out.reason)
+        yield Delta(row.prompt, row.sample, *news, out.top_logprobs[at : len(tokens)])
 
 
 @partial(jax.jit, static_argnames=("decoder", "dtype"))

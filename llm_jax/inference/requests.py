@@ -21,14 +21,15 @@ class Row:
 def check_sampling(params: SamplingParams) -> None:
     """Raises UserError naming the first parameter outside its range."""
     limits = {
-        "max_tokens": (params.max_tokens >= 1, "at least 1"),
+        "max_tokens": (1 <= params.max_tokens < 2**31, "at least 1 and below 2**31"),
         "temperature": (0 <= params.temperature < float("inf"), "0 or more"),
-        "top_k": (params.top_k >= 0, "0 or more"),
+        "top_k": (0 <= params.top_k < 2**31, "0 or more and below 2**31"),
         "top_p": (0 < params.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= params.min_p <= 1, "between 0 and 1"),
         "repetition_penalty": (0 < params.repetition_penalty < float("inf"), "above 0"),
         "n": (1 <= params.n < 2**31, "at least 1"),
         "seed": (0 <= params.seed < 2**64, "between 0 and 2**64 - 1"),
+        "logprobs": (params.logprobs >= 0, "0 or more"),
         "stop": (all(params.stop), "strings that are not empty"),
     }
     for name, (fine, wanted) in limits.items():
@@ -63,6 +64,8 @@ def make_rows(
         raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
     for p in dict.fromkeys(each):
         check_sampling(p)
+        if p.logprobs > vocab_size:
+            raise UserError(f"sampling parameter logprobs is {p.logprobs}; the vocabulary has {vocab_size} tokens")
     rows = []
     for number, (ids, p) in enumerate(zip(prompts, each)):
         check_prompt(ids, f"prompt {number}", max_positions, vocab_size)

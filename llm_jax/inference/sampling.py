@@ -61,3 +61,10 @@ def sample(
     raw = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(raw, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(raw, axis=-1)
+
+
+def top_logprobs(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B K"], Float[Array, "B K"]]:
+    """Ids and log-probabilities of the `count` likeliest tokens under the model's own distribution, likeliest first."""
+    raw = logits.astype(jnp.float32)
+    values, ids = jax.lax.top_k(raw, count)
+    return ids.astype(jnp.int32), values - jax.nn.logsumexp(raw, axis=-1, keepdims=True)

@@ -43,12 +43,32 @@ def prefill(
     Returns:
       float32 logits [B, V] after each row's last token, and the filled caches.
     """
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    valid = (positions < lengths[:, None]).astype(jnp.int32)
+    return _run(decoder, params, tuple(map(Empty, caches)), tokens, jnp.zeros_like(lengths), lengths)
+
+
+@partial(jax.jit, static_argnames="decoder", donate_argnames="caches")
+def extend(
+    decoder: Decoder,
+    params: Mapping[str, Any],
+    caches: tuple[ContiguousCache | SlidingCache, ...],
+    tokens: Int[Any, "B T"],
+    kept: Int[Any, "B"],
+    lengths: Int[Any, "B"],
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """Runs `lengths[b] >= 1` further tokens of each row, which follow on the first `kept[b]` tokens of its caches.
+
+    What a contiguous cache holds beyond those is forgotten; a sliding one must hold no more. Otherwise as `prefill`.
+    """
+    return _run(decoder, params, caches, tokens, kept, lengths)
+
+
+def _run(
+    decoder: Decoder, params: Mapping[str, Any], caches: tuple[Cache, ...], tokens: Array, starts: Array, lengths: Array
+) -> tuple[Float[Array, "B V"], Any]:
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    meta = Meta(starts[:, None] + index, (index < lengths[:, None]).astype(jnp.int32), starts)
     bound = bind(decoder, params)
-    empty = tuple(map(Empty, caches))
-    hidden, filled, _ = bound(tokens, caches=empty, meta=Meta(positions, valid, jnp.zeros_like(lengths)))
-    assert filled is not None
+    hidden, filled, _ = bound(tokens, caches=caches, meta=meta)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return bound.logits(last)[:, 0], filled
 

@@ -12,6 +12,7 @@ NOT_HASHED = (
     "mesh.",
     "logging.",
     "profile.",
+    "data.cache_dir",
     "train.log_every",
     "train.checkpoint.every",
     "train.checkpoint.keep_last",

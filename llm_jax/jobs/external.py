@@ -1,4 +1,4 @@
-"""Models that a reference names by folder: workdirs, native folders and Hugging Face folders made elsewhere."""
+"""Models made elsewhere: workdirs, native folders and Hugging Face folders, by path or by name on the hub."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +7,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import warn
+from llm_jax.storage import hub
 from llm_jax.storage.hashes import canonical_hash, file_fingerprint
 from llm_jax.storage.remote import is_remote, to_path
 from llm_jax.storage.workdir import Workdir, is_workdir
@@ -18,23 +19,31 @@ DESCRIPTIONS = (
     "model.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
 
+# What is fetched of a model on the hub: never a pickle.
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", *DESCRIPTIONS)
+
 
 def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath.Path:
-    """The folder that `reference` names, absolute or under the first of `folders` that has it.
+    """The folder that `reference` names, absolute or under the first of `folders` that has it; else on the hub.
 
     Raises UserError if it is not a model that can be read; pickles are never opened.
     """
     said = f"{field}={reference}"
+    unknown = f"{said} is neither a config file, a workdir nor a Hugging Face folder"
     named = to_path(reference, said)
     places = [named] if is_remote(named) else [epath.Path(folder) / named.expanduser() for folder in folders]
     path = next((place for place in places if place.exists()), None)
+    # A path below a folder that is there is a mistyped path, which the hub need not hear of.
+    if path is None and hub.NAME.fullmatch(reference) and not any(place.parent.exists() for place in places):
+        path = epath.Path(hub.snapshot("model", reference, HUB_FILES, f"{unknown}; on its hub"))
     if path is None:
-        raise UserError(f"{said} is neither a config file, a workdir nor a Hugging Face folder")
+        raise UserError(unknown)
     if not path.is_dir():
         reason = "is a pickle; only safetensors are read" if path.suffix in PICKLED else "is a file, not a folder"
         raise UserError(f"{said} {reason}")
@@ -55,7 +64,7 @@ def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath
         raise UserError(f"{said} has its weights in {pickles[0]}, a pickle; only safetensors are read")
     if (path / "config.json").exists():
         raise UserError(f"{said} has a config.json but no safetensors")
-    raise UserError(f"{said} is neither a config file, a workdir nor a Hugging Face folder")
+    raise UserError(unknown)
 
 
 def external_hash(path: epath.Path) -> str:

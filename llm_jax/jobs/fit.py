@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from llm_jax.base import processes
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
+from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
-from llm_jax.data.prepare import MANIFEST, check_lengths, prepare
+from llm_jax.data.prepare import MANIFEST, prepare
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
-from llm_jax.storage.remote import fetch, local_copy, publish
+from llm_jax.storage.remote import fetch, is_remote, local_copy, publish
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training import (
     Objective,
@@ -32,6 +35,7 @@ from llm_jax.training import (
     make_train_step,
     train,
 )
+from llm_jax.training.config import TrainConfig
 from llm_jax.training.loggers import check_logging
 from llm_jax.training.loop import check_least, check_train_config
 from llm_jax.training.optimizer import check_optimizer
@@ -57,6 +61,11 @@ class Setup:
     tokenizer: Tokenizer
     decoder: Decoder
     data: Prepared
+
+    @property
+    def sources(self) -> list[str]:
+        """What the rows' `source_id` number."""
+        return self.data.train.manifest["sources"]
 
     @property
     def shardings(self) -> Params:
@@ -117,7 +126,18 @@ def prepare_rows(
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if parent is None else parent.extra)
     write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
-    write_atomically(workdir.data / "summary.json", json.dumps(data.summary, indent=1))
+    write_atomically(workdir.data / "summary.json", json.dumps(data.summary | _passes(data, config.train), indent=1))
+
+
+def _passes(data: Prepared, config: TrainConfig) -> dict[str, Any]:
+    """How often training goes through each source of a mixture; said aloud, since one that runs out is repeated."""
+    sources = {n: s for n, s in data.summary["train"]["sources"].items() if "share" in s}
+    rows = config.steps * config.batch_size
+    passes = {name: round(rows * source["share"] / source["rows"], 3) for name, source in sources.items()}
+    if passes:
+        shown = (f"{n} {s['share']:.1%} ({s['rows']} rows, {passes[n]:.2f} epochs)" for n, s in sources.items())
+        log(f"mixture: {', '.join(shown)}")
+    return {"epochs": passes} if passes else {}
 
 
 def packed_rows(node: "Node", kind: Kind, tokenizer: Tokenizer) -> Prepared:
@@ -125,12 +145,20 @@ def packed_rows(node: "Node", kind: Kind, tokenizer: Tokenizer) -> Prepared:
 
     They are local files: those of a remote workdir are made and read in the local cache, and stored and brought whole.
     """
-    folder, config = node.workdir.data, node.config
+    folder = node.workdir.data
     copy = local_copy(folder, node.hash)
     fetch(folder, copy, MANIFEST)
-    rows = prepare(kind, config.data, tokenizer, copy, config.train.seed)
+    rows = prepare(kind, node.config.data, tokenizer, copy, packed_sets(node, copy))
     publish(copy, folder, MANIFEST)
     return rows
+
+
+def packed_sets(node: "Node", own: epath.Path) -> epath.Path:
+    """Where packed sets lie: beside all of `runs/`, to be shared; with its own data where a run lies elsewhere."""
+    path = node.workdir.path
+    if node.config.data.cache_dir is not None:
+        return epath.Path(node.config.data.cache_dir)
+    return path.parent / "data" if path.name == f"{node.name}-{node.hash}" and not is_remote(path) else own
 
 
 def setup(node: "Node", kind: Kind) -> Setup:
@@ -183,7 +211,7 @@ def fit(
     def held_out(state: Any) -> dict[str, float]:
         batches = placed_batches(loaders["eval"], s.plan, 0, min(config.eval_batches, len(loaders["eval"])))
         values = evaluate(eval_step, objective, state, batches)
-        return {f"eval_{name}": value for name, value in values.items() if name != "num_tokens"}
+        return {_eval_name(name): value for name, value in values.items() if name != "num_tokens"}
 
     def initial() -> Any:
         return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen())
@@ -216,6 +244,12 @@ def fit(
             flops_per_token=3 * family(s.decoder.config.family).flops_per_token(s.decoder.config, s.config.data.window),
         )
     )
+
+
+def _eval_name(name: str) -> str:
+    """As TRL names the loss on one of several evaluation sets: `eval_NAME_loss`."""
+    source = name.removeprefix("loss_")
+    return f"eval_{name}" if source == name else f"eval_{source}_loss"
 
 
 def policy_of(state: Any) -> Params:

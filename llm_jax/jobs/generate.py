@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from etils import epath
-
 from llm_jax.base.config import bind
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
@@ -16,6 +14,7 @@ from llm_jax.data.config import DataConfig
 from llm_jax.data.formats import refuse_unread
 from llm_jax.data.sources import list_files, read_records
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from llm_jax.inference.generation_config import read_end_ids
 from llm_jax.inference.requests import check_prompt, check_sampling
 from llm_jax.jobs.config import GenerateConfig
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
@@ -25,9 +24,14 @@ from llm_jax.storage.hashes import file_sha256
 from llm_jax.storage.workdir import Workdir, is_workdir
 
 if TYPE_CHECKING:
+    from llm_jax.inference.generator import Completion
     from llm_jax.jobs.graph import Node
 
 Messages = Sequence[dict[str, Any]]
+
+
+class TokenIds(list[int]):
+    """A prompt that is encoded already."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Prompt:
     """What is asked, and for a word problem what checks the answer."""
 
     where: str
-    content: str | Messages
+    content: str | Messages | TokenIds
+    """Text, messages, or token ids."""
     problem: Any = None
 
 
@@ -53,6 +58,8 @@ def check(node: "Node") -> None:
         raise UserError("init_from is not set: generate needs a model")
     if config.batch_size < 1:
         raise UserError(f"batch_size is {config.batch_size}; it must be at least 1")
+    if config.max_prompts is not None and config.max_prompts < 1:
+        raise UserError(f"max_prompts is {config.max_prompts}; it must be at least 1, or None")
     make_plan(config.mesh)
     check_sampling(config.sampling)
     if config.prompts is not None:
@@ -97,20 +104,13 @@ def run(node: "Node") -> None:
         model,
         tokenizer,
         max_batch=config.batch_size * config.sampling.n,
-        stop_ids=end_ids(source.tokenizer),
+        stop_ids=read_end_ids(source.tokenizer),
         plan=model.plan,
     )
     lines = []
     for done in generator.generate(ids, config.sampling):
         prompt = prompts[done.prompt]
-        line = {
-            "prompt": prompt.content,
-            "sample": done.sample,
-            "completion": done.text,
-            "finish_reason": done.finish_reason,
-            "num_tokens": len(done.tokens),
-            "sum_logprobs": sum(done.logprobs),
-        }
+        line = sample_line(prompt, done, tokenizer)
         if prompt.problem is not None:
             from llm_jax.data.embedded.problems import is_correct
 
@@ -121,6 +121,29 @@ def run(node: "Node") -> None:
     checked = [line["correct"] for line in lines if "correct" in line]
     share = f", {sum(checked) / len(checked):.3f} correct" if checked else ""
     log(f"{len(lines)} samples of {len(prompts)} prompts in {node.workdir.samples}{share}")
+
+
+def sample_line(prompt: Prompt, done: "Completion", tokenizer: Tokenizer) -> dict[str, Any]:
+    """What is written of a sample. `tokens` where log-probabilities were asked for: each token with its own and the
+    likeliest ones' at its place, in nats, under the model's own distribution."""
+    line: dict[str, Any] = {
+        "prompt": prompt.content,
+        "sample": done.sample,
+        "completion": done.text,
+        "finish_reason": done.finish_reason,
+        "num_tokens": len(done.tokens),
+        "sum_logprobs": sum(done.logprobs),
+    }
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
+
+    if done.top_logprobs:
+        line["tokens"] = [
+            entry(token, logprob) | {"top": [entry(*pair) for pair in top]}
+            for token, logprob, top in zip(done.tokens, done.logprobs, done.top_logprobs, strict=True)
+        ]
+    return line
 
 
 def data_of(node: "Node") -> DataConfig:
@@ -139,21 +162,30 @@ def read_prompts(config: GenerateConfig, data: DataConfig) -> list[Prompt]:
     """The prompts of the file, or held-out word problems (128 where max_prompts is None)."""
     if config.prompts is not None:
         return file_prompts(config.prompts, config.max_prompts)
-    from llm_jax.data.prepare import held_out_problems
+    from llm_jax.data.corpus import held_out_problems
 
     problems = held_out_problems(data, config.max_prompts or 128)
     return [Prompt(f"problem {i}", [{"role": "user", "content": p.prompt}], p) for i, p in enumerate(problems)]
 
 
 def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
-    """Reads `{"prompt": text or messages}` and `{"messages": [...]}`; UserError names file and line."""
+    """Reads `{"prompt": text or messages}`, `{"messages": [...]}` and `{"prompt_ids": [...]}`.
+
+    Raises UserError naming file and line.
+    """
     prompts = []
     for where, record in read_records(path, max_prompts):
-        if not isinstance(record, dict) or not ({"prompt", "messages"} & record.keys()):
-            raise UserError(f"{where}: a prompt has to be a JSON object with `prompt` or `messages`")
+        if not isinstance(record, dict) or not ({"prompt", "messages", "prompt_ids"} & record.keys()):
+            raise UserError(f"{where}: a prompt has to be a JSON object with `prompt`, `messages` or `prompt_ids`")
         refuse_unread(record, where)
         if record.get("system"):
             raise UserError(f"{where}: `system` is not read here: make it the first of the messages")
+        if "prompt_ids" in record:
+            ids = record["prompt_ids"]
+            if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+                raise UserError(f"{where}: `prompt_ids` is not a list of integers")
+            prompts.append(Prompt(where, TokenIds(ids)))
+            continue
         name = "prompt" if "prompt" in record else "messages"
         content = record[name]
         text = name == "prompt" and isinstance(content, str) and content
@@ -169,26 +201,16 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
-def encode_prompt(tokenizer: Tokenizer, content: str | Messages, raw: bool) -> list[int]:
-    """Ids of a prompt as the model expects it: its chat template around it where it has one.
+def encode_prompt(tokenizer: Tokenizer, content: str | Messages | TokenIds, raw: bool) -> list[int]:
+    """Ids of a prompt as the model expects it: its chat template around it where it has one; ids as they are.
 
     `raw`, or a tokenizer without a template: the text itself, with what the tokenizer puts before a text (a bos).
     Messages then are their contents, a line each.
     """
+    if isinstance(content, TokenIds):
+        return list(content)
     if raw or tokenizer.chat_template is None:
         text = content if isinstance(content, str) else "\n".join(m["content"] for m in content)
         return tokenizer.encode(text, add_special_tokens=True)
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
     return chat.render(tokenizer, messages, add_generation_prompt=True)[0]
-
-
-def end_ids(folder: epath.Path) -> list[int]:
-    """Further end tokens that a Hugging Face folder names in `generation_config.json`."""
-    file = folder / "generation_config.json"
-    if not file.exists():
-        return []
-    try:
-        value = json.loads(file.read_text()).get("eos_token_id")
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    return [] if value is None else value if isinstance(value, list) else [value]

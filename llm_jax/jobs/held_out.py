@@ -24,9 +24,10 @@ def text_hook(s: Setup, objective: Objective) -> Hook:
 
     def hook(state) -> dict[str, float]:
         held_out = s.data.eval
+        local = bool(s.config.data.path or s.config.data.mixture)
         names = held_out.manifest["sources"]
         columns = held_out.columns("source_id", "num_bytes")
-        chosen = columns["source_id"] == names.index("text") if "text" in names else np.full(len(held_out), True)
+        chosen = np.full(len(held_out), True) if local else columns["source_id"] == names.index("text")
         rows = np.flatnonzero(chosen)
         num_bytes = int(columns["num_bytes"][rows].sum())
         config = s.config.train
@@ -38,17 +39,17 @@ def text_hook(s: Setup, objective: Objective) -> Hook:
             "eval_nats_per_byte": nats / num_bytes,
             "eval_bits_per_byte": nats / num_bytes / math.log(2),
         }
-        return values | processes.from_first(lambda: compared(rows, num_bytes))
+        return values | processes.from_first(lambda: compared(rows, num_bytes, local))
 
-    def compared(rows: np.ndarray, num_bytes: int) -> dict[str, float]:
+    def compared(rows: np.ndarray, num_bytes: int, local: bool) -> dict[str, float]:
         held_out, chosen = s.data.eval, rows.tolist()
         values = {
             "eval_unigram_nats_per_byte": unigram_nats(s.data.train, held_out, chosen) / num_bytes,
             "eval_bigram_nats_per_byte": interpolated_bigram_nats(s.data.train, held_out, chosen) / num_bytes,
         }
-        if s.config.data.path is not None:
-            records = examples("pretrain", s.config.data)["eval"]["records"]
-            texts = (text.text for _, text in records if isinstance(text, Text))
+        if local:
+            sources = examples("pretrain", s.config.data, "eval").values()
+            texts = (text.text for records in sources for _, text in records if isinstance(text, Text))
             values["eval_xz_bits_per_byte"] = xz_bits_per_byte(texts)
         return values
 

@@ -11,10 +11,12 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer
+from llm_jax.data.tokenizers import has_tokenizer
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family_for
 from llm_jax.models.loading import EXTRA, read_extra, read_hf_config, read_model_config
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.json_files import read_json
 from llm_jax.storage.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def write_generation_config(
 ) -> None:
     """Leaves beside the tokenizer what transformers has to know to stop: the end tokens of the parent and of turns."""
     file = None if parent is None else parent.tokenizer / GENERATION
-    fields: dict[str, Any] = json.loads(file.read_text()) if file is not None and file.exists() else dict(ids)
+    fields: dict[str, Any] = read_json(file) if file is not None and file.exists() else dict(ids)
     ends = fields.get("eos_token_id")
     known = ends if isinstance(ends, list) else [ends]
     ends = dict.fromkeys([*known, tokenizer.eos_id, tokenizer.end_of_turn_id])
@@ -68,8 +70,8 @@ def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
     hf = read_hf_config(path)
     folder = Workdir(path).tokenizer if hf is None else path
     extra = read_extra(path) if hf is None else dict(family_for(hf).carried(hf))
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{field}: {folder} has no tokenizer.json")
+    if not has_tokenizer(folder):
+        raise UserError(f"{field}: {folder} has no tokenizer.json and no tokenizer.model")
     return Origin(path, folder, model, extra)
 
 

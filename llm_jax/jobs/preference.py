@@ -50,7 +50,7 @@ def run(node: "Node") -> None:
     config: PreferenceConfig = node.config
     policy = origin(node.parents["init_from"], "init_from")
     reference = origin(node.parents["reference"], "reference") if "reference" in node.parents else policy
-    objective = dpo_objective(s.decoder, config.beta, config.label_smoothing, config.reference_logps)
+    objective = dpo_objective(s.decoder, config.beta, config.label_smoothing, config.reference_logps, s.sources)
     live = config.reference_logps == "live"
 
     def frozen() -> dict[str, Any]:

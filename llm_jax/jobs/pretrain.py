@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.base.errors import UserError
-from llm_jax.data import Tokenizer, load_tokenizer, pretrain_texts, train_bpe
+from llm_jax.data import Tokenizer, load_tokenizer, pretrain_texts, train_bpe, train_sentencepiece
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.config import TokenizerConfig
-from llm_jax.data.tokenizers import tokenizer_manifest
+from llm_jax.data.tokenizers import check_bpe_size, has_tokenizer, tokenizer_manifest
 from llm_jax.jobs.config import PretrainConfig
 from llm_jax.jobs.fit import check_shapes, check_training, fit, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook
@@ -17,8 +17,8 @@ from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params, load
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.families import family
 from llm_jax.sharding import make_plan
-from llm_jax.storage.remote import to_path
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -28,7 +28,7 @@ def source_manifest(config: PretrainConfig) -> dict[str, Any]:
     """Content hashes of the texts, and of the tokenizer's files where one is given."""
     manifest = data_manifest("pretrain", config.data)
     if config.tokenizer.path is not None:
-        manifest["tokenizer"] = tokenizer_manifest(load_tokenizer_file(config.tokenizer).parent)
+        manifest["tokenizer"] = tokenizer_manifest(tokenizer_folder(config.tokenizer))
     return manifest
 
 
@@ -40,13 +40,17 @@ def check(node: "Node") -> None:
             if getattr(config, name) != default:
                 raise UserError(f"{name}.* is set, but it comes from init_from={config.init_from}")
     else:
+        family(config.model.family)
+        # The size of a vocabulary that is still to be trained is the one thing not known yet.
+        dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1).resolved()
         check_shapes(config, make_plan(config.mesh), config.model)
+        check_bpe_size(config.tokenizer.vocab_size)
     path, default = config.tokenizer.path, TokenizerConfig()
-    for name in ("vocab_size", "split_digits"):
+    for name in ("kind", "vocab_size", "split_digits"):
         value, unset = getattr(config.tokenizer, name), getattr(default, name)
         if path is not None and value != unset:
             raise UserError(
-                f"tokenizer.{name}={value} is for a new BPE; with tokenizer.path={path} leave it at {unset}"
+                f"tokenizer.{name}={value} is for a new one; with tokenizer.path={path} leave it at {unset}"
             )
     if config.data.embedded != "problems":
         raise UserError(f"data.embedded={config.data.embedded} is for sft and preference; pretrain has its own mixture")
@@ -67,30 +71,34 @@ def prepare(node: "Node") -> None:
 
 
 def make_tokenizer(node: "Node") -> Tokenizer:
-    """The tokenizer of an earlier preparation, the one that is given, or a BPE trained on the job's own text."""
+    """The tokenizer of an earlier preparation, the one that is given, or one trained on the job's own text."""
     config: PretrainConfig = node.config
     if (node.workdir.tokenizer / "tokenizer.json").exists():
         return load_tokenizer(node.workdir.tokenizer)
     if config.tokenizer.path is not None:
-        load_tokenizer_file(config.tokenizer)
-        return load_tokenizer(config.tokenizer.path)
-    texts = pretrain_texts(config.data)
-    return train_bpe(texts, config.tokenizer.vocab_size, config.tokenizer.split_digits)
+        return load_tokenizer(tokenizer_folder(config.tokenizer))
+    texts, given = pretrain_texts(config.data), config.tokenizer
+    match given.kind:
+        case "bpe":
+            return train_bpe(texts, given.vocab_size, given.split_digits)
+        case "sentencepiece_bpe":
+            return train_sentencepiece(texts, given.vocab_size, "bpe", given.split_digits)
+        case "sentencepiece_unigram":
+            return train_sentencepiece(texts, given.vocab_size, "unigram", given.split_digits)
 
 
-def load_tokenizer_file(config: TokenizerConfig) -> Any:
-    """The tokenizer.json of `tokenizer.path`. Raises UserError where there is none."""
+def tokenizer_folder(config: TokenizerConfig) -> str:
+    """`tokenizer.path`. Raises UserError where no tokenizer is there."""
     assert config.path is not None
-    file = to_path(config.path, f"tokenizer.path={config.path}") / "tokenizer.json"
-    if not file.exists():
-        raise UserError(f"tokenizer.path={config.path} has no tokenizer.json")
-    return file
+    if not has_tokenizer(config.path):
+        raise UserError(f"tokenizer.path={config.path} has no tokenizer.json and no tokenizer.model")
+    return config.path
 
 
 def run(node: "Node") -> None:
     """Trains, compares the held-out text with n-gram models, and answers word problems."""
     s = setup(node, "pretrain")
-    objective = sft_objective(s.decoder)
+    objective = sft_objective(s.decoder, s.sources)
 
     def policy() -> Mapping[str, Any]:
         parent = node.parents.get("init_from")

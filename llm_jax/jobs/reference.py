@@ -30,7 +30,7 @@ def stored_logps(s: Setup, reference: Origin) -> Columns:
     key = canonical_hash(
         {
             "reference": {name: parent["hash"] for name, parent in s.workdir.read_config()["parents"].items()},
-            "rows": json.loads((s.workdir.data / "manifest.json").read_text()),
+            "rows": json.loads((s.workdir.data / "manifest.json").read_text())["inputs"],
             "compute_dtype": s.config.train.compute_dtype,
         }
     )

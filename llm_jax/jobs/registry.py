@@ -168,7 +168,7 @@ def _guarded[T](path: Path, run: Callable[[], T]) -> T:
         return run()
     except UserError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         line = e.lineno if isinstance(e, SyntaxError) else (lines or [None])[-1]
         where = f"{os.path.relpath(path)}" + (f", line {line}" if line else "")

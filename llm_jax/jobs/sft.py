@@ -38,7 +38,7 @@ def run(node: "Node") -> None:
     parent = origin(node.parents["init_from"], "init_from")
     fit(
         s,
-        sft_objective(s.decoder),
+        sft_objective(s.decoder, s.sources),
         lambda: load(parent.path, mesh=s.config.mesh).params,
         finish=(problem_hook(s, before=parent),),
     )

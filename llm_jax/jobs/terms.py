@@ -5,6 +5,7 @@ added over microbatches and devices before the one division. Roles: the trained 
 `ref`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,10 +21,11 @@ from llm_jax.training.terms import Objective, Pairs, Params, Rows
 Sums = tuple[dict[str, Array], Pairs]
 
 
-def sft_objective(decoder: Decoder) -> Objective:
+def sft_objective(decoder: Decoder, sources: Sequence[str] = ()) -> Objective:
     """Mean negative log-likelihood over the target tokens of the whole batch (pretraining's: of all tokens).
 
-    Metrics: `entropy` and `mean_token_accuracy` over target tokens, `num_tokens` (all but padding) as a count.
+    Metrics: `entropy` and `mean_token_accuracy` over target tokens, `num_tokens` (all but padding) as a count;
+    `loss_NAME` over the target tokens of each of several `sources` (by `source_id`).
     """
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
@@ -32,16 +34,21 @@ def sft_objective(decoder: Decoder) -> Objective:
         losses, metrics = sft(scores["logps"], mask, scores["entropy"], scores["is_top1"])
         targets = mask.sum().astype(jnp.float32)
         averaged = {name: (values.sum(), targets) for name, values in metrics.items()}
-        return {"nll": losses.sum()}, averaged | token_count(rows)
+        own = source_losses(rows, losses, mask, sources)
+        return {"nll": losses.sum()}, averaged | token_count(rows) | own
 
     def weights(batch: Rows) -> dict[str, Array]:
         return {"nll": target_counts(batch).astype(jnp.float32)}
 
-    return Objective(terms=terms, weights=weights, coefficients={"nll": 1.0})
+    return Objective(terms=terms, weights=weights, coefficients={"nll": 1.0}, sparse=source_metrics(sources))
 
 
 def dpo_objective(
-    decoder: Decoder, beta: float, label_smoothing: float, reference: Literal["stored", "live"]
+    decoder: Decoder,
+    beta: float,
+    label_smoothing: float,
+    reference: Literal["stored", "live"],
+    sources: Sequence[str] = (),
 ) -> Objective:
     """Mean of `objectives.dpo` over the pairs of the whole batch.
 
@@ -51,7 +58,8 @@ def dpo_objective(
 
     Metrics: `rewards/*` and `logps/*` over pairs; `logits/chosen` and `logits/rejected`, the logits' mean over the
     vocabulary, and `entropy` over answer tokens (of both sides); `mean_token_accuracy` over the chosen answers' tokens
-    only; `num_tokens` (all but padding, prompts once per side) as a count.
+    only; `num_tokens` (all but padding, prompts once per side) as a count; `loss_NAME` over the pairs of each of
+    several `sources`.
     """
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
@@ -83,12 +91,26 @@ def dpo_objective(
             "logits/chosen": over_tokens(scores["mean_logit"], chosen),
             "logits/rejected": over_tokens(scores["mean_logit"], rejected),
         }
-        return {"dpo": over_pairs(losses)}, averaged | token_count(rows)
+        own = source_losses(rows, losses, present, sources)
+        return {"dpo": over_pairs(losses)}, averaged | token_count(rows) | own
 
     def weights(batch: Rows) -> dict[str, Array]:
         return {"dpo": (batch["pair_index"] >= 0).sum().astype(jnp.float32)}
 
-    return Objective(terms=terms, weights=weights, coefficients={"dpo": 1.0})
+    return Objective(terms=terms, weights=weights, coefficients={"dpo": 1.0}, sparse=source_metrics(sources))
+
+
+def source_metrics(sources: Sequence[str]) -> tuple[str, ...]:
+    """The names of per-source losses; of a single source there is none, since it would be the loss."""
+    return tuple(f"loss_{name}" for name in sources) if len(sources) > 1 else ()
+
+
+def source_losses(rows: Rows, losses: Array, where: Array, sources: Sequence[str]) -> Pairs:
+    """`loss_NAME` of each source: losses [n, m] where `where`, and how many, of the rows with its `source_id`."""
+    sums = jnp.where(where, jax.lax.stop_gradient(losses), 0.0).sum(-1)
+    counts = where.sum(-1).astype(jnp.float32)
+    own = {name: rows["source_id"] == number for number, name in enumerate(source_metrics(sources))}
+    return {name: (jnp.where(mine, sums, 0.0).sum(), jnp.where(mine, counts, 0.0).sum()) for name, mine in own.items()}
 
 
 def token_count(rows: Rows) -> Pairs:

@@ -89,7 +89,7 @@ class ContiguousCache:
         """The cache with k, v[B,T,K,H] of the call's tokens in."""
         size = self.k.shape[2]
         slots = meta.positions if meta.segment_ids is None else jnp.where(meta.segment_ids > 0, meta.positions, size)
-        return ContiguousCache(*write_slots((self.k, self.v), (k, v), slots))
+        return ContiguousCache(write_slots(self.k, k, slots), write_slots(self.v, v, slots))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["window"])
@@ -135,9 +135,9 @@ class SlidingCache:
             slots = jnp.where(real & (at > last - size), at % size, size)
         else:
             slots = jnp.where(real, at, size)
-        return SlidingCache(*write_slots((self.k, self.v), (k, v), slots), self.window)
+        return SlidingCache(write_slots(self.k, k, slots), write_slots(self.v, v, slots), self.window)
 
-    def _held(self, count: Int[Array, B]) -> Int[Array, "B S"]:
+    def _held(self, count: Int[Array, " B"]) -> Int[Array, "B S"]:
         """Position of the token in each slot when the row has had `count`; `FAR` for an empty one."""
         size, last = self.k.shape[2], count[:, None] - 1
         slot = jnp.arange(size, dtype=jnp.int32)
@@ -158,7 +158,7 @@ class Empty:
 
 
 def attend_slots(
-    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, B]
+    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B 1 N H"]:
     """What one token per row attends to: the first `lengths[b]` slots."""
 
@@ -169,13 +169,13 @@ def attend_slots(
 
 
 def write_slots(
-    kept: tuple[Float[Array, "B K S H"], ...], new: tuple[Float[Array, "B T K H"], ...], slots: Int[Array, "B T"]
-) -> tuple[Float[Array, "B K S H"], ...]:
-    """Each kept array with the new tokens in their slots; a slot past the end drops its token."""
+    kept: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slots: Int[Array, "B T"]
+) -> Float[Array, "B K S H"]:
+    """The kept array with the new tokens in their slots; a slot past the end drops its token."""
 
     def write(kept: Array, new: Array, slots: Array) -> Array:
         rows, new = jnp.arange(new.shape[0])[:, None], new.astype(kept.dtype)
-        if new.shape[1] > 1:
+        if new.shape[:2] != (1, 1):
             return kept.at[rows, :, slots].set(new, mode="drop")
         # What would be dropped writes back what is there: XLA makes of a single update that may be dropped a choice
         # between two whole caches, and copies them in every step of a loop (12.8 MB a token in a Llama of 6.8M).
@@ -185,8 +185,7 @@ def write_slots(
         # Else XLA writes once for attention and once for the loop's carry, which are then two buffers.
         return jax.lax.optimization_barrier(kept)
 
-    on = on_shards(write, (KEPT, KEYS, TOKENS), KEPT)
-    return tuple(on(a, b, slots) for a, b in zip(kept, new))
+    return on_shards(write, (KEPT, KEYS, TOKENS), KEPT)(kept, new, slots)
 
 
 def init_caches(
@@ -207,7 +206,7 @@ def init_caches(
     return tuple(cache() for _ in range(config.num_layers))
 
 
-def grown[C: (ContiguousCache, SlidingCache)](cache: C, max_len: int) -> C:
+def grown[C: ContiguousCache | SlidingCache](cache: C, max_len: int) -> C:
     """The same cache with room for `max_len` tokens of a row, or for the window's; raises ValueError to shrink it."""
     slots = max_len if cache.window is None else min(max_len, cache.window)
     more = ((0, 0), (0, 0), (0, slots - cache.k.shape[2]), (0, 0))

@@ -1,8 +1,18 @@
 """What a decoder is made of, as plain fields. Families map a Hugging Face `config.json` to this and back."""
 
+import math
 from dataclasses import dataclass, replace
 
 from llm_jax.base.errors import UserError
+
+POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,24 @@ class ModelConfig:
 
         Raises UserError for sizes that no decoder can have.
         """
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
+        for name in POSITIVE:
             value = getattr(self, name)
-            if value is None or value < 1:
-                raise UserError(f"model.{name} is {value}, it has to be a positive number")
+            if value is None or not 1 <= value < 2**31:
+                raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
+        if not 0 < self.rope_theta < math.inf:
+            raise UserError(f"model.rope_theta is {self.rope_theta}, it has to be a positive number")
+        for name in ("norm_eps", "init_std", "embed_init_std"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"model.{name} is {value}, it has to be a number of at least 0")
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if kv_heads < 1 or self.num_heads % kv_heads:
             raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={self.num_heads}")
         if self.head_dim is None and self.hidden_size % self.num_heads:
             raise UserError(f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}")
         head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
-        if head_dim < 2 or head_dim % 2:
-            raise UserError(f"model.head_dim is {head_dim}, rotary positions need an even number")
+        if not 2 <= head_dim < 2**31 or head_dim % 2:
+            raise UserError(f"model.head_dim is {head_dim}, rotary positions need an even number that fits 32 bits")
         if self.window is not None and self.window < 1:
             raise UserError(f"model.window is {self.window}, it has to be a positive number or None")
         embed_std = self.init_std if self.embed_init_std is None else self.embed_init_std

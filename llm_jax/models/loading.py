@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
+from llm_jax.base.config import bind as bind_config
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.config import ModelConfig
@@ -25,12 +26,14 @@ from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.checkpoints import Checkpoints
+from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import to_path
 from llm_jax.storage.safetensors import LazyTensors, write_folder
 from llm_jax.storage.workdir import FORMAT, Workdir, is_workdir
 
 TOKENIZER_FILES = (
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -116,13 +119,10 @@ def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
         return None
     if is_workdir(path):
         raise UserError(f"{path} is a workdir without a model (no model.json)")
-    try:
-        fields = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is neither a Hugging Face folder nor a workdir: no config.json") from None
-    except ValueError as error:
-        raise UserError(f"{path / 'config.json'} is not JSON: {error}") from None
-    if isinstance(fields, dict) and "model_type" in fields:
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is neither a Hugging Face folder nor a workdir: no config.json")
+    fields = read_json(path / "config.json")
+    if "model_type" in fields:
         return fields
     raise UserError(
         f"{path} is neither a Hugging Face folder (no model_type in config.json) nor a workdir with a model"
@@ -148,9 +148,13 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
         if stored not in FLOATS:
             raise UserError(f"{path}: tensor {name} has dtype {stored}, not one of {', '.join(FLOATS)}")
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, wanted: tuple[int, ...]) -> np.ndarray:
+        turned, stored = names[name][2], tensors.index[name].shape
+        if (stored[::-1] if turned else stored) != wanted:
+            asked = wanted[::-1] if turned else wanted
+            raise UserError(f"{path}: tensor {name} has shape {list(stored)}, config.json says {list(asked)}")
         array = tensors[name].astype(jnp.dtype(dtype))
-        return array.T if names[name][2] else array
+        return array.T if turned else array
 
     found = {(ours, layer): name for name, (ours, layer, _) in names.items()}
     flat, shapes = {}, flatten(abstract_params(decoder))
@@ -159,13 +163,11 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
         if ours.startswith("segments/"):
             _, segment, position, inner = ours.split("/", 3)
             layers = decoder.groups[int(segment)].layers(int(position))
-            value = np.stack([read(found[inner, layer]) for layer in layers])
+            value = np.stack([read(found[inner, layer], shape.shape[1:]) for layer in layers])
         else:
-            value = read(found[ours, None])
-        if value.shape != shape.shape:
-            raise UserError(f"{path}: {ours} has shape {value.shape}, config.json says {shape.shape}")
+            value = read(found[ours, None], shape.shape)
         flat[ours] = place(value, shardings[ours])
-    tokenizer = path if (path / "tokenizer.json").exists() else None
+    tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES[:2]) else None
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
 
 
@@ -188,13 +190,17 @@ def read_model_config(path: epath.PathLike) -> ModelConfig:
     hf = read_hf_config(path)
     if hf is not None:
         return family_for(hf).from_hf(hf)
-    return ModelConfig(**json.loads((epath.Path(path) / "model.json").read_text()))
+    file = epath.Path(path) / "model.json"
+    config = bind_config(ModelConfig, read_json(file), where=str(file))
+    family(config.family)
+    config.resolved()
+    return config
 
 
 def read_extra(path: epath.PathLike) -> dict[str, Any]:
     """What `EXTRA` of a native folder or workdir holds; nothing where a model never had any."""
     file = epath.Path(path) / EXTRA
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:

@@ -359,7 +359,7 @@ class Checkpoints:
             written = commit["format"]
         except FileNotFoundError:
             raise UserError(f"there is no checkpoint of step {step} in {self.directory}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise _Corrupt("commit.json can't be read") from None
         if written != FORMAT:
             raise UserError(f"checkpoint {self.path(step)} has format {written!r}; this version reads format {FORMAT}")

@@ -138,10 +138,11 @@ class _Claims:
             try:
                 content = path.read_bytes()
                 holder = json.loads(content)
-                holder["pid"], holder["host"], holder["start"], holder["state"]
             except FileNotFoundError:
                 continue
-            except (ValueError, KeyError, TypeError):
+            except ValueError:
+                holder = None
+            if not isinstance(holder, dict) or not {"pid", "host", "start", "state"} <= holder.keys():
                 holder = {"pid": "?", "host": "?", "start": "?", "state": "holds"}
             seen = self._seen.setdefault(id, _Seen(content, time.monotonic()))
             if content != seen.content:

@@ -6,6 +6,7 @@ any path that etils knows, with NumPy's bfloat16 and float8 of ml_dtypes.
 """
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -17,6 +18,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import is_remote, publish
 
 _DTYPES = {
@@ -65,12 +67,14 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
     if not (folder / _INDEX).exists():
         raise UserError(_no_weights(folder))
     try:
-        weight_map = json.loads((folder / _INDEX).read_text())["weight_map"]
+        weight_map = read_json(folder / _INDEX)["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / _INDEX} is not an index of safetensors shards") from None
     found: dict[str, TensorInfo] = {}
     for file in files:
+        if not isinstance(file, str) or "/" in file:
+            raise UserError(f"{folder / _INDEX} names {file!r}, which is no file of the folder")
         if not (folder / file).exists():
             raise UserError(f"{folder / _INDEX} names {file}, which is not there")
         found.update(_read_header(folder / file))
@@ -171,7 +175,7 @@ def _read_header(file: epath.Path) -> dict[str, TensorInfo]:
         if length < 8 or size > length - 8:
             raise UserError(f"{file} is truncated or not a safetensors file")
         raw = stream.read(size)
-    infos, end = {}, 0
+    infos, places = {}, []
     try:
         for name, entry in json.loads(raw).items():
             if name == "__metadata__":
@@ -180,12 +184,20 @@ def _read_header(file: epath.Path) -> dict[str, TensorInfo]:
                 raise UserError(f"{file}: {name} has the type {entry['dtype']}, which is not supported")
             dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
             start, stop = entry["data_offsets"]
-            if stop - start != int(np.prod(shape)) * dtype.itemsize:
+            if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+                raise UserError(f"{file}: {name} has the shape {list(shape)} at {[start, stop]}, which none can have")
+            if stop - start != math.prod(shape) * dtype.itemsize:
                 raise UserError(f"{file}: {name} has {stop - start} bytes for {entry['dtype']}{list(shape)}")
             infos[name] = TensorInfo(file, shape, dtype, 8 + size + start)
-            end = max(end, stop)
-    except (ValueError, KeyError, TypeError, AttributeError):
+            places.append((start, stop, name))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file} has a malformed safetensors header") from None
+    end = 0
+    # Side by side and without gaps, as the format asks: else two names might share one tensor's bytes.
+    for start, stop, name in sorted(places):
+        if start != end:
+            raise UserError(f"{file}: {name} begins at byte {start} of the data, where {end} are taken")
+        end = stop
     if 8 + size + end != length:
         raise UserError(f"{file} is truncated: {length} bytes instead of {8 + size + end}")
     return infos

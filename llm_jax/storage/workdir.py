@@ -13,6 +13,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.claims import claimed
 from llm_jax.storage.holder import is_dead, this_process
+from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import is_remote, to_path
 
 FORMAT = 1
@@ -86,10 +87,7 @@ class Workdir:
 
     def read_config(self) -> dict[str, Any]:
         """What `write_config` wrote. Raises UserError if it can't be read or has a format not known here."""
-        try:
-            config = json.loads(self.config.read_text())
-        except (OSError, ValueError) as e:
-            raise UserError(f"{self}/config.json: {e}") from None
+        config = read_json(self.config)
         if config.get("format") != FORMAT:
             raise UserError(f"{self}/config.json has format {config.get('format')!r}; this version reads {FORMAT}")
         return config
@@ -106,7 +104,7 @@ class Workdir:
         """What `mark_done` wrote, or None. A half-written mark is none."""
         try:
             return json.loads(self.done.read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
 
     @contextlib.contextmanager
@@ -122,7 +120,7 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a run's folder (a Hugging Face folder has a config.json too, of another kind)."""
     try:
         config = json.loads((to_path(path) / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and {"format", "job", "config"} <= config.keys()
 

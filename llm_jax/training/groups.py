@@ -108,7 +108,7 @@ def _frozen(rules: dict[str, Rule], freeze: Iterable[str], names: Mapping[str, l
 def _compiled(text: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"{where} {text!r} is no regular expression: {error}") from None
 
 
@@ -142,6 +142,8 @@ def check_optimizer(config: OptimizerConfig, steps: int) -> None:
         raise UserError(
             f"optimizer.final_fraction is {config.final_fraction}, but optimizer.schedule=constant ignores it"
         )
+    for i, group in enumerate(config.groups):
+        _compiled(group.match, f"optimizer.groups.{i}.match")
     make_schedule(config, steps)
 
 

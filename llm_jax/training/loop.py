@@ -120,16 +120,19 @@ def train(job: TrainingJob) -> State:
         try:
             if processes.first():
                 write_report(job.workdir)
-        except OSError as error:  # A full disk, say; what ended the run is the better message.
+        except (OSError, UserError) as error:  # A full disk, say; what ended the run is the better message.
             warn(f"{job.workdir.report} was not written: {error}")
 
 
 def check_least(config: Any, where: str, least: Mapping[str, int]) -> None:
-    """Raises UserError for the first field that is below its least value; None is not."""
+    """Raises UserError for the first field that is below its least value, or beyond 32 bits; None is not."""
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and value < bound:
             raise UserError(f"{where}.{name} is {value}; it must be at least {bound}")
+        bits = 32 if name == "seed" else 31
+        if value is not None and value >= 2**bits:
+            raise UserError(f"{where}.{name} is {value}; it must be below 2**{bits}")
 
 
 def check_train_config(config: TrainConfig, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 from etils import epath
 
 from llm_jax.storage.atomic import write_atomically
@@ -21,19 +22,29 @@ TOTALS = ("num_tokens",)
 class Accumulator:
     """The steps since the last line. TRL's conventions: a mean over steps, the latest of a few, totals of counts.
 
+    A metric that comes as (sum, weight) is the ratio of both over all steps, and left out where there was no weight.
+
     Args:
         saved: what `saved()` gave, to go on from exactly there.
     """
 
     def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
-        saved = saved or {"sums": {}, "latest": {}, "totals": {}}
+        saved = saved or {"sums": {}, "latest": {}, "totals": {}, "ratios": {}}
         self._sums = {name: (float.fromhex(total), count) for name, (total, count) in saved["sums"].items()}
         self._latest = {name: float.fromhex(value) for name, value in saved["latest"].items()}
         self._totals: dict[str, int] = dict(saved["totals"])
+        self._ratios = {name: (float.fromhex(a), float.fromhex(b)) for name, (a, b) in saved["ratios"].items()}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """One step's metrics: scalars. float32 sums are kept in float64, so their order alone decides the bits."""
+        """One step's metrics: scalars, or (sum, weight).
+
+        float32 sums are kept in float64, so their order alone decides the bits.
+        """
         for name, value in metrics.items():
+            if np.ndim(value):
+                total, weight = self._ratios.get(name, (0.0, 0.0))
+                self._ratios[name] = (total + float(value[0]), weight + float(value[1]))
+                continue
             value = float(value)
             if name in TOTALS:
                 self._totals[name] = self._totals.get(name, 0) + round(value)
@@ -46,8 +57,9 @@ class Accumulator:
     def take(self) -> dict[str, float]:
         """The line's numbers; the next interval starts."""
         line: dict[str, float] = {name: total / count for name, (total, count) in self._sums.items()}
+        line |= {name: total / weight for name, (total, weight) in self._ratios.items() if weight}
         line |= self._latest | self._totals
-        self._sums, self._latest = {}, {}
+        self._sums, self._latest, self._ratios = {}, {}, {}
         return line
 
     def saved(self) -> dict[str, Any]:
@@ -56,6 +68,7 @@ class Accumulator:
             "sums": {name: [total.hex(), count] for name, (total, count) in self._sums.items()},
             "latest": {name: value.hex() for name, value in self._latest.items()},
             "totals": dict(self._totals),
+            "ratios": {name: [total.hex(), weight.hex()] for name, (total, weight) in self._ratios.items()},
         }
 
 

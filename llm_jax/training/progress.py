@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from llm_jax.base.logging import log
+from llm_jax.base.progress import clock, short
 from llm_jax.training.goodput import RunClock
 from llm_jax.training.peaks import peak_flops
 
@@ -126,12 +127,12 @@ class ProgressLine:
         if "loss" in line:
             parts.append(f"loss {line['loss']:.4f}")
         if "perf/tokens_per_s" in line:
-            parts.append(f"{_short(line['perf/tokens_per_s'])} tokens/s")
+            parts.append(f"{short(line['perf/tokens_per_s'])} tokens/s")
         if "perf/mfu" in line:
             parts.append(f"{line['perf/mfu']:.0%} of peak")
         parts.append(f"{line['perf/peak_memory_gb']:.1f} GB")
         if "perf/step_time" in line and step < self._steps:
-            parts.append(f"{_clock(line['perf/step_time'] * (self._steps - step))} left")
+            parts.append(f"{clock(line['perf/step_time'] * (self._steps - step))} left")
         text = " · ".join(parts)
         if self._terminal:
             sys.stderr.write(f"\r\x1b[2K{text}")
@@ -151,16 +152,3 @@ class ProgressLine:
         if self._open:
             sys.stderr.write("\n")
             self._open = False
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{letter}"
-    return f"{number:.0f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -82,9 +82,9 @@ def make_train_step(
 
     `declarations`: by role, trained and frozen. `batch`: arrays [k, n, ...], k microbatches of n rows, rows cut over
     `data`. Metrics (float32[]): the objective's, `loss`, `loss/<term>` where there are several, `grad_norm` before
-    clipping, `learning_rate`, and `finite` (bool[]). Where loss or norm are not finite the returned state is the one
-    given, unchanged: what was good before stays good. `ema_decay` is of the state's `ema`, where it has one:
-    `ema = decay ema + (1 - decay) params`, after each step.
+    clipping, `learning_rate`, and `finite` (bool[]); those of `objective.sparse` are float32[2]. Where loss or norm are
+    not finite the returned state is the one given, unchanged: what was good before stays good. `ema_decay` is of the
+    state's `ema`, where it has one: `ema = decay ema + (1 - decay) params`, after each step.
     """
     trained = [path for path, rule in optimizer.rules.items() if rule.multiplier]
 
@@ -102,6 +102,7 @@ def make_train_step(
         flat = flatten(state["params"])
         params = unflatten(flat | {path: flat[path] + update for path, update in flatten(updates).items()})
         metrics = divide_pairs(pairs, objective.coefficients)
+        metrics |= {name: jnp.stack(pairs[name]) for name in objective.sparse}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}
         if ema_decay is not None:
@@ -159,7 +160,9 @@ def evaluate(eval_step: Callable[[State, Rows], Pairs], objective: Objective, st
     pairs: Pairs | None = None
     for batch in batches:
         pairs = add_pairs(pairs, jax.device_get(eval_step(state, batch)))
-    values = divide_pairs(pairs or {}, objective.coefficients)
+    # Where the evaluated batches hold nothing of a sparse metric, it has no value.
+    pairs = {n: pair for n, pair in (pairs or {}).items() if n not in objective.sparse or pair[1] > 0}
+    values = divide_pairs(pairs, objective.coefficients)
     return {name: float(value) for name, value in values.items()}
 
 

@@ -35,6 +35,9 @@ class Objective:
     random: bool = False
     """Whether terms draw random numbers in training: rows then have `example`, int32[n], each one's place in the global
     batch. With it and the step's key the numbers are the same on any mesh and for any microbatches."""
+    sparse: tuple[str, ...] = ()
+    """Metrics of which a single batch may hold nothing: a step hands them on as float32[2], (sum, weight), and they are
+    divided once over all steps of a logged interval."""
 
 
 @jax.tree_util.register_dataclass

@@ -59,3 +59,13 @@ def test_bigram_falls_back_where_it_has_seen_nothing(tmp_path):
 def test_xz_of_random_digits_is_near_their_entropy():
     digits = "".join(map(str, np.random.default_rng(0).integers(0, 10, 50_000)))
     assert math.log2(10) < B.xz_bits_per_byte([digits[:20_000], digits[20_000:]]) < 1.15 * math.log2(10)
+
+
+def test_of_many_rows_a_sample_is_counted(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    train = make(tmp_path / "a", rng.integers(0, 6, (400, 64)).tolist(), 6)
+    held_out = make(tmp_path / "b", rng.integers(0, 6, (20, 64)).tolist(), 6)
+    whole = B.unigram_nats(train, held_out), B.interpolated_bigram_nats(train, held_out)
+    monkeypatch.setattr(B, "COUNTED_TOKENS", 100 * 64)
+    sampled = B.unigram_nats(train, held_out), B.interpolated_bigram_nats(train, held_out)
+    assert sampled != whole and sampled == pytest.approx(whole, rel=0.01)

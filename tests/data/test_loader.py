@@ -43,7 +43,7 @@ def test_unfinished_and_unknown_row_sets(tmp_path):
     write_rowset(tmp_path, [], SCHEMA, {})
     assert len(RowSet(tmp_path)) == 0 and RowSet(tmp_path).columns("tokens")["tokens"].shape == (0, 6)
     file = tmp_path / "manifest.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(UserError, match="row format 99 is not known"):
         RowSet(tmp_path)
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from llm_jax.data.packing import best_fit_decreasing, split_lengths
+from llm_jax.data.packing import best_fit_decreasing, cut_every, split_lengths
 
 
 def plain_best_fit(lengths, window):
@@ -52,3 +52,9 @@ def test_lengths_out_of_range():
 def test_split():
     assert split_lengths(10, 4) == [(0, 4), (4, 8), (8, 10)]
     assert split_lengths(4, 4) == [(0, 4)]
+
+
+def test_cutting_every_window():
+    rows = list(cut_every([3, 5, 1, 9], 4))
+    assert rows == [[(0, 0, 3), (1, 0, 1)], [(1, 1, 5)], [(2, 0, 1), (3, 0, 3)], [(3, 3, 7)], [(3, 7, 9)]]
+    assert list(cut_every([], 4)) == [] and list(cut_every([4], 4)) == [[(0, 0, 4)]]

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
+from llm_jax.data.bpe_text import pretrain_texts
+from llm_jax.data.checking import check_records
 from llm_jax.data.config import DataConfig
-from llm_jax.data.corpus import check_records, pretrain_texts
 from llm_jax.data.prepare import prepare
 from llm_jax.data.tokenizers import train_bpe
 

@@ -81,7 +81,7 @@ def test_same_rows(tmp_path, monkeypatch, bpe, name):
         values = [record.value for record in read_records(path)]
         assert [value["text"] if isinstance(value, dict) else value.text for value in values] == texts
         data = DataConfig(path=path, eval_path=eval_path, window=128)
-        made[kind] = prepare("pretrain", data, bpe, tmp_path / "rows" / str(len(made)), seed=0)
+        made[kind] = prepare("pretrain", data, bpe, tmp_path / "rows" / str(len(made)))
     expected, found = made["jsonl"], made[name]
     assert len(found.train) == len(expected.train) > 200
     for split in ("train", "eval"):

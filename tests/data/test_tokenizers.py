@@ -126,8 +126,8 @@ def test_bad_input(tmp_path):
         train_bpe([], 300)
     with pytest.raises(UserError, match=r"has no tokenizer.json$"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(UserError, match="only tokenizer.model"):
+    (tmp_path / "spiece.model").write_bytes(b"x")
+    with pytest.raises(UserError, match="only spiece.model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):

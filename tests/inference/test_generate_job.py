@@ -10,7 +10,7 @@ import pytest
 from llm_jax.base.config import to_dict
 from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig, EmbeddedConfig
-from llm_jax.data.prepare import held_out_problems
+from llm_jax.data.corpus import held_out_problems
 from llm_jax.inference.config import SamplingParams
 from llm_jax.jobs import generate
 from llm_jax.jobs.config import GenerateConfig

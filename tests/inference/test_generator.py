@@ -135,18 +135,20 @@ def test_output_ends_where_the_models_positions_end(tiny, generator):
 
 
 def test_nothing_is_compiled_after_warm_up(tiny, monkeypatch):
-    """Other prompts, parameters, stops, weights and a stream: the same two programs, traced once each."""
+    """Other prompts, parameters, stops, weights and a stream: the same programs, traced once each; prefill also for
+    samples that share it."""
     chex.clear_trace_counter()
 
-    def counted(function, **options):
-        return jax.jit(chex.assert_max_traces(function.__wrapped__, n=1), **options)
+    def counted(function, n=1, **options):
+        return jax.jit(chex.assert_max_traces(function.__wrapped__, n=n), **options)
 
-    static = {"static_argnames": ("decoder", "cache_len", "dtype")}
-    monkeypatch.setattr(batch_module, "start", counted(decode_module.start, **static))
-    static = {"static_argnames": ("decoder", "size"), "donate_argnames": ("caches", "state")}
+    static = {"static_argnames": ("decoder", "cache_len", "dtype", "top")}
+    monkeypatch.setattr(batch_module, "start", counted(decode_module.start, n=2, **static))
+    static = {"static_argnames": ("decoder", "size", "top"), "donate_argnames": ("caches", "state")}
     monkeypatch.setattr(batch_module, "decode_chunk", counted(decode_module.decode_chunk, **static))
     generator = Generator(tiny, tiny.tokenizer, max_batch=4, buckets=(64,), chunk=4)
     generator.generate(PROMPTS, GREEDY)
+    generator.generate(PROMPTS[:1], dataclasses.replace(GREEDY, n=4))
     other = init_params(tiny.decoder, 1)
     compiled: list[str] = []
 
@@ -158,7 +160,7 @@ def test_nothing_is_compiled_after_warm_up(tiny, monkeypatch):
     try:
         generator.generate(PROMPTS[2:6], DRAWN)
         generator.update_params(other)
-        generator.generate(make_prompts(4, seed=3), dataclasses.replace(DRAWN, n=3, seed=2**40, stop=("a", "of it")))
+        generator.generate(make_prompts(1, seed=3), dataclasses.replace(DRAWN, n=4, seed=2**40, stop=("a", "of it")))
         list(generator.stream(PROMPTS[:4], dataclasses.replace(DRAWN, max_tokens=3, top_k=4)))
         assert compiled == []
         jax.jit(lambda x: x + 1)(0)  # the listener does hear of compilations

@@ -3,11 +3,14 @@
 Everything goes through the command's own door, in this process: the message is what a person sees.
 """
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from llm_jax.base.door import run_door
@@ -58,6 +61,23 @@ TOKENIZER = {
 }
 
 
+TASKS = "seqio:tests.data.readers.seqio_tasks"
+
+
+def table(kind: str, **columns: list) -> bytes:
+    """A Parquet or an Arrow file."""
+    out, made = io.BytesIO(), pyarrow.table(columns)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(made, out)
+    else:
+        with pyarrow.ipc.new_stream(out, made.schema) as writer:
+            writer.write_table(made)
+    return out.getvalue()
+
+
+TEXTS = table("parquet", text=[f"text {i}" for i in range(50)])
+
+
 def of_file(config: str, content: str | bytes, *said: str):
     return config, {"a.jsonl": content}, "data.path=a.jsonl", said
 
@@ -76,6 +96,28 @@ def of_file(config: str, content: str | bytes, *said: str):
         of_file("sft.py:test", "", "a.jsonl"),
         of_file("sft.py:test", lines(*LONG), "a.jsonl", "window"),
         ("sft.py:test", {"a.jsonl": lines(*CHATS), "t.jinja": EMPTY_MASK}, CHAT_FLAGS, ["mask"]),
+        ("pretrain.py:test", {"a.parquet": TEXTS[:-99]}, "data.path=a.parquet", ["a.parquet is not a whole Parquet"]),
+        ("sft.py:test", {"a.parquet": TEXTS[:-99]}, "data.path=a.parquet", ["a.parquet is not a whole Parquet file"]),
+        ("dpo.py:test", {"a.parquet": TEXTS}, "data.path=a.parquet", ["a.parquet, row 1: preference needs", "`text`"]),
+        (
+            "pretrain.py:test",
+            {"a.arrow": table("arrow", text=[1, 2, 3])},
+            "data.path=a.arrow",
+            ["a.arrow, row 1: `text` has to be a string, not int"],
+        ),
+        ("pretrain.py:test", {"a.arrow": b"x" * 99}, "data.path=a.arrow", ["a.arrow is not a whole Arrow file"]),
+        ("pretrain.py:test", {"a.array_record": b"x"}, "data.path=a.array_record", ["not a whole ArrayRecord file"]),
+        ("pretrain.py:test", {"a/state.json": "{}", "a/dataset_info.json": ""}, "data.path=a", ["a/state.json names"]),
+        ("pretrain.py:test", {}, f"data.path={TASKS}:lj_text", ["no task or mixture 'lj_text'", "nearest is lj_texts"]),
+        ("pretrain.py:test", {}, "data.path=seqio:no_such:x", ["the module no_such does not import"]),
+        ("pretrain.py:test", {}, "data.path=hub:no/such", ["the dataset no/such is not in the cache"]),
+        (
+            "pretrain.py:test",
+            {"t/tokenizer.model": b"x"},
+            "tokenizer.path=t",
+            ["t/tokenizer.model is no SentencePiece"],
+        ),
+        ("pretrain.py:test", {}, "tokenizer.kind=unigram", ["tokenizer.kind", "sentencepiece_unigram"]),
         ("sft.py:test", {}, "init_from=nowhere", ["init_from", "nowhere"]),
         ("sft.py:test", PICKLE, "init_from=weights", ["pytorch_model.bin", "safetensors"]),
         ("sft.py:test", {}, "mesh.data=3", ["mesh", "3"]),

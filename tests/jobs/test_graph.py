@@ -356,7 +356,7 @@ def test_a_folder_of_other_things_is_no_workdir(jobs, tmp_path):
     hf_folder(tmp_path / "model")
     with pytest.raises(UserError, match="workdir model is neither"):
         graph.run("configs/pretrain.py", (), "model")
-    with pytest.raises(UserError, match="workdir note/below: Not a directory"):
+    with pytest.raises(UserError, match="workdir note/below can't be written to: Not a directory"):
         graph.run("configs/pretrain.py", (), "note/below")
     assert jobs.ran() == []
 

@@ -159,7 +159,7 @@ def prepared(job: Any, records: list[dict], tokenizer: str, folder: Path) -> Ite
     source = folder / "records.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = DataConfig(path=str(source), eval_path=str(source), window=160)
-    made = prepare(job, data, load_tokenizer(str(GOLDEN / tokenizer)), str(folder / "rows"), 0)
+    made = prepare(job, data, load_tokenizer(str(GOLDEN / tokenizer)), str(folder / "rows"))
     return (made.train[i] for i in range(len(made.train)))
 
 

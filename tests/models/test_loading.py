@@ -120,7 +120,8 @@ def test_bad_folders(hf_folder, recipe, tmp_path):
 
     assert "no tensor model.norm.weight" in message({}, "model.norm.weight")
     assert "model.extra" in message({"model.extra": np.zeros(3, np.float32)})
-    assert "norm/weight has shape (3,)" in message({"model.norm.weight": np.zeros(3, np.float32)})
+    short = {"model.norm.weight": np.zeros(3, np.float32)}
+    assert "model.norm.weight has shape [3], config.json says [24]" in message(short)
     assert "model.norm.weight has dtype int32" in message({"model.norm.weight": np.zeros(24, np.int32)})
     for path, text in ((tmp_path / "absent", "is not a folder"), (tmp_path, "no config.json")):
         with pytest.raises(UserError, match=text):

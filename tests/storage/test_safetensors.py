@@ -110,7 +110,7 @@ def test_an_index_that_names_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="names the tensor w9"):
         read_index(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(UserError, match="not an index"):
+    with pytest.raises(UserError, match="is not JSON"):
         read_index(tmp_path)
 
 

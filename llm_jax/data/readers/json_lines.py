@@ -36,12 +36,15 @@ def parse_json(text: str, where: str) -> object:
     """A JSON value. Raises UserError that begins with `where`."""
     try:
         value = json.loads(text)
-        # JSON can spell half a surrogate pair, which no text is made of.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        # JSON can spell half a surrogate pair, which no text is made of: only as \ud800 to \udfff.
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error.msg} (column {error.colno})") from None
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half of a surrogate pair, which is not UTF-8") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deep") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{where}: {error}") from None
     return value

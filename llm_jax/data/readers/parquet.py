@@ -10,7 +10,7 @@ from llm_jax.data.readers.tables import arrow, rows
 
 # Rows turned into Python values at a time: rows may be whole books.
 BATCH_ROWS = 64
-# Read of a column at a time; without it pyarrow reads a row group's column whole.
+# Read of a column at a time; without it, or with `pre_buffer`, pyarrow reads a row group's column whole.
 BUFFER_BYTES = 1 << 20
 
 
@@ -46,7 +46,7 @@ class ParquetFile(FileReader):
 
         try:
             with self.file.open("rb") as raw:
-                yield parquet.ParquetFile(raw, buffer_size=BUFFER_BYTES)
+                yield parquet.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False)
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{self.file} is not a whole Parquet file: {reason}") from None

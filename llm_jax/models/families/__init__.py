@@ -17,7 +17,7 @@ FAMILIES = ("llama",)
 
 def family(name: str) -> ModuleType:
     """The family's module. Raises UserError for one that is not known."""
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"model_type {name!r} is not a known family (known: {', '.join(FAMILIES)})")
     return importlib.import_module(f"llm_jax.models.families.{name}")
 

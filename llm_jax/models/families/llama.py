@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
+from llm_jax.base.fields import field_types
 from llm_jax.models.config import ModelConfig
 
 MODEL_TYPE = "llama"
@@ -62,7 +64,7 @@ NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layern
 
 def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
-    rope = hf.get("rope_parameters") or {}
+    rope = typed(dict[str, Any] | None, hf.get("rope_parameters"), "config.json: rope_parameters") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default" or rope.keys() - {
         "rope_type",
         "type",
@@ -75,9 +77,19 @@ def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
             raise UserError(f"config.json: {name}={value!r} is not supported (only {FIXED[name][0]!r})")
         if name not in read | FIXED.keys() | CARRIED and value not in (None, False, {}, []):
             raise UserError(f"config.json: {name}={value!r} is not a field of the {MODEL_TYPE} family")
-    values = {name: hf.get(theirs, default) for name, (theirs, default) in FIELDS.items()}
-    theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
-    return ModelConfig(family=MODEL_TYPE, rope_theta=float(theta), **values)
+    kinds = field_types(ModelConfig)
+    values = {
+        name: typed(kinds[name], hf.get(theirs, default), f"config.json: {theirs}")
+        for name, (theirs, default) in FIELDS.items()
+    }
+    thetas = [
+        typed(float, place["rope_theta"], "config.json: rope_theta") for place in (rope, hf) if "rope_theta" in place
+    ]
+    if len(set(thetas)) > 1:
+        raise UserError(f"config.json: rope_parameters say rope_theta={thetas[0]}, and rope_theta is {thetas[1]}")
+    config = ModelConfig(family=MODEL_TYPE, rope_theta=thetas[0] if thetas else 10000.0, **values)
+    config.resolved()
+    return config
 
 
 def carried(hf: Mapping[str, Any]) -> dict[str, Any]:

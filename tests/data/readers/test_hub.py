@@ -7,33 +7,12 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.sources import ignored_files, read_records
-from llm_jax.storage import hub
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def lay_out(cache: pathlib.Path, kind: str, name: str, files: dict[str, str], revision: str = "main") -> pathlib.Path:
-    """A repository in a cache: blobs, a snapshot that links to them, and the name of its revision."""
-    folder = cache / f"{kind}s--{name.replace('/', '--')}"
-    snapshot = folder / "snapshots" / COMMIT
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / revision).write_text(COMMIT)
-    (folder / "blobs").mkdir()
-    for number, (path, text) in enumerate(files.items()):
-        blob = folder / "blobs" / f"{number:040d}"
-        blob.write_text(text)
-        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / path).symlink_to(blob)
-    return snapshot
+from tests.storage.hub_cache import COMMIT, lay_out, use_cache
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> pathlib.Path:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    hub._snapshot.cache_clear()
-    return tmp_path / "cache"
+    return use_cache(tmp_path / "cache", monkeypatch)
 
 
 def line(text: str) -> str:

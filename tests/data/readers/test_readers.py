@@ -1,6 +1,7 @@
 """Every format gives the same records, from the first or from any other on, and names what is wrong with a file."""
 
 import json
+import pathlib
 from collections.abc import Callable
 
 import pyarrow
@@ -108,12 +109,36 @@ def test_folders_of_datasets(tmp_path):
     assert [r.value for r in read_records(str(tmp_path / "chosen"))] == [{"text": r["text"]} for r in RECORDS[:10]]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_that_datasets_saved(split):
+    folder = pathlib.Path(__file__).parents[2] / "golden" / "datasets"
+    expected = json.loads((folder / "expected.json").read_text())[split]
+    assert [r.value for r in read_records(str(folder / split))] == expected
+    assert [r.value for r in read_records(str(folder / split), start=1)] == expected[1:]
+
+
 def test_some_files_of_a_folder(tmp_path):
     for split in ("train-0", "train-1", "test-0"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split}) + "\n")
     assert [r.value["text"] for r in read_records(str(tmp_path / "train-*.jsonl"))] == ["train-0", "train-1"]
     with pytest.raises(UserError, match=r"data path .*valid-\* does not exist"):
         list_files(str(tmp_path / "valid-*"))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+def test_no_more_than_a_batch_is_in_memory(tmp_path, name):
+    """One row group of 24 MB, which pyarrow reads whole unless told otherwise."""
+    table = pyarrow.table({"text": [f"{i} {'word ' * 200}" for i in range(24000)]})
+    if name == "x.parquet":
+        pyarrow.parquet.write_table(table, tmp_path / name, row_group_size=24000, compression="none")
+    else:
+        write_stream(tmp_path / name, table, 100)
+    del table
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for record in read_records(str(tmp_path / name)):
+        assert record.value["text"].endswith("word ")
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert most < 6e6
 
 
 def _parquet(file, change: Callable[[bytes], bytes] = bytes):
