@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
-SEEN = ("config.json", "model.json", "data/manifest.json", "data/train/manifest.json", "tokenizer/tokenizer.json")
+SEEN = ("config.json", "model.json", "data/manifest.json", "tokenizer/tokenizer.json")
 """Files that process 0 has written when all go on."""
 
 
