@@ -13,6 +13,7 @@ from llm_jax.base.nearest import nearest
 from llm_jax.inference.config import SamplingParams
 
 if TYPE_CHECKING:
+    from llm_jax.data.tokenizers import Tokenizer
     from llm_jax.inference.generator import Generator
     from llm_jax.jobs.generate import TokenIds
 
@@ -158,10 +159,12 @@ def main(argv: list[str]) -> None:
         with OutputFile(args.output, prompts, settings) as output:
             answer_prompts(open_generator, tokenizer, prompts, ids, each, output)
     else:
-        answer(open_generator(), ids[0], each[0], stream, f"{dtype}, n={params.n}")
+        answer(open_generator(), tokenizer, ids[0], each[0], stream, f"{dtype}, n={params.n}")
 
 
-def answer(generator: "Generator", ids: list[int], params: SamplingParams, stream: bool, how: str) -> None:
+def answer(
+    generator: "Generator", tokenizer: "Tokenizer", ids: list[int], params: SamplingParams, stream: bool, how: str
+) -> None:
     """Prints the answers to one prompt, and the log-probabilities of their tokens where they are asked for."""
     from llm_jax.jobs.token_table import token_table
 
@@ -184,7 +187,7 @@ def answer(generator: "Generator", ids: list[int], params: SamplingParams, strea
     seconds = time.perf_counter() - began
     for number, table in enumerate(tables if params.logprobs else []):
         print(f"\n--- tokens of sample {number}" if params.n > 1 else "")
-        print(token_table(generator.tokenizer, *table))
+        print(token_table(tokenizer, *table))
     log(f"{count} tokens in {seconds:.2f} s, compilation included ({len(ids)} tokens of prompt)")
 
 

@@ -36,7 +36,7 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     """Longest sequence the model is meant for, in tokens."""
     window: int | None = None
-    """Tokens that a token sees, itself included; None means all before it (`sliding_window` in transformers)."""
+    """Tokens that a token sees, itself included; None means all before it. `sliding_window` of the mistral family."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
@@ -77,5 +77,9 @@ class ModelConfig:
             raise UserError(f"model.head_dim is {head_dim}, rotary positions need an even number that fits 32 bits")
         if self.window is not None and self.window < 1:
             raise UserError(f"model.window is {self.window}, it has to be a positive number or None")
+        if self.window is not None and self.family == "llama":
+            raise UserError(f"model.window={self.window}: the llama family has none; take model.family=mistral")
+        if self.family == "mistral" and (self.attention_bias or self.mlp_bias):
+            raise UserError("model.attention_bias, model.mlp_bias: the mistral family has no biases")
         embed_std = self.init_std if self.embed_init_std is None else self.embed_init_std
         return replace(self, num_kv_heads=kv_heads, head_dim=head_dim, embed_init_std=embed_std)

@@ -89,7 +89,7 @@ def test_growing_caches_change_no_token(tiny, generator, monkeypatch):
 
 def test_a_model_with_a_window(tiny):
     """Greedy tokens are the argmax of the windowed full forward, through rings that wrap, in a ragged batch."""
-    config = dataclasses.replace(tiny.config, window=7)
+    config = dataclasses.replace(tiny.config, family="mistral", window=7)
     model = dataclasses.replace(tiny, config=config, decoder=Decoder(config))
     generator = Generator(model, max_batch=4, buckets=(4, 16, 32, 64), chunk=3)
     for prompt, out in zip(PROMPTS, generator.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=20))):

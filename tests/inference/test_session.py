@@ -12,7 +12,7 @@ FIRST = [7, 9, 11, 200, 31, 5, 90, 14]
 
 
 def model_of(tiny, window):
-    config = dataclasses.replace(tiny.config, window=window)
+    config = dataclasses.replace(tiny.config, family="mistral", window=window)
     return dataclasses.replace(tiny, config=config, decoder=Decoder(config))
 
 

@@ -16,6 +16,7 @@ from llm_jax.models.parameter import bind
 
 WINDOW = 6
 CONFIG = ModelConfig(
+    family="mistral",
     vocab_size=61,
     hidden_size=24,
     intermediate_size=40,
@@ -124,6 +125,11 @@ def test_a_ring_not_yet_full_keeps_its_tokens_when_it_grows(model):
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
 
 
-def test_a_window_has_to_be_positive():
-    with pytest.raises(UserError, match="model.window is 0"):
-        dataclasses.replace(CONFIG, window=0).resolved()
+def test_windows_and_families_that_do_not_fit():
+    for change, message in (
+        ({"window": 0}, "model.window is 0"),
+        ({"family": "llama"}, "the llama family has none"),
+        ({"mlp_bias": True}, "no biases"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(CONFIG, **change).resolved()

@@ -1,7 +1,7 @@
 """Published model families: one file each, its config.json and weight names both ways.
 
 A family file offers `MODEL_TYPE`, `from_hf`, `carried`, `to_hf`, `weight_names`, `is_derived` and `flops_per_token`, as
-`llama.py` does; a second one is a new file and a line in `FAMILIES`.
+`llama.py` does; a further one is a new file and its name in `FAMILIES`.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_jax.base.errors import UserError
 
-FAMILIES = ("llama",)
+FAMILIES = ("llama", "mistral")
 """Module names, which are also the `model_type` of config.json."""
 
 

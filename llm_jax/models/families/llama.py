@@ -9,6 +9,7 @@ from llm_jax.base.fields import field_types
 from llm_jax.models.config import ModelConfig
 
 MODEL_TYPE = "llama"
+ARCHITECTURE = "LlamaForCausalLM"
 
 # Ours -> (theirs, what transformers takes where the field is absent).
 FIELDS: dict[str, tuple[str, Any]] = {
@@ -35,7 +36,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "rope_scaling": (None,),
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1, None),
-    "architectures": (["LlamaForCausalLM"], None),
     "is_encoder_decoder": (False, None),
 }
 
@@ -64,6 +64,13 @@ NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layern
 
 def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
+    return read_config(hf, MODEL_TYPE, ARCHITECTURE, FIELDS)
+
+
+def read_config(
+    hf: Mapping[str, Any], model_type: str, architecture: str, fields: Mapping[str, tuple[str, Any]]
+) -> ModelConfig:
+    """`from_hf` of a family that is a Llama but for its fields."""
     rope = typed(dict[str, Any] | None, hf.get("rope_parameters"), "config.json: rope_parameters") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default" or rope.keys() - {
         "rope_type",
@@ -71,41 +78,53 @@ def from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         "rope_theta",
     }:
         raise UserError(f"config.json: rope_parameters={rope!r} is not supported (only rope_type 'default')")
-    read = {theirs for theirs, _ in FIELDS.values()} | {"rope_parameters", "rope_theta"}
+    read = {theirs for theirs, _ in fields.values()} | {"rope_parameters", "rope_theta"}
+    fixed = {**FIXED, "architectures": ([architecture], None)}
     for name, value in hf.items():
-        if name in FIXED and value not in FIXED[name]:
-            raise UserError(f"config.json: {name}={value!r} is not supported (only {FIXED[name][0]!r})")
-        if name not in read | FIXED.keys() | CARRIED and value not in (None, False, {}, []):
-            raise UserError(f"config.json: {name}={value!r} is not a field of the {MODEL_TYPE} family")
+        if name in fixed and value not in fixed[name]:
+            raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
+        if name not in read | fixed.keys() | CARRIED and value not in (None, False, {}, []):
+            raise UserError(f"config.json: {name}={value!r} is not a field of the {model_type} family")
     kinds = field_types(ModelConfig)
     values = {
         name: typed(kinds[name], hf.get(theirs, default), f"config.json: {theirs}")
-        for name, (theirs, default) in FIELDS.items()
+        for name, (theirs, default) in fields.items()
     }
     thetas = [
         typed(float, place["rope_theta"], "config.json: rope_theta") for place in (rope, hf) if "rope_theta" in place
     ]
     if len(set(thetas)) > 1:
         raise UserError(f"config.json: rope_parameters say rope_theta={thetas[0]}, and rope_theta is {thetas[1]}")
-    config = ModelConfig(family=MODEL_TYPE, rope_theta=thetas[0] if thetas else 10000.0, **values)
+    config = ModelConfig(family=model_type, rope_theta=thetas[0] if thetas else 10000.0, **values)
     config.resolved()
     return config
 
 
 def carried(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json that the decoder does not read, for the next `to_hf`."""
-    return {name: value for name, value in hf.items() if name in CARRIED or name in FIXED}
+    return {name: value for name, value in hf.items() if name in CARRIED or name in FIXED or name == "architectures"}
 
 
 def to_hf(config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json that transformers reads as the same model: release 5 (`rope_parameters`) and 4 (`rope_theta`)."""
+    return write_config(config, extra, MODEL_TYPE, ARCHITECTURE, FIELDS)
+
+
+def write_config(
+    config: ModelConfig,
+    extra: Mapping[str, Any],
+    model_type: str,
+    architecture: str,
+    fields: Mapping[str, tuple[str, Any]],
+) -> dict[str, Any]:
+    """`to_hf` of a family that is a Llama but for its fields."""
     config = config.resolved()
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": MODEL_TYPE,
+        "architectures": [architecture],
+        "model_type": model_type,
         "hidden_act": "silu",
         **extra,
-        **{theirs: getattr(config, name) for name, (theirs, _) in FIELDS.items()},
+        **{theirs: getattr(config, name) for name, (theirs, _) in fields.items()},
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
     }
@@ -135,13 +154,15 @@ def is_derived(name: str, config: ModelConfig) -> bool:
 def flops_per_token(config: ModelConfig, length: int) -> float:
     """Multiplications and additions of one token's forward pass in a causal sequence of `length` tokens.
 
-    Two per weight of every matrix product (the lookup of the embedding is none), and `2 * N * H * (length + 1)` per
-    layer for attention's two products over the (length + 1) / 2 keys a query sees on average. A training step takes
-    three times that, without recomputation.
+    Two per weight of every matrix product (the lookup of the embedding is none), and 4 * N * H per layer and key for
+    attention's two products, over the (length + 1) / 2 keys a query sees on average, or fewer where there is a window.
+    A training step takes three times that, without recomputation.
     """
     config = config.resolved()
     assert config.vocab_size and config.head_dim and config.num_kv_heads
     attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
     weights = config.num_layers * (attention + mlp) + config.hidden_size * config.vocab_size
-    return 2.0 * weights + 2.0 * config.num_layers * config.num_heads * config.head_dim * (length + 1)
+    seen = min(length, config.window or length)
+    keys = (seen * (seen + 1) / 2 + (length - seen) * seen) / length
+    return 2.0 * weights + 4.0 * config.num_layers * config.num_heads * config.head_dim * keys
