@@ -178,6 +178,8 @@ def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
         if not isinstance(record, dict) or not ({"prompt", "messages", "prompt_ids"} & record.keys()):
             raise UserError(f"{where}: a prompt has to be a JSON object with `prompt`, `messages` or `prompt_ids`")
         refuse_unread(record, where)
+        if record.get("tools"):
+            raise UserError(f"{where}: `tools` is not supported in prompts, and would be lost")
         if record.get("system"):
             raise UserError(f"{where}: `system` is not read here: make it the first of the messages")
         if "prompt_ids" in record:

@@ -11,6 +11,7 @@ which see no common local folder, let Orbax write to and read from the store, as
 the store is the same.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -32,7 +33,7 @@ from llm_jax.base.trees import flatten, unflatten
 from llm_jax.storage import orbax_noise
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash, file_sha256
-from llm_jax.storage.remote import copy_file, files_below, is_remote
+from llm_jax.storage.remote import copy_file, files_below, is_remote, to_path
 
 FORMAT = 1
 """Format number of what this file writes; another one is refused."""
@@ -74,7 +75,7 @@ class Checkpoints:
         *,
         together: bool = False,
     ) -> None:
-        self.directory = epath.Path(directory)
+        self.directory = to_path(directory)
         self._together = together and processes.several()
         self._saves = 0
         self._keep_last, self._keep_best, self._best_lower = keep_last, keep_best, best_lower
@@ -297,7 +298,9 @@ class Checkpoints:
         except BaseException as error:
             self._failure = (step, error)
             if self._writes and not committed:
-                self._delete(step)
+                # A disk that can't be written to: the next run removes what is left.
+                with contextlib.suppress(OSError):
+                    self._delete(step)
 
     def _key(self, step: int) -> str:
         return f"{self.directory}/{step}/{self._saves}"

@@ -7,11 +7,11 @@ a library must have as local files is made in a local folder and copied whole, b
 """
 
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,14 +49,25 @@ def to_path(text: str | os.PathLike[str], said: str = "") -> epath.Path:
     package, extra = PACKAGES.get(scheme, ("", ""))
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"{said}: {scheme}:// needs {package}: pip install 'llm_jax[{extra}]'")
-    if package and "tensorflow" not in sys.modules:
-        # With TensorFlow installed, etils would import all of it to reach a bucket.
-        os.environ.setdefault("EPATH_USE_TF", "false")
+    if package:
+        _prepare(scheme, package.removesuffix("fs"))
     try:
         return epath.Path(path)
     except KeyError:
         known = ", ".join(f"{name}://" for name in PACKAGES)
         raise UserError(f"{said}: paths that begin with {scheme}:// are not known; {known} is") from None
+
+
+@functools.cache
+def _prepare(*protocols: str) -> None:
+    """Before the first path of a scheme is made: how etils and fsspec reach it."""
+    # With TensorFlow installed, etils would import all of it, and its errors are no OSErrors.
+    os.environ["EPATH_USE_TF"] = "false"
+    from fsspec.config import conf
+
+    # What other processes have written since must be seen, the lock's claims above all.
+    for protocol in protocols:
+        conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 def local_copy(folder: epath.PathLike, version: str) -> epath.Path:

@@ -73,7 +73,7 @@ def test_max_length_counts_the_prompt(tmp_path):
         ({"max_new_tokens": True}, "max_new_tokens=True is not of type int"),
         ({"eos_token_id": ["x"]}, "eos_token_id='x'"),
         ({"stop_strings": [3]}, "stop_strings"),
-        ("[1]", "is not a JSON object"),
+        ("[1]", "has to hold a JSON object"),
         ("{", "is not JSON"),
     ],
 )

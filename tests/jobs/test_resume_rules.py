@@ -40,7 +40,8 @@ BATCH, WINDOW, DECAY = 8, 12, 0.9
 
 
 class Rows:
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start: int, stop: int, part: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
+        assert part == (0, 1)
         for step in range(start, stop):
             random = np.random.default_rng(step)
             rows = random.integers(32, size=(BATCH, 11))
