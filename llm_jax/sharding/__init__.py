@@ -8,6 +8,7 @@ __getattr__ = lazy_exports(
         "MeshConfig": "llm_jax.sharding.config",
         "Plan": "llm_jax.sharding.plan",
         "make_plan": "llm_jax.sharding.plan",
+        "abstract_plan": "llm_jax.sharding.plan",
         "check_divides": "llm_jax.sharding.plan",
         "storage_shardings": "llm_jax.sharding.plan",
         "place": "llm_jax.sharding.placement",

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.base.errors import UserError
 from llm_jax.sharding.axes import ACTIVATION_AXES, MESH_AXES, NEVER_STORED_APART, STORAGE_AXIS, WEIGHT_AXES, spec_of
@@ -85,12 +85,7 @@ def make_plan(
     """
     mesh = mesh or MeshConfig()
     devices = list(jax.devices() if devices is None else devices)
-    if mesh.zero not in (0, 1, 2, 3):
-        raise UserError(f"mesh.zero is {mesh.zero}; ZeRO stages are 0, 1, 2, 3")
-    for name in MESH_AXES:
-        size = getattr(mesh, name)
-        if size < 1 and not (name == "data" and size == -1):
-            raise UserError(f"mesh.{name} is {size}; it must be a positive number of devices")
+    _check_sizes(mesh)
     data = len(devices) // mesh.tensor if mesh.data == -1 else mesh.data
     shape = (data, mesh.tensor)
     used = data * mesh.tensor
@@ -108,6 +103,26 @@ def make_plan(
     else:
         grid = Mesh(np.array(devices[:used]).reshape(shape), MESH_AXES, axis_types=types)
     return Plan(grid, mesh.zero, jnp.dtype(compute_dtype))
+
+
+def abstract_plan(mesh: MeshConfig, *, compute_dtype: Any = "float32") -> Plan:
+    """The plan of as many devices as a mesh says, none of which have to exist: for shapes, shards and bytes.
+
+    `data=-1` counts as 1. Raises UserError for sizes that are no numbers of devices.
+    """
+    _check_sizes(mesh)
+    shape = (max(mesh.data, 1), mesh.tensor)
+    grid = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Plan(cast(Mesh, grid), mesh.zero, jnp.dtype(compute_dtype))
+
+
+def _check_sizes(mesh: MeshConfig) -> None:
+    if mesh.zero not in (0, 1, 2, 3):
+        raise UserError(f"mesh.zero is {mesh.zero}; ZeRO stages are 0, 1, 2, 3")
+    for name in MESH_AXES:
+        size = getattr(mesh, name)
+        if size < 1 and not (name == "data" and size == -1):
+            raise UserError(f"mesh.{name} is {size}; it must be a positive number of devices")
 
 
 def check_divides(plan: Plan, sizes: Mapping[str, int]) -> None:

@@ -1,0 +1,254 @@
+"""What `python -m llm_jax.describe` says of a model or a config: shapes alone, no weights, no device."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax.base.errors import UserError
+from llm_jax.base.trees import flatten, tree_bytes
+from llm_jax.data.config import DataConfig
+from llm_jax.jobs.registry import load_config, split_reference
+from llm_jax.jobs.terms import sft_objective
+from llm_jax.models import Decoder, abstract_params, declarations
+from llm_jax.models.cache import init_caches
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.families import family
+from llm_jax.models.loading import read_model_config
+from llm_jax.models.summary import parameters_by_part, rows
+from llm_jax.sharding import abstract_plan, check_divides
+from llm_jax.sharding.config import MeshConfig
+from llm_jax.training.config import TrainConfig
+from llm_jax.training.memory import step_memory
+from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.state import abstract_state
+
+PER_TRAINING_STEP = 3
+"""Forward passes that a training step's products amount to, without recomputation: one forward, two backward."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, and how it would be trained and run."""
+
+    label: str
+    model: ModelConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    window: int = DataConfig().window
+    frozen: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Further models that the step holds, by role."""
+
+
+def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Setting:
+    """Of a Hugging Face folder, a native folder, a workdir (small files alone), or a config `FILE.py[:variant]`.
+
+    Fields that a config leaves to the command line may be left out here. Raises UserError for anything unreadable, and
+    for overrides of what is no config.
+    """
+    if split_reference(reference) is None:
+        if overrides:
+            raise UserError(f"--config.{overrides[0][0]} is for a config file; {reference} is none")
+        model = read_model_config(reference)
+        return Setting(reference, model, window=min(model.max_position_embeddings, 2048))
+    config, model = _of_config(reference, overrides, (Path(),), ())
+    if not hasattr(config, "train"):
+        return Setting(reference, model, mesh=config.mesh, window=min(model.max_position_embeddings, 2048))
+    frozen = {}
+    if getattr(config, "reference_logps", "stored") == "live":
+        frozen["ref"] = model if config.reference is None else _model(config.reference, (Path(),), ())
+    return Setting(reference, model, config.train, config.mesh, config.data.window, frozen)
+
+
+def _of_config(
+    reference: str, overrides: Sequence[tuple[str, str]], folders: tuple[Path, ...], trail: tuple[str, ...]
+) -> tuple[Any, ModelConfig]:
+    if reference in trail:
+        raise UserError(f"cycle of references: {' -> '.join((*trail, reference))}")
+    file = load_config(reference, folders=folders)
+    config = file.resolve(overrides, complete=False)
+    if "init_from" in file.missing(overrides):
+        raise UserError(f"{file.label} needs --config.init_from=...")
+    if config.init_from is not None:
+        typed = "init_from" in dict(overrides)
+        beside = (Path(), file.path.parent) if typed else (file.path.parent, Path())
+        return config, _model(config.init_from, beside, (*trail, reference))
+    if not hasattr(config, "model"):
+        raise UserError(f"{file.label} needs --config.init_from=...")
+    model = config.model
+    if model.vocab_size is None:
+        model = dataclasses.replace(model, vocab_size=_vocabulary(config.tokenizer))
+    return config, model
+
+
+def _model(reference: str, folders: tuple[Path, ...], trail: tuple[str, ...]) -> ModelConfig:
+    if split_reference(reference) is not None:
+        return _of_config(reference, (), folders, trail)[1]
+    folder = next((f / reference for f in folders if (f / reference).is_dir()), Path(reference))
+    return read_model_config(folder)
+
+
+def _vocabulary(tokenizer: Any) -> int:
+    """Of the tokenizer that is given, or as large as the one to be trained may become."""
+    if tokenizer.path is None:
+        return tokenizer.vocab_size
+    from llm_jax.data import load_tokenizer
+
+    return load_tokenizer(tokenizer.path).vocab_size
+
+
+def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu") -> dict[str, Any]:
+    """All numbers, as plain values: bytes, counts, floating-point operations.
+
+    `batch`: sequences of `window` tokens in the cache; None means the rows of a batch. Raises UserError where the mesh
+    does not divide the model or the batch.
+    """
+    model, train = setting.model.resolved(), setting.train
+    decoder = Decoder(model, remat=train.remat)
+    flops = family(model.family).flops_per_token
+    parts = parameters_by_part(decoder)
+    dtype, sequences = train.compute_dtype, train.batch_size if batch is None else batch
+    one, two = (_cache_bytes(model, 1, length, dtype) for length in (1, 2))
+    forward = flops(model, setting.window)
+    return {
+        "model": setting.label,
+        "family": model.family,
+        "layers": [dataclasses.asdict(row) for row in rows(decoder)],
+        "parameters": {**parts, "total": sum(parts.values()), "tied_head": model.tie_embeddings},
+        "flops_per_token": {
+            "window": setting.window,
+            "forward": forward,
+            "training": PER_TRAINING_STEP * forward,
+            # A query over k keys costs what one costs on average in a sequence of 2k - 1 tokens.
+            "decoding_first": flops(model, 1),
+            "decoding_last": flops(model, 2 * setting.window - 1),
+        },
+        "cache": {
+            "dtype": dtype,
+            "bytes_per_token": two - one,
+            "sequences": sequences,
+            "window": setting.window,
+            "bytes": _cache_bytes(model, sequences, setting.window, dtype),
+        },
+        "memory": _memory(setting, decoder, platform),
+    }
+
+
+def _cache_bytes(model: ModelConfig, batch: int, length: int, dtype: str) -> int:
+    caches = jax.eval_shape(lambda: init_caches(model, batch, length, dtype))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(caches))
+
+
+def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]:
+    train, model = setting.train, decoder.config
+    plan = abstract_plan(setting.mesh, compute_dtype=train.compute_dtype)
+    sizes = {"heads": model.num_heads, "kv_heads": model.num_kv_heads, "mlp": model.intermediate_size}
+    check_divides(plan, {**sizes, "vocab": model.vocab_size})  # type: ignore[dict-item]
+    for name in ("batch_size", "microbatches"):
+        if getattr(train, name) < 1:
+            raise UserError(f"{name} is {getattr(train, name)}; it must be at least 1")
+    pieces = train.microbatches * plan.axis_size("data")
+    if train.batch_size % pieces:
+        raise UserError(
+            f"batch {train.batch_size} is not divided by microbatches {train.microbatches} x data "
+            f"{plan.axis_size('data')}"
+        )
+    declared: dict[str, Any] = {"policy": declarations(decoder)}
+    frozen = {}
+    for role, config in setting.frozen.items():
+        other = Decoder(config)
+        declared[role], frozen[role] = declarations(other), abstract_params(other)
+    optimizer = make_optimizer(train.optimizer, {"policy": declared["policy"]}, train.steps)
+    params = abstract_params(decoder)
+    state = abstract_state({"policy": params}, optimizer, declared, plan, frozen=frozen)
+    held = step_memory(
+        state,
+        declared,
+        decoder,
+        sft_objective,
+        plan,
+        batch_size=train.batch_size,
+        window=setting.window,
+        microbatches=train.microbatches,
+        trained=[path for path, rule in optimizer.rules.items() if rule.multiplier],
+        platform=platform,
+    )
+    return {
+        "data": plan.axis_size("data"),
+        "tensor": plan.axis_size("tensor"),
+        "zero": plan.zero,
+        "compute_dtype": train.compute_dtype,
+        "batch_size": train.batch_size,
+        "microbatches": train.microbatches,
+        "window": setting.window,
+        "remat": train.remat,
+        "platform": platform,
+        "per_device": {**dataclasses.asdict(held), "persistent": held.persistent, "total": held.total},
+        "all_parameters_float32": tree_bytes(flatten(params)),
+    }
+
+
+def text(described: Mapping[str, Any]) -> str:
+    """The same for a terminal."""
+    counts, flops, cache, memory = (described[key] for key in ("parameters", "flops_per_token", "cache", "memory"))
+    total = counts["total"]
+    lines = [f"{described['model']}: {described['family']}, {total:,} parameters", ""]
+    wide = max(len(row["where"]) for row in described["layers"]) + 2
+    for row in described["layers"]:
+        size = f"{row['each']:,}" + (f" each, {row['each'] * row['layers']:,}" if row["layers"] > 1 else "")
+        if len(row["what"]) == 1:
+            lines.append(f"  {row['where']:<{wide}}{row['what'][0]:<16}{size if row['each'] else ''}".rstrip())
+        else:
+            lines.append(f"  {row['where']:<{wide}}{size}")
+            lines += [f"  {'':<{wide}}  {module}" for module in row["what"]]
+    lines += ["", "parameters"]
+    for part, count in counts.items():
+        if part not in ("total", "tied_head"):
+            tied = "   tied to embed" if part == "head" and counts["tied_head"] else ""
+            lines.append(f"  {part:<12}{count:>18,}  {count / total:6.1%}{tied}")
+    lines.append(f"  {'total':<12}{total:>18,}")
+    window = flops["window"]
+    lines += [
+        "",
+        "flops per token: 2 for each weight of a matrix product, and attention's two products over the keys it sees",
+        f"  {f'forward, {window} tokens':<28}{flops['forward']:>12.4g}",
+        f"  {'training, 3 x forward':<28}{flops['training']:>12.4g}   without recomputation",
+        f"  {'decoding, over 1 key':<28}{flops['decoding_first']:>12.4g}",
+        f"  {f'decoding, over {window} keys':<28}{flops['decoding_last']:>12.4g}",
+        "",
+        f"cache, {cache['dtype']}",
+        f"  {'per token':<28}{cache['bytes_per_token']:>12,} bytes",
+        f"  {f'{cache["sequences"]} x {cache["window"]} tokens':<28}{_size(cache['bytes']):>12}",
+        "",
+        f"training memory per device: data={memory['data']} tensor={memory['tensor']} zero={memory['zero']}, "
+        f"{memory['compute_dtype']}, batch {memory['batch_size']} x {memory['window']} in {memory['microbatches']} "
+        f"microbatch{'es' if memory['microbatches'] > 1 else ''}, remat {memory['remat']}",
+    ]
+    for name, note in _NOTES.items():
+        if memory["per_device"][name] or name in ("persistent", "total"):
+            lines.append(f"  {name.replace('_', ' '):<16}{_size(memory['per_device'][name]):>12}   {note}".rstrip())
+    return "\n".join(lines)
+
+
+_NOTES = {
+    "params": "float32 masters",
+    "opt_state": "",
+    "frozen": "float32 masters of further models",
+    "persistent": "the three, exactly: what lies there between steps",
+    "compute_copy": "weights in compute dtype, as gathered",
+    "gradients": "float32, as accumulated",
+    "activations": "kept for the backward pass of a microbatch",
+    "working": "the backward pass of a layer (estimated)",
+    "logits": "a chunk of tokens (estimated)",
+    "total": "at most at one time (estimated)",
+}
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,83 @@
+"""A decoder as a person reads it: parameters by part, and a line for each run of equal layers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_jax.base.trees import flatten
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.parameter import abstract_params
+
+NORMS = "norms"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part of the model, or layers that are alike."""
+
+    where: str
+    """`embed`, `layers 0–11`, `norm`, `head`."""
+    what: tuple[str, ...]
+    """Modules, as `attention(q 128→128, k 128→64, …)`."""
+    each: int
+    """Parameters of one layer, or of the part."""
+    layers: int
+    """How many layers; 1 for a part that is no layer."""
+
+
+def parameters_by_part(decoder: Decoder) -> dict[str, int]:
+    """Counts for embed, the modules of the layers, norms (all of them) and head, which is 0 where it is tied."""
+    counts: dict[str, int] = {}
+    for path, leaf in flatten(abstract_params(decoder)).items():
+        part = _part(path)
+        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
+    inside = [part for part in counts if part not in ("embed", NORMS, "head")]
+    return {part: counts.get(part, 0) for part in ("embed", *inside, NORMS, "head")}
+
+
+def rows(decoder: Decoder) -> list[Row]:
+    """From the embedding to the head."""
+    tree = abstract_params(decoder)
+    found = [_row("embed", {"embed": tree["embed"]}, 1)]
+    for s, segment in enumerate(decoder.groups):
+        for position in range(len(segment.block)):
+            block = tree["segments"][str(s)][str(position)]
+            layers = segment.layers(position)
+            found.append(_row(_numbers(layers), block, len(layers), stacked=True))
+    found.append(_row("norm", {"norm": tree["norm"]}, 1))
+    if "head" in tree:
+        return [*found, _row("head", {"head": tree["head"]}, 1)]
+    return [*found, Row("head", ("the embedding, transposed (tied)",), 0, 1)]
+
+
+def _part(path: str) -> str:
+    inner = path.split("/")
+    module = inner[3] if inner[0] == "segments" else inner[0]
+    return NORMS if module.endswith("norm") else module
+
+
+def _row(where: str, modules: Any, layers: int, stacked: bool = False) -> Row:
+    what, each = [], 0
+    for name, module in modules.items():
+        shapes = {path: leaf.shape[stacked:] for path, leaf in flatten(module).items()}
+        each += sum(math.prod(shape) for shape in shapes.values())
+        inner = ", ".join(_weight(path, shape) for path, shape in shapes.items())
+        what.append(f"{name}({inner})" if where != name else inner)
+    return Row(where, tuple(what), each, layers)
+
+
+def _weight(path: str, shape: Sequence[int]) -> str:
+    name = path.removesuffix("/weight").replace("/", ".")
+    size = "→".join(f"{length}" for length in shape)
+    return size if name == "weight" else f"{name} {size}"
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    """`layers 0–11`, `layers 0, 2, … 10`, `layer 3`."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]}–{layers[-1]}"
+    dots = "… " if len(layers) > 3 else ""
+    return f"layers {layers[0]}, {layers[1]}, {dots}{layers[-1]}"
