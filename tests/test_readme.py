@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax import generate, main, show_data
+from llm_jax import describe, generate, main, report, show_data
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_names
 from llm_jax.jobs.config import JOBS
@@ -23,9 +23,8 @@ def arguments(line: str) -> list[str]:
 
 
 def test_the_commands_are_found():
-    assert {module for module, _ in COMMANDS} == {
-        f"llm_jax.{door}" for door in ("main", "generate", "show_data", "convert")
-    }
+    doors = ("main", "generate", "show_data", "convert", "describe", "report")
+    assert {module for module, _ in COMMANDS} == {f"llm_jax.{door}" for door in doors}
 
 
 @pytest.mark.parametrize(("module", "line"), COMMANDS, ids=[f"{m} {a}"[:60] for m, a in COMMANDS])
@@ -34,9 +33,13 @@ def test_commands_are_accepted(module, line, monkeypatch):
     assert callable(importlib.import_module(module).main)
     argv = arguments(line)
     if module == "llm_jax.generate":
-        assert generate.make_parser().parse_all(argv).prompt
+        assert generate.make_parser().parse_all(argv).model
     elif module == "llm_jax.convert":
         assert len(argv) == 2
+    elif module == "llm_jax.report":
+        assert report.parse(argv)
+    elif module == "llm_jax.describe":
+        assert describe.parse(argv)
     else:
         if module == "llm_jax.main":
             parsed = main.parse(argv)

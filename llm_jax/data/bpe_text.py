@@ -1,6 +1,7 @@
 """The text that a job's own tokenizer is trained on: bounded, and the same for the same data."""
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 
 from llm_jax.data.config import DataConfig
@@ -38,10 +39,15 @@ def pretrain_texts(data: DataConfig) -> Iterator[str]:
 def sample(texts: Iterable[str], characters: float) -> list[str]:
     """Texts in their order: all, or if they have more characters in all those whose hashes are lowest."""
     kept: list[tuple[float, int, str]] = []  # a heap, the highest hash on top
-    size = 0
+    size, dropped = 0, math.inf
     for number, text in enumerate(texts):
-        heapq.heappush(kept, (-place(Text(text)), number, text))
+        here = place(Text(text))
+        # What lies above a text that had no room has none either, however short it is.
+        if here >= dropped:
+            continue
+        heapq.heappush(kept, (-here, number, text))
         size += len(text)
         while size > characters and len(kept) > 1:
-            size -= len(heapq.heappop(kept)[2])
+            highest, _, out = heapq.heappop(kept)
+            size, dropped = size - len(out), -highest
     return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
