@@ -18,9 +18,9 @@ from llm_jax.main import main as train
 
 RATES = {
     "adamw": (2e-3, 4e-3, 8e-3),
-    "lion": (3e-4, 1e-3, 3e-3),
-    "adafactor": (0.02, 0.05, 0.15),
-    "muon": (4e-3, 8e-3, 16e-3),
+    "lion": (1e-3, 3e-3, 1e-2),
+    "adafactor": (0.05, 0.15, 0.4),
+    "muon": (8e-3, 16e-3, 32e-3),
     "sgd": (0.1, 0.3, 1.0),
 }
 """Muon's with match_rms_adamw, for its AdamW part too; Adafactor's are relative to the size of each parameter."""
@@ -69,13 +69,14 @@ def svg(curves: dict[str, tuple[float, Curve]]) -> str:
         loss, step = low + (high - low) * i / 4, max(steps) * i / 4
         marks.append(f'<path d="M{LEFT} {y(loss):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         marks.append(f'<text x="{LEFT - 6}" y="{y(loss) + 4:.1f}" text-anchor="end">{loss:.2f}</text>')
-        marks.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{step:g}</text>')
+        anchor = "end" if i == 4 else "middle"
+        marks.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{step:g}</text>')
     middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
     marks.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">step; held-out loss, nats per token</text>')
-    free = 0.0
-    for rule, (rate, curve) in sorted(curves.items(), key=lambda item: -item[1][1][-1][1]):
+    below = float(HEIGHT)
+    for rule, (rate, curve) in sorted(curves.items(), key=lambda item: item[1][1][-1][1]):
         points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curve)
-        label = free = max(y(curve[-1][1]) + 4, free + 14)
+        label = below = min(y(curve[-1][1]) + 4, below - 14)
         marks.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[rule]}" stroke-width="2"/>')
         marks.append(f'<text x="{WIDTH - RIGHT + 6}" y="{label:.1f}" fill="{COLOURS[rule]}">{rule} {rate:g}</text>')
     body = "\n".join(marks)
