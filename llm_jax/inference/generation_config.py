@@ -133,7 +133,10 @@ def _fields(file: epath.Path) -> dict[str, Any]:
 def _end_ids(file: epath.Path, given: Mapping[str, Any]) -> tuple[int, ...]:
     ends = given.get("eos_token_id", [])
     ends = ends if isinstance(ends, list) else [ends]
-    return tuple(_typed(file, "eos_token_id", end, (int,)) for end in ends)
+    for end in ends:
+        if _typed(file, "eos_token_id", end, (int,)) < 0:
+            raise UserError(f"{file}: eos_token_id={end} is no token's id")
+    return tuple(ends)
 
 
 def _typed(file: epath.Path, name: str, value: Any, types: tuple[type, ...]) -> Any:

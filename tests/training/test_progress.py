@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 
 def device(kind, in_use=2_500_000_000):
-    return SimpleNamespace(device_kind=kind, memory_stats=lambda: {"peak_bytes_in_use": in_use})
+    return SimpleNamespace(device_kind=kind, process_index=0, memory_stats=lambda: {"peak_bytes_in_use": in_use})
 
 
 @pytest.mark.parametrize(
