@@ -37,9 +37,9 @@ def test_commands_are_accepted(module, line, monkeypatch):
     elif module == "llm_jax.convert":
         assert len(argv) == 2
     elif module == "llm_jax.report":
-        assert report.parse(argv)
+        assert report.parse(argv)[0]
     elif module == "llm_jax.describe":
-        assert describe.parse(argv)
+        assert describe.parse(argv)[0]
     else:
         if module == "llm_jax.main":
             parsed = main.parse(argv)
