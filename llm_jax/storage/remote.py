@@ -19,6 +19,10 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 
+# With TensorFlow installed, etils would import all of it to reach a bucket, and its errors are no OSErrors. Etils asks
+# once, at the first path of any kind.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 PIECE = 1 << 23
 # What etils and a file system library can reach, and the package that brings the latter.
 PACKAGES = {"gs": ("gcsfs", "gcs")}
@@ -60,9 +64,7 @@ def to_path(text: str | os.PathLike[str], said: str = "") -> epath.Path:
 
 @functools.cache
 def _prepare(*protocols: str) -> None:
-    """Before the first path of a scheme is made: how etils and fsspec reach it."""
-    # With TensorFlow installed, etils would import all of it, and its errors are no OSErrors.
-    os.environ["EPATH_USE_TF"] = "false"
+    """Before the first path of a scheme is made: how fsspec reaches it."""
     from fsspec.config import conf
 
     # What other processes have written since must be seen, the lock's claims above all.
