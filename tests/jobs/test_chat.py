@@ -1,5 +1,6 @@
 """A conversation through pipes, and in a terminal."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -150,6 +151,15 @@ class Terminal:
         self._read(lambda: text in self.seen, f"no {text!r}")
         self.seen = self.seen.partition(text)[2]
 
+    def press(self, key: str, text: str) -> None:
+        """Presses a key until `text` comes: Python sees a signal between prompt and read with the next one only."""
+        end = time.monotonic() + 120
+        while text not in self.seen and time.monotonic() < end:
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                self._read(lambda: text in self.seen, f"no {text!r}", seconds=10)
+        self.until(text)
+
     def more(self, count: int) -> None:
         """Reads until so many further characters have come."""
         self._read(lambda: len(self.seen) >= count, "silence")
@@ -178,8 +188,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model):
         terminal.type("\x03")
         terminal.until("(stopped)")
         terminal.until("> ")
-        terminal.type("\x03")
-        terminal.until("/quit or Ctrl-D leaves.")
+        terminal.press("\x03", "/quit or Ctrl-D leaves.")
         terminal.until("> ")
         terminal.type("/help\n")
         terminal.until("/regenerate")
