@@ -25,7 +25,6 @@ from llm_jax.sharding import check_divides, make_plan, place, storage_shardings,
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.atomic import write_atomically
-from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import to_path
 from llm_jax.storage.safetensors import LazyTensors, write_folder
@@ -204,6 +203,8 @@ def read_extra(path: epath.PathLike) -> dict[str, Any]:
 
 
 def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
+    from llm_jax.storage.checkpoints import Checkpoints  # Orbax takes half a second, which config.json alone need not.
+
     workdir = Workdir(path)
     decoder = Decoder(read_model_config(path))
     checkpoints = Checkpoints(workdir.checkpoints, together=plan is not None)
@@ -272,6 +273,8 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
 
 def save_native(model: Model, path: epath.PathLike) -> None:
     """Writes a native folder: what a workdir holds of a model, as a finished run of 0 steps would leave it."""
+    from llm_jax.storage.checkpoints import Checkpoints
+
     workdir = Workdir(path)
     workdir.path.mkdir(parents=True, exist_ok=True)
     with workdir.lock():
