@@ -13,7 +13,7 @@ from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.registry import load_config, split_reference
 from llm_jax.jobs.terms import sft_objective
-from llm_jax.models import Decoder, abstract_params, declarations
+from llm_jax.models import Decoder, abstract_params, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
@@ -161,9 +161,16 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
     for role, config in setting.frozen.items():
         other = Decoder(config)
         declared[role], frozen[role] = declarations(other), abstract_params(other)
-    optimizer = make_optimizer(train.optimizer, {"policy": declared["policy"]}, train.steps)
+    optimizer = make_optimizer(
+        train.optimizer,
+        {"policy": declared["policy"]},
+        train.steps,
+        freeze=train.freeze,
+        layouts={"policy": layout(decoder)},
+    )
     params = abstract_params(decoder)
-    state = abstract_state({"policy": params}, optimizer, declared, plan, frozen=frozen)
+    averaged = train.ema_decay is not None
+    state = abstract_state({"policy": params}, optimizer, declared, plan, frozen=frozen, ema=averaged)
     held = step_memory(
         state,
         declared,
@@ -236,8 +243,9 @@ def text(described: Mapping[str, Any]) -> str:
 _NOTES = {
     "params": "float32 masters",
     "opt_state": "",
+    "ema": "average of the weights",
     "frozen": "float32 masters of further models",
-    "persistent": "the three, exactly: what lies there between steps",
+    "persistent": "exactly: what lies there between steps",
     "compute_copy": "weights in compute dtype, as gathered",
     "gradients": "float32, as accumulated",
     "activations": "kept for the backward pass of a microbatch",

@@ -31,6 +31,8 @@ class StepMemory:
     """float32 masters."""
     opt_state: int
     """The optimizer's, the model's further state and the step."""
+    ema: int
+    """The average of the weights, where one is kept."""
     frozen: int
     """float32 masters of further roles."""
     compute_copy: int
@@ -46,7 +48,7 @@ class StepMemory:
 
     @property
     def persistent(self) -> int:
-        return self.params + self.opt_state + self.frozen
+        return self.params + self.opt_state + self.ema + self.frozen
 
     @property
     def total(self) -> int:
@@ -108,6 +110,7 @@ def step_memory(
     return StepMemory(
         params=shard_bytes(state["params"]),
         opt_state=shard_bytes([state["opt_state"], state["model_state"], state["step"]]),
+        ema=shard_bytes(state.get("ema", {})),
         frozen=shard_bytes(state["frozen"]),
         compute_copy=copied * itemsize,
         gradients=gradients,

@@ -16,7 +16,7 @@ from llm_jax.base.trees import flatten
 from llm_jax.describe import changed, parse
 from llm_jax.jobs.describe import Setting, describe, read_setting, text
 from llm_jax.jobs.terms import sft_objective
-from llm_jax.models import Decoder, ModelConfig, abstract_params, declarations, init_params
+from llm_jax.models import Decoder, ModelConfig, abstract_params, declarations, init_params, layout
 from llm_jax.models.families import llama
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import MeshConfig, make_plan, storage_shardings
@@ -103,22 +103,26 @@ def test_rows_and_parts_are_of_this_model():
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("data, tensor", [(8, 1), (4, 2), (2, 4)])
-def test_persistent_bytes_are_those_of_live_shards(data, tensor, zero):
+@pytest.mark.parametrize(
+    "data, tensor, rule, ema", [(8, 1, "adamw", None), (4, 2, "adafactor", 0.99), (2, 4, "muon", None)]
+)
+def test_persistent_bytes_are_those_of_live_shards(data, tensor, rule, ema, zero):
     model = dataclasses.replace(SMALL, num_layers=2, vocab_size=64)
     mesh = MeshConfig(data, tensor, zero)
     plan, decoder = make_plan(mesh), Decoder(model)
     declared = {"policy": declarations(decoder)}
-    optimizer = make_optimizer(OptimizerConfig(), declared, 10)
+    optimizer = make_optimizer(OptimizerConfig(rule=rule), declared, 10, layouts={"policy": layout(decoder)})
     shardings = storage_shardings(declared["policy"], abstract_params(decoder), plan)
-    state = init_state({"policy": init_params(decoder, 0, shardings)}, optimizer, declared, plan)
+    params = {"policy": init_params(decoder, 0, shardings)}
+    state = init_state(params, optimizer, declared, plan, ema=ema is not None)
     held = dict.fromkeys(plan.mesh.devices.flat, 0)
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             held[shard.device] += shard.data.nbytes
-    said = describe(setting(mesh, model, window=16))["memory"]["per_device"]
+    as_said = setting(mesh, model, window=16, optimizer=OptimizerConfig(rule=rule), ema_decay=ema)
+    said = describe(as_said)["memory"]["per_device"]
     assert {said["persistent"]} == set(held.values())
-    assert said["params"] + said["opt_state"] + said["frozen"] == said["persistent"]
+    assert said["ema"] == (0 if ema is None else said["params"])
 
 
 @pytest.mark.parametrize(
