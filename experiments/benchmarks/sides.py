@@ -1,8 +1,8 @@
 """Two sides of a comparison, each a process of its own that does one step when told to. Standard library only.
 
-A worker reads JSON lines on stdin, `{"do": "step"}` or `{"do": "stop"}`, and answers `{"seconds", "peak_mib", "loss"}`;
-its first line, once it is warm, says `{"ready": NAME}`. The two take strict turns, so that a busy machine disturbs both
-alike, with a pause between them for thread pools that spin after their work.
+A worker reads JSON lines on stdin, `{"do": "step"}` or `{"do": "stop"}`, and answers `{"seconds", "peak_mib",
+"result"}`; its first line, once it is warm, says `{"ready": NAME}`. The two take strict turns, so that a busy machine
+disturbs both alike, with a pause between them for thread pools that spin after their work.
 """
 
 import json
@@ -21,8 +21,8 @@ PAUSE = 0.25
 HERE = Path(__file__).parent
 
 
-def serve(name: str, step: Callable[[], float], warmups: int = 2) -> None:
-    """A worker's main loop. `step` does one whole step, waits for it, and returns its loss."""
+def serve(name: str, step: Callable[[], Any], warmups: int = 2) -> None:
+    """A worker's main loop. `step` does one whole step, waits for it, and returns its result: a loss, or tokens."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # Whatever libraries print is no answer.
     for _ in range(warmups):
@@ -32,9 +32,9 @@ def serve(name: str, step: Callable[[], float], warmups: int = 2) -> None:
         if json.loads(line)["do"] == "stop":
             break
         start = time.perf_counter()
-        loss = step()
+        result = step()
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(), "loss": loss}), file=answers)
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(), "result": result}), file=answers)
 
 
 def peak_mib() -> float:
@@ -47,7 +47,7 @@ class Side:
     """A worker started for one side, and what it answered."""
 
     def __init__(self, label: str, python: str, script: str, options: dict[str, Any]):
-        self.label, self.seconds, self.peak, self.losses = label, [], 0.0, []
+        self.label, self.seconds, self.peak, self.results = label, [], 0.0, []
         environment = os.environ | {
             "OMP_NUM_THREADS": str(THREADS),
             "HF_HUB_OFFLINE": "1",
@@ -71,7 +71,7 @@ class Side:
         self._write("step")
         answer = self._read()
         self.seconds.append(answer["seconds"])
-        self.losses.append(answer["loss"])
+        self.results.append(answer["result"])
         self.peak = answer["peak_mib"]
 
     def stop(self) -> None:
@@ -125,7 +125,7 @@ def compare(case: str, tokens: int, sides: Sequence[Side], repeats: int) -> None
         ratio = "" if side is sides[0] else f"{median / ours:.2f}x"
         print(
             f"| {case} | {side.label} | {median:.3f} | {low:.3f} to {high:.3f} | {tokens / median:,.0f} "
-            f"| {side.peak:,.0f} | {side.losses[0]:.4f} | {ratio} |",
+            f"| {side.peak:,.0f} | {side.results[0]:.4f} | {ratio} |",
             flush=True,
         )
         side.stop()
