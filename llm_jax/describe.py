@@ -14,9 +14,7 @@ Shows layers, parameters by part, flops per token, cache bytes, and a training s
   --config.a.b=value              any field of a CONFIG
 """
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -24,10 +22,9 @@ import sys
 from llm_jax.base.config import apply_overrides, bind
 from llm_jax.base.door import run_door
 from llm_jax.base.errors import UserError
-from llm_jax.base.nearest import nearest
+from llm_jax.base.flags import read_flags
 
 OPTIONS = ("--mesh", "--dtype", "--batch", "--window", "--microbatches", "--remat", "--platform")
-FLAGS = ("--json", "--help")
 FIELDS = {"dtype": "compute_dtype", "batch": "batch_size", "microbatches": "microbatches", "remat": "remat"}
 """Options that stand for a field of TrainConfig."""
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -44,40 +41,19 @@ def main(argv: list[str]) -> None:
     from llm_jax.jobs.describe import describe, read_setting, text
 
     setting = changed(read_setting(reference, overrides), options)
-    # Which kernels a CPU would take, as tracing says on stderr, is no news of the device described.
-    with contextlib.redirect_stderr(io.StringIO()):
-        described = describe(setting, platform=options.get("platform", "tpu"))
+    described = describe(setting, platform=options.get("platform", "tpu"))
     print(json.dumps(described, indent=1) if as_json else text(described))
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, str], list[tuple[str, str]], bool]:
     """The model, options, overrides of a config, and whether JSON is asked for. Raises UserError."""
-    references, options, overrides, as_json = [], {}, [], False
-    rest = iter(argv)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            references.append(word)
-            continue
-        if word == "--json":
-            as_json = True
-            continue
-        if flag not in OPTIONS and not flag.startswith("--config."):
-            near = nearest(flag, [*OPTIONS, *FLAGS])
-            raise UserError(f"unknown argument {word}; " + (f"the nearest is {near}" if near else "see --help"))
-        if not equals:
-            value = next(rest, "")
-            if not value or value.startswith("--"):
-                raise UserError(f"{flag} needs a value: {flag}=...")
-        if flag in OPTIONS:
-            options[flag.removeprefix("--")] = value
-        else:
-            overrides.append((flag.removeprefix("--config."), value))
+    references, given, overrides = read_flags(argv, dict.fromkeys(OPTIONS, "..."), ("--json",), overrides=True)
+    options = {flag.removeprefix("--"): value for flag, value in given.items() if flag in OPTIONS}
     if len(references) != 1:
         raise UserError(f"describe takes one model or config; it got {len(references)}, see --help")
     if options.get("platform", "tpu") not in PLATFORMS:
         raise UserError(f"--platform={options['platform']} is not one of {', '.join(PLATFORMS)}")
-    return references[0], options, overrides, as_json
+    return references[0], options, overrides, "--json" in given
 
 
 def changed(setting, options: dict[str, str]):

@@ -4,7 +4,7 @@ import sys
 
 from llm_jax.base.door import run_door
 from llm_jax.base.errors import UserError
-from llm_jax.base.nearest import nearest
+from llm_jax.base.flags import read_flags
 
 USAGE = """usage: python -m llm_jax.report DIR... [--output=report.html]
 
@@ -37,23 +37,11 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> tuple[list[str], str]:
-    """The folders and the output; `--flag=value` and `--flag value` are the same. Raises UserError."""
-    folders, output = [], "report.html"
-    rest = iter(argv)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            folders.append(word)
-            continue
-        if flag != "--output":
-            near = nearest(flag, ["--output", "--help"])
-            raise UserError(f"unknown argument {word}" + (f"; the nearest is {near}" if near else "; see --help"))
-        output = value if equals else next(rest, "")
-        if not output or output.startswith("--"):
-            raise UserError("--output needs a value: --output=FILE")
+    """The folders and the output. Raises UserError."""
+    folders, given, _ = read_flags(argv, {"--output": "FILE"})
     if not folders:
         raise UserError("report takes one or more workdirs; see --help")
-    return folders, output
+    return folders, given.get("--output", "report.html")
 
 
 if __name__ == "__main__":

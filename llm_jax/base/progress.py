@@ -6,6 +6,30 @@ import time
 from llm_jax.base.logging import log
 
 TERMINAL_SECONDS, LINE_SECONDS = 0.2, 20.0
+_START_ANEW = "\r\x1b[2K"
+
+
+class StatusLine:
+    """On a terminal one line that is written over; elsewhere a line of its own for each text."""
+
+    def __init__(self, terminal: bool):
+        self.terminal = terminal
+        self._open = False
+
+    def show(self, text: str) -> None:
+        if not self.terminal:
+            log(text)
+            return
+        sys.stderr.write(_START_ANEW + text)
+        sys.stderr.flush()
+        self._open = True
+
+    def close(self, keep: bool) -> None:
+        """Leaves the terminal at the start of an empty line: the next one, or with `keep` false this one, wiped."""
+        if self._open:
+            sys.stderr.write("\n" if keep else _START_ANEW)
+            sys.stderr.flush()
+            self._open = False
 
 
 class Progress:
@@ -18,10 +42,9 @@ class Progress:
 
     def __init__(self, name: str, rate_of: str | None = None):
         self._name, self._rate_of = name, rate_of
-        self._terminal = sys.stderr.isatty()
+        self._line = StatusLine(sys.stderr.isatty())
         self._began = self._shown = time.monotonic()
         self._first: float | None = None
-        self._open = False
 
     def update(self, total: float | None = None, done: float = 0.0, **counts: float) -> None:
         """Shows the counts, if the last time is long enough ago.
@@ -36,7 +59,7 @@ class Progress:
             # What an earlier process did took no time of this one.
             self._first, self._done_before = now, done
             self._rated_before = counts.get(self._rate_of or "", 0.0)
-        if now - self._shown < (TERMINAL_SECONDS if self._terminal else LINE_SECONDS):
+        if now - self._shown < (TERMINAL_SECONDS if self._line.terminal else LINE_SECONDS):
             return
         self._shown = now
         seconds = now - self._first
@@ -46,20 +69,11 @@ class Progress:
         if total and done > self._done_before:
             parts.append(f"{done / total:.0%}")
             parts.append(f"{clock(seconds * (total - done) / (done - self._done_before))} left")
-        text = " · ".join(parts)
-        if self._terminal:
-            sys.stderr.write(f"\r\x1b[2K{text}")
-            sys.stderr.flush()
-            self._open = True
-        else:
-            log(text)
+        self._line.show(" · ".join(parts))
 
     def close(self) -> None:
         """Leaves the terminal at the start of an empty line."""
-        if self._open:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-            self._open = False
+        self._line.close(keep=False)
 
     def __enter__(self) -> "Progress":
         return self

@@ -93,12 +93,12 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         template = data.chat_template
         manifest["chat_template"] = None if template is None else canonical_hash(load_template(template))
     if data.path is not None:
-        manifest["files"] = _file_hashes(data.path)
+        manifest["files"] = source_hashes(data.path)
         manifest["max_records"] = data.max_records
         if data.eval_path is None:
             manifest["eval_fraction"] = data.eval_fraction
         else:
-            manifest["eval_files"] = _file_hashes(data.eval_path)
+            manifest["eval_files"] = source_hashes(data.eval_path)
         return manifest
     manifest["generated"] = dataclasses.asdict(data.generated)
     if kind == "pretrain":
@@ -108,10 +108,6 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
     else:
         manifest["versions"] = {"docstrings": docstrings.VERSION, "text": stdlib_text.content_hash()}
     return manifest
-
-
-def _file_hashes(path: str) -> list[list[str]]:
-    return source_hashes(path)
 
 
 Step = tuple[int, str, Example]

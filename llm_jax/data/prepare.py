@@ -11,12 +11,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data.build import Totals, build_side
 from llm_jax.data.chat import with_template
 from llm_jax.data.config import DataConfig
-from llm_jax.data.corpus import (
-    Split,
-    parts,
-    readers,
-    source_manifest,
-)
+from llm_jax.data.corpus import Split, parts, readers, source_manifest
 from llm_jax.data.formats import Kind
 from llm_jax.data.mixture import MixedRows
 from llm_jax.data.rowset import RowSet
@@ -25,6 +20,7 @@ from llm_jax.data.sources import ignored_files
 from llm_jax.data.store import obtain, summary_of
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.remote import is_remote
 
 MANIFEST = "manifest.json"
 
@@ -94,7 +90,7 @@ def open_rows(folder: str | os.PathLike[str], split: Split) -> RowSet:
 
 def _relative(path: epath.Path, folder: epath.Path) -> str:
     """So that runs and the sets beside them can be moved together."""
-    return str(path) if "://" in str(folder) else os.path.relpath(path, folder)
+    return str(path) if is_remote(folder) else os.path.relpath(path, folder)
 
 
 def _refuse_changes(folder: epath.Path, inputs: Mapping[str, Any]) -> None:

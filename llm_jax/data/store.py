@@ -16,6 +16,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash
+from llm_jax.storage.remote import is_remote
 
 MANIFEST = "manifest.json"
 POLL_SECONDS = 0.2
@@ -37,7 +38,7 @@ def obtain(
     Raises:
       UserError: the store cannot be written to, or is not local.
     """
-    if "://" in str(store):
+    if is_remote(store):
         raise UserError(f"data.cache_dir={store}: packed rows are read from a local folder")
     folder = epath.Path(store) / canonical_hash(inputs)
     try:

@@ -6,7 +6,7 @@ it is learned (`train` true or false, `weight` 1 or 0, as in axolotl and in Open
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_jax.base.errors import UserError
@@ -33,9 +33,7 @@ EMPTY = (None, "", [], {}, "[]", "{}")
 
 def read_messages(value: Any, name: str, where: str) -> Messages:
     """A list of `{"role", "content"}`. Raises UserError, beginning with `where`, for anything else."""
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: `{name}` has to be a list of messages, and not empty")
-    return tuple(read_message(turn, f"{name}[{i}]", where) for i, turn in enumerate(value))
+    return _each(value, name, where, "messages", read_message)
 
 
 def read_message(turn: Any, name: str, where: str) -> Message:
@@ -62,9 +60,7 @@ def read_message(turn: Any, name: str, where: str) -> Message:
 
 def read_sharegpt(value: Any, name: str, where: str) -> Messages:
     """A list of `{"from", "value"}` as messages. Raises UserError, beginning with `where`, for anything else."""
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: `{name}` has to be a list of turns, and not empty")
-    return tuple(read_sharegpt_turn(turn, f"{name}[{i}]", where) for i, turn in enumerate(value))
+    return _each(value, name, where, "turns", read_sharegpt_turn)
 
 
 def read_sharegpt_turn(turn: Any, name: str, where: str) -> Message:
@@ -120,6 +116,12 @@ def refuse_flags(messages: Messages, name: str, where: str, learned: bool) -> Me
             every = "every one there is learned" if learned else "none there is learned"
             raise UserError(f"{where}: `{name}[{index}]` says otherwise, but {every}: write all turns as `messages`")
     return split_flags(messages)[0]
+
+
+def _each(value: Any, name: str, where: str, what: str, read: Callable[[Any, str, str], Message]) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: `{name}` has to be a list of {what}, and not empty")
+    return tuple(read(turn, f"{name}[{i}]", where) for i, turn in enumerate(value))
 
 
 def _refuse_unread(turn: Mapping[str, Any], name: str, where: str) -> None:

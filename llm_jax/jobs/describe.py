@@ -13,6 +13,7 @@ from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.registry import load_config, split_reference
 from llm_jax.jobs.terms import sft_objective
+from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
@@ -171,18 +172,20 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
     params = abstract_params(decoder)
     averaged = train.ema_decay is not None
     state = abstract_state({"policy": params}, optimizer, declared, plan, frozen=frozen, ema=averaged)
-    held = step_memory(
-        state,
-        declared,
-        decoder,
-        sft_objective,
-        plan,
-        batch_size=train.batch_size,
-        window=setting.window,
-        microbatches=train.microbatches,
-        trained=[path for path, rule in optimizer.rules.items() if rule.multiplier],
-        platform=platform,
-    )
+    # Which kernels this machine would take is no news of the device described.
+    with unannounced():
+        held = step_memory(
+            state,
+            declared,
+            decoder,
+            sft_objective,
+            plan,
+            batch_size=train.batch_size,
+            window=setting.window,
+            microbatches=train.microbatches,
+            trained=[path for path, rule in optimizer.rules.items() if rule.multiplier],
+            platform=platform,
+        )
     return {
         "data": plan.axis_size("data"),
         "tensor": plan.axis_size("tensor"),

@@ -1,8 +1,10 @@
 """Which implementation of an op runs: asked for by name, or the first in the op's order that supports the call."""
 
+import contextlib
+import contextvars
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,8 +80,26 @@ def choose(op: Op, spec: Any, requested: str | None) -> str:
         reasons = "; ".join(f"{k}: {v}" for k, v in choice.reasons.items() if requested in (None, k))
         raise ArgumentError(f"{op.name}: no implementation for this call on {platform} ({reasons})")
     if requested is None:
-        _log_once(f"kernels: {op.name} uses {choice.implementation} on {platform}")
+        _announce(f"kernels: {op.name} uses {choice.implementation} on {platform}")
     return choice.implementation
+
+
+_announced = contextvars.ContextVar("announced", default=True)
+
+
+@contextlib.contextmanager
+def unannounced() -> Iterator[None]:
+    """Choices that are made within are not logged: those of programs that are looked at and do not run."""
+    token = _announced.set(False)
+    try:
+        yield
+    finally:
+        _announced.reset(token)
+
+
+def _announce(text: str) -> None:
+    if _announced.get():
+        _log_once(text)
 
 
 @functools.cache

@@ -5,8 +5,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import jax
-
+from llm_jax.base import processes
 from llm_jax.base.errors import UserError
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training.config import LoggingConfig, WandbConfig
@@ -55,7 +54,7 @@ class Loggers:
             kept: those that are still there; the rest is run, and logged, again.
         """
         check_logging(self._config)
-        if jax.process_index() != 0:
+        if not processes.first():
             return
         if "tensorboard" in self._config.report_to:
             self._open.append(Events(self._workdir.path / "tensorboard", kept))

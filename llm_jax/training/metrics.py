@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import jax
 import numpy as np
 from etils import epath
 
+from llm_jax.base import processes
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.growing import GrowingFile
 
@@ -87,7 +87,7 @@ class MetricsFile:
     def append(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers keep nine significant digits, enough for any float32; others become null. Returns the line."""
         line = {"step": step} | {name: _nine_digits(value) for name, value in values.items()}
-        if jax.process_index() == 0:
+        if processes.first():
             if self._file is None:
                 self._file = GrowingFile(self.path)
             self._file.append((json.dumps(line) + "\n").encode())
@@ -115,7 +115,7 @@ class MetricsFile:
                 break
             kept += 1
             end += len(line)
-        if end < len(text) and jax.process_index() == 0:
+        if end < len(text) and processes.first():
             # A kill in the middle must not lose lines that no later step would write again.
             write_atomically(self.path, text[:end])
         self.lines = kept

@@ -4,13 +4,14 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from etils import epath
 
+from llm_jax.base import processes
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log, warn
+from llm_jax.storage.remote import copy_file, files_below, is_remote
 from llm_jax.training.config import ProfileConfig
 
 STEP = "train"
@@ -57,7 +58,7 @@ class Profiler:
             self._last = step
             if step >= self._steps.stop - 1:
                 self._stop()
-        elif step + 1 in self._steps and jax.process_index() == 0:
+        elif step + 1 in self._steps and processes.first():
             self._start(step + 1)
 
     def begin(self, step: int) -> None:
@@ -82,8 +83,7 @@ class Profiler:
         # Every Python call would be most of the trace, and slow what it measures.
         options.python_tracer_level = 0
         options.session_id = f"step_{step:08d}"
-        remote = "://" in str(self._folder)
-        self._local = tempfile.mkdtemp() if remote else str(self._folder)
+        self._local = tempfile.mkdtemp() if is_remote(self._folder) else str(self._folder)
         self._first = self._last = step
         jax.profiler.start_trace(self._local, create_perfetto_trace=True, profiler_options=options)
 
@@ -91,10 +91,8 @@ class Profiler:
         assert self._local is not None
         jax.profiler.stop_trace()
         if self._local != str(self._folder):
-            for file in [path for path in Path(self._local).rglob("*") if path.is_file()]:
-                target = self._folder / str(file.relative_to(self._local))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
+            for name, file in files_below(epath.Path(self._local)):
+                copy_file(file, self._folder / name)
         self._local = None
         log(
             f"profile of steps {self._first} to {self._last} in {self._folder}; to read it: xprof --logdir "

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
+from llm_jax.base import processes
 from llm_jax.base.logging import log
-from llm_jax.base.progress import clock, short
+from llm_jax.base.progress import StatusLine, clock, short
 from llm_jax.training.goodput import RunClock
 from llm_jax.training.peaks import peak_flops
 
@@ -119,8 +120,7 @@ class ProgressLine:
 
     def __init__(self, name: str, steps: int) -> None:
         self._name, self._steps = name, steps
-        self._terminal = sys.stderr.isatty() and jax.process_index() == 0
-        self._open = False
+        self._line = StatusLine(sys.stderr.isatty() and processes.first())
 
     def show(self, step: int, line: Mapping[str, Any]) -> None:
         parts = [f"{self._name} {step}/{self._steps}"]
@@ -133,13 +133,7 @@ class ProgressLine:
         parts.append(f"{line['perf/peak_memory_gb']:.1f} GB")
         if "perf/step_time" in line and step < self._steps:
             parts.append(f"{clock(line['perf/step_time'] * (self._steps - step))} left")
-        text = " · ".join(parts)
-        if self._terminal:
-            sys.stderr.write(f"\r\x1b[2K{text}")
-            sys.stderr.flush()
-            self._open = True
-        else:
-            log(text)
+        self._line.show(" · ".join(parts))
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A line of its own: an evaluation."""
@@ -149,6 +143,4 @@ class ProgressLine:
 
     def close(self) -> None:
         """Leaves the terminal at the start of a line."""
-        if self._open:
-            sys.stderr.write("\n")
-            self._open = False
+        self._line.close(keep=True)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 from etils import epath
 
+from llm_jax.base import processes
 from llm_jax.storage.growing import GrowingFile
 
 FILE = "events.out.tfevents.0000000000.metrics"
@@ -23,7 +23,7 @@ class Events:
 
     def __init__(self, folder: epath.PathLike, lines: Iterable[Mapping[str, Any]]) -> None:
         self._file: GrowingFile | None = None
-        if jax.process_index() == 0:
+        if processes.first():
             epath.Path(folder).mkdir(parents=True, exist_ok=True)
             version = _record(_event(3, b"brain.Event:2"))
             self._file = GrowingFile(epath.Path(folder) / FILE, version + b"".join(_scalars(line) for line in lines))

@@ -11,6 +11,7 @@ from typing import Any
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.remote import is_remote
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training.config import WandbConfig
 
@@ -49,7 +50,7 @@ class WandbRun:
         write_atomically(file, json.dumps(known))
         self._step: int = known["step"]
         self._names = frozenset(known["names"])
-        local = tempfile.mkdtemp() if "://" in str(workdir.path) else str(workdir.path)
+        local = tempfile.mkdtemp() if is_remote(workdir.path) else str(workdir.path)
         record = json.loads(workdir.config.read_text()) if workdir.config.exists() else {}
         offline = (config.mode or os.environ.get("WANDB_MODE")) == "offline"
         try:

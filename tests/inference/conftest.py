@@ -1,6 +1,7 @@
 """A tiny model with the tokenizer that belongs to it, shared by the tests of this folder."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from llm_jax.data.tokenizers import Tokenizer, train_bpe
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
+from llm_jax.models.loading import Model, save
 
 TEXT = "Ben has 23 pencils. Ben gives away 2. Zoë finds 5 more → 26. 😀 The café is naïve.\n"
 
@@ -38,3 +40,12 @@ def tiny() -> TinyModel:
         )
     )
     return TinyModel(decoder, init_params(decoder, 0), decoder.config, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of the tiny model without a chat template."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.tokenizer.save(path / "tokenizer")
+    save(Model(tiny.decoder, tiny.params, tiny.config, path / "tokenizer"), path / "hf")
+    return path / "hf"

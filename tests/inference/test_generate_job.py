@@ -15,20 +15,11 @@ from llm_jax.inference.config import SamplingParams
 from llm_jax.jobs import generate
 from llm_jax.jobs.config import GenerateConfig
 from llm_jax.jobs.word_problems import encode_prompts
-from llm_jax.models.loading import Model, save
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.storage.workdir import FORMAT, Workdir
 
 SAMPLING = SamplingParams(max_tokens=6, temperature=0.8, n=2, ignore_eos=True)
 ONE = MeshConfig(data=1)
-
-
-@pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tiny.tokenizer.save(path / "tokenizer")
-    save(Model(tiny.decoder, tiny.params, tiny.config, path / "tokenizer"), path / "hf")
-    return path / "hf"
 
 
 def make_node(folder, tmp_path, **changes) -> Any:

@@ -12,15 +12,6 @@ import pytest
 from llm_jax.base.door import run_door
 from llm_jax.generate import main
 from llm_jax.inference import Generator, SamplingParams
-from llm_jax.models.loading import Model, save
-
-
-@pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tiny.tokenizer.save(path / "tokenizer")
-    save(Model(tiny.decoder, tiny.params, tiny.config, path / "tokenizer"), path / "hf")
-    return path / "hf"
 
 
 @pytest.fixture

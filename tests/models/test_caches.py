@@ -8,9 +8,8 @@ import pytest
 from llm_jax.base.errors import UserError
 from llm_jax.models.cache import Meta, init_caches
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.decoder import Decoder, unstack
-from llm_jax.models.init import init_params
 from llm_jax.models.parameter import bind
+from tests.models.cached import cached_model
 
 CONFIG = ModelConfig(
     vocab_size=61, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, init_std=0.2
@@ -21,20 +20,7 @@ SLOTS = 20
 
 @pytest.fixture(scope="module")
 def model():
-    decoder, unrolled = Decoder(CONFIG), Decoder(CONFIG, segments="unrolled")
-    params = init_params(decoder, 0)
-
-    @jax.jit
-    def step(params, tokens, caches, meta):
-        bound = bind(unrolled, params)
-        hidden, caches, _ = bound(tokens, caches=caches, meta=meta)
-        return bound.logits(hidden), caches
-
-    def full(tokens):
-        bound = bind(decoder, params)
-        return bound.logits(bound(tokens)[0])
-
-    return decoder, params, unstack(params, decoder), step, jax.jit(full)
+    return cached_model(CONFIG)
 
 
 def test_token_by_token_equals_full_forward(model):

@@ -10,9 +10,10 @@ import pytest
 from llm_jax.base.errors import UserError
 from llm_jax.models.cache import Empty, Meta, SlidingCache, grown, init_caches
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.decoder import Decoder, unstack
+from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
 from llm_jax.models.parameter import bind
+from tests.models.cached import cached_model
 
 WINDOW = 6
 CONFIG = ModelConfig(
@@ -32,20 +33,8 @@ LENGTHS = jnp.asarray([3, 19, 8])
 
 @pytest.fixture(scope="module")
 def model():
-    decoder, unrolled = Decoder(CONFIG), Decoder(CONFIG, segments="unrolled")
-    params = init_params(decoder, 0)
-
-    @jax.jit
-    def step(params, tokens, caches, meta):
-        bound = bind(unrolled, params)
-        hidden, caches, _ = bound(tokens, caches=caches, meta=meta)
-        return bound.logits(hidden), caches
-
-    def full(tokens):
-        bound = bind(decoder, params)
-        return bound.logits(bound(tokens)[0])
-
-    return unstack(params, decoder), step, jax.jit(full)
+    _, _, *rest = cached_model(CONFIG)
+    return rest
 
 
 def test_the_packed_forward_honours_the_window(model):

@@ -1,7 +1,6 @@
 """Arrow files, and the folders that `save_to_disk` of Hugging Face `datasets` leaves."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from etils import epath
 from llm_jax.base.errors import UserError
 from llm_jax.data.readers.base import FileReader, Reader, Record
 from llm_jax.data.readers.tables import arrow, rows
+from llm_jax.storage.json_files import read_json
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 FILE_FORMAT = b"ARROW1"
@@ -72,7 +72,7 @@ class DatasetFolder(Reader):
 
     def __init__(self, folder: epath.Path):
         self.folder = folder
-        state = _read(folder / STATE)
+        state = read_json(folder / STATE)
         try:
             names = [entry["filename"] for entry in state["_data_files"]]
             columns = state.get("_format_columns")
@@ -108,7 +108,7 @@ def dataset_folder(folder: epath.Path) -> Reader | None:
     Raises UserError for a DatasetDict of several splits: which of them is wanted has to be said.
     """
     if (folder / SPLITS).exists():
-        splits = _read(folder / SPLITS).get("splits") or []
+        splits = read_json(folder / SPLITS).get("splits") or []
         if len(splits) != 1:
             said = ", ".join(f"{folder}/{split}" for split in splits) or "none"
             raise UserError(f"{folder} holds the splits of a DatasetDict: give one of {said}")
@@ -128,13 +128,3 @@ def chain(parts: list[Any], start: int) -> Iterator[Record]:
                 continue
         yield from part.records(start)
         start = 0
-
-
-def _read(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return value
