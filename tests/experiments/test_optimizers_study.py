@@ -42,4 +42,4 @@ def test_the_command_at_test_size(tmp_path):
     found = subprocess.run(
         [*command, "--config", f"{ROOT / 'configs' / 'pretrain.py'}:test"], capture_output=True, text=True, check=True
     )
-    assert "| muon | 0.004: " in found.stdout and (tmp_path / "p.svg").read_text().startswith("<svg")
+    assert "| muon | 0.008: " in found.stdout and (tmp_path / "p.svg").read_text().startswith("<svg")
