@@ -55,7 +55,7 @@ def encode_examples(kind: Kind, examples: Iterable[tuple[str, Example]], tokeniz
         encodings: dict[bool, Iterator[hf.Encoding]] = {}
         for add in (False, True):
             texts = [text for plan in plans if plan.add_special_tokens == add for text in plan.texts]
-            encodings[add] = iter(tokenizer.encode_batch(texts, add_special_tokens=add))
+            encodings[add] = iter(tokenizer.encode_batch(texts, add_special_tokens=add, offsets=kind != "pretrain"))
         for plan in plans:
             yield plan.finish([next(encodings[plan.add_special_tokens]) for _ in plan.texts])
 

@@ -11,6 +11,9 @@
 | pair_id | int32[T] | preference: which pair of the row, 1 to P; 0 is padding |
 | side | int32[T] | preference: 1 chosen, 2 rejected, 0 padding |
 | pair_index | int32[P] | preference: the pair's number in the whole set; -1 where the row has fewer pairs |
+
+A document that is cut (longer than a window, or wherever `concat_split` cuts) goes on as a segment of another row: its
+positions begin at 0 again, it does not see what came before, and the first token after the cut is no target.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -147,9 +147,15 @@ class Tokenizer:
             return [*self.encode("", add_special_tokens=True), *ids] if add_special_tokens else ids
         return (self.backend if add_special_tokens else self._plain).encode(text).ids
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[hf.Encoding]:
-        """Encodings (`.ids`, and `.offsets` in characters) of many texts, over the machine's cores."""
-        return (self.backend if add_special_tokens else self._plain).encode_batch(list(texts))
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = False, offsets: bool = True
+    ) -> list[hf.Encoding]:
+        """Encodings (`.ids`, and `.offsets` in characters) of many texts, over the machine's cores.
+
+        Without `offsets`, which are then wrong, it takes a quarter less time.
+        """
+        backend = self.backend if add_special_tokens else self._plain
+        return backend.encode_batch(list(texts)) if offsets else backend.encode_batch_fast(list(texts))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False, errors: str = "replace") -> str:
         """The text of ids. `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`."""

@@ -142,3 +142,9 @@ def test_half_a_surrogate_pair(bpe):
 def test_tokenizer_without_eos_is_refused(bpe):
     with pytest.raises(UserError, match="eos_token"):
         Tokenizer(bpe.backend, {})
+
+
+def test_many_at_once_are_as_one_by_one(bpe, texts):
+    alone = [bpe.encode(text) for text in texts]
+    for offsets in (True, False):
+        assert [encoding.ids for encoding in bpe.encode_batch(texts, offsets=offsets)] == alone
