@@ -37,7 +37,7 @@ class EmbeddedConfig:
 @dataclass(frozen=True)
 class SourceConfig:
     path: str
-    """File or folder of records."""
+    """What is read, as for data.path."""
     weight: float = 1.0
     """Share of rows (windows) from this source, relative to the other weights; it is exact at every step."""
     name: str | None = None

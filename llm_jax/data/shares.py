@@ -57,7 +57,7 @@ class Shares:
 
 def source_names(mixture: Sequence[SourceConfig]) -> list[str]:
     """Each source's name: given, or the last part of its path without endings."""
-    return [source.name or source.path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0] for source in mixture]
+    return [source.name or re.split("[/:]", source.path.rstrip("/"))[-1].split(".", 1)[0] for source in mixture]
 
 
 def check_mixture(mixture: Sequence[SourceConfig]) -> None:

@@ -37,6 +37,7 @@ def test_two_sources_by_hand():
 def test_names():
     mixture = [SourceConfig("a/wiki.jsonl.gz"), SourceConfig("b/books/"), SourceConfig("x", name="code")]
     assert source_names(mixture) == ["wiki", "books", "code"]
+    assert source_names([SourceConfig("hub:org/set"), SourceConfig("seqio:tasks:news")]) == ["set", "news"]
 
 
 @pytest.mark.parametrize(
