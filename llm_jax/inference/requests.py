@@ -29,7 +29,7 @@ def check_sampling(params: SamplingParams) -> None:
         "repetition_penalty": (0 < params.repetition_penalty < float("inf"), "above 0"),
         "n": (1 <= params.n < 2**31, "at least 1"),
         "seed": (0 <= params.seed < 2**64, "between 0 and 2**64 - 1"),
-        "logprobs": (params.logprobs >= 0, "0 or more"),
+        "logprobs": (0 <= params.logprobs < 2**31, "0 or more and below 2**31"),
         "stop": (all(params.stop), "strings that are not empty"),
     }
     for name, (fine, wanted) in limits.items():

@@ -23,7 +23,7 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
-from llm_jax.storage.remote import fetch, is_remote, local_copy, publish
+from llm_jax.storage.remote import fetch, is_remote, local_copy, publish, to_path
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training import (
     Objective,
@@ -160,7 +160,7 @@ def packed_sets(node: "Node", own: epath.Path) -> epath.Path:
     """Where packed sets lie: beside all of `runs/`, to be shared; with its own data where a run lies elsewhere."""
     path = node.workdir.path
     if node.config.data.cache_dir is not None:
-        return epath.Path(node.config.data.cache_dir)
+        return to_path(node.config.data.cache_dir, f"data.cache_dir={node.config.data.cache_dir}")
     return path.parent / "data" if path.name == f"{node.name}-{node.hash}" and not is_remote(path) else own
 
 

@@ -20,6 +20,7 @@ from llm_jax.models import init_params, load
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import make_plan
+from llm_jax.storage.remote import to_path
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -91,7 +92,7 @@ def make_tokenizer(node: "Node") -> Tokenizer:
 def tokenizer_folder(config: TokenizerConfig) -> str:
     """`tokenizer.path`. Raises UserError where no tokenizer is there."""
     assert config.path is not None
-    if not has_tokenizer(config.path):
+    if not has_tokenizer(to_path(config.path, f"tokenizer.path={config.path}")):
         raise UserError(f"tokenizer.path={config.path} has no tokenizer.json and no tokenizer.model")
     return config.path
 

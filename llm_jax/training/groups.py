@@ -135,6 +135,8 @@ def check_optimizer(config: OptimizerConfig, steps: int) -> None:
     for name in ("adafactor.decay_rate", "adafactor.clip_threshold", "muon.ns_steps"):
         if not field_value(config, name) > 0:
             raise UserError(f"optimizer.{name} is {field_value(config, name)}; it must be positive")
+    if config.muon.ns_steps > 100:
+        raise UserError(f"optimizer.muon.ns_steps is {config.muon.ns_steps}; it must be at most 100")
     if config.clip_norm is not None and not config.clip_norm > 0:
         raise UserError(f"optimizer.clip_norm is {config.clip_norm}; it must be positive, or None not to clip")
     for name in ("muon", "sgd"):

@@ -52,8 +52,18 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "batch_size": (1, None), "max_prompts": (1, None), "sampling.max_tokens": (1, 2**31 - 1),
     "sampling.temperature": (0, None), "sampling.top_k": (0, None), "sampling.top_p": (1e-300, 1),
     "sampling.min_p": (0, 1), "sampling.repetition_penalty": (1e-300, None), "sampling.n": (1, 2**31 - 1),
-    "sampling.seed": (0, 2**64 - 1),
+    "sampling.seed": (0, 2**64 - 1), "sampling.logprobs": (0, 2**31 - 1), "model.window": (1, 2**31 - 1),
+    "train.ema_decay": (0, 0.9999999), "train.neftune_noise_alpha": (0, None),
+    "train.residual_dropout": (0, 0.9999999), "train.attention_dropout": (0, 0.9999999), "train.z_loss": (0, None),
+    "train.optimizer.lion.beta1": (0, 0.9999999), "train.optimizer.lion.beta2": (0, 0.9999999),
+    "train.optimizer.adafactor.decay_rate": (0, None), "train.optimizer.adafactor.eps": (0, None),
+    "train.optimizer.adafactor.clip_threshold": (1e-300, None), "train.optimizer.adafactor.min_scale": (0, None),
+    "train.optimizer.muon.momentum": (0, 0.9999999), "train.optimizer.muon.ns_steps": (1, 100),
+    "train.optimizer.sgd.momentum": (0, 0.9999999),
 }  # fmt: skip
+
+# With which flags besides a field is read at all.
+BESIDE = {f"train.optimizer.{rule}.": f"train.optimizer.rule={rule}" for rule in ("lion", "adafactor", "muon", "sgd")}
 
 NOT_ZERO_OR_ONE = {"data.eval_fraction"}
 
@@ -86,6 +96,15 @@ CONTRADICTIONS: list[tuple[str, str]] = [
     ("pretrain", "mesh.data=-1 mesh.tensor=3"),
     ("pretrain", "init_from=nowhere"),
     ("pretrain", "data.path=s9://bucket/x.jsonl"),
+    ("pretrain", "data.cache_dir=s9://bucket/x"),
+    ("pretrain", "data.cache_dir=gs://bucket/x"),
+    ("pretrain", "data.eval_fraction=0.5 data.eval_path=nowhere"),
+    ("pretrain", "data.path=hub:"),
+    ("pretrain", "data.path=hub:a"),
+    ("pretrain", "data.path=seqio:"),
+    ("pretrain", "data.path=seqio:os:task"),
+    ("pretrain", "train.optimizer.rule=adamw train.optimizer.lion.beta1=0.5"),
+    ("pretrain", "train.optimizer.rule=lion train.optimizer.eps=0.5"),
     ("pretrain", "tokenizer.path=s9://bucket/tok"),
     ("pretrain", "data.path=nowhere.jsonl"),
     ("pretrain", "data.path=%00.jsonl"),
@@ -112,6 +131,21 @@ GROUPS = [
     "[{'match':'.*','learning_rate_multiplier':'x'}]", "[[]]", "[{'match':'.*'}", "__import__('os')",
     "[{'match':'.*','learning_rate_multiplier':True}]", "[{'match':None}]", "[{'match':'(?P<a>x)(?P<a>y)'}]",
 ]  # fmt: skip
+
+MIXTURES = [
+    "x", "{}", "[1]", "3", "[{}]", "[{'path':3}]", "[{'pth':'a'}]", "[{'path':'nowhere.jsonl'}]", "[[]]", "None",
+    "[{'path':'README.md','weight':-1}]", "[{'path':'README.md','weight':0}]", "[{'path':'README.md','weight':'x'}]",
+    "[{'path':'s9://b/x.jsonl'}]", "[{'path':''}]", "[{'path':'README.md','max_records':0}]",
+    "[{'path':'README.md','name':''},{'path':'README.md','name':''}]", "[{'path':'README.md'},{'path':'README.md'}]",
+]  # fmt: skip
+
+TUPLES = {
+    "train.freeze": ["x", "['(']", "['*']", "[3]", "{}", "['no such parameter']", "[None]", "[['a']]", "['']['']"],
+    "logging.report_to": ["x", "['tensorbord']", "[3]", "{}", "[None]", "['']", "['wandb','wandb ']"],
+    "logging.wandb.tags": ["x", "[3]", "{}", "[None]"],
+    "sampling.stop": ["x", "[3]", "{}", "[None]", "['']", "[['a']]"],
+    "profile.steps": ["x", "", "1-", "-1-2", "5-2", "1.5", "1-2-3", "nan", "0-0-"],
+}
 
 FILES: dict[str, str | bytes] = {
     "no get_config": "x = 1",
@@ -158,7 +192,7 @@ def wrong_types(job: str, cls: type) -> Iterator[Case]:
         texts: list[str] = []
         if typing.get_origin(scalar) is Literal:
             choice = str(typing.get_args(scalar)[0])
-            texts = ["zzz", "", f"{choice} ", f"{choice}x", "None", "0"]
+            texts = ["zzz", "", f"{choice} ", f"{choice}x", "0", *([] if optional else ["None"])]
         elif scalar in WRONG_TEXTS:
             texts = WRONG_TEXTS[scalar] + ([] if optional else ["None"])
         if name == "job":
@@ -208,7 +242,8 @@ def out_of_range(job: str, cls: type) -> Iterator[Case]:
         if name in NOT_ZERO_OR_ONE:
             continue  # without data.path nobody reads it; `contradictions` and records have it
         for value in values:
-            yield Case(f"range {name}={value}", job, (f"--config.{name}={value}",))
+            beside = [f"--config.{flag}" for start, flag in BESIDE.items() if name.startswith(start)]
+            yield Case(f"range {name}={value}", job, (f"--config.{name}={value}", *beside))
 
 
 def in_files(job: str, cls: type, rng: random.Random) -> Iterator[Case]:
@@ -251,5 +286,9 @@ def cases(seed: int) -> list[Case]:
         more = ("--config.data.path=.",) if name == "data.eval_path" else ()
         found.append(Case(f"empty {name}", job, (f"--config.{name}=", *more)))
     found += [Case(f"groups {text}", "pretrain", (f"--config.train.optimizer.groups={text}",)) for text in GROUPS]
+    found += [Case(f"mixture {text}", "pretrain", (f"--config.data.mixture={text}",)) for text in MIXTURES]
+    for name, texts in TUPLES.items():
+        job = "generate" if name.startswith("sampling") else "pretrain"
+        found += [Case(f"tuple {name}={text}", job, (f"--config.{name}={text}",)) for text in texts]
     found += [Case(f"file: {name}", "pretrain", (), text) for name, text in FILES.items()]
     return found
