@@ -5,7 +5,8 @@ queries, then over the blocks of keys between the first and the last that any of
 come from positions, segment ids and ranges at run time; for a mask without data they are constants.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def forward(
 
     low, high = block_bounds(spec, tiles, masks)
     arrays = _split(spec, tiles, q, k, v, masks)
-    out, lse = lax.map(lambda xs: group(*xs), (*arrays, low, high))
+    out, lse = _over_groups(group, (*arrays, low, high), tiles)
     return _merge(spec, out), _merge(spec, lse)
 
 
@@ -156,7 +157,7 @@ def backward(
     low, high = block_bounds(spec, tiles, masks)
     arrays = _split(spec, tiles, q, k, v, masks)
     rest = tuple(_split_q(spec, tiles, x) for x in (lse, d_out, delta))
-    dq, grads = lax.map(lambda xs: group(*xs), (*arrays, low, high, *rest))
+    dq, grads = _over_groups(group, (*arrays, low, high, *rest), tiles)
     dk, dv = (x.reshape(spec.batch, *x.shape[2:])[:, : spec.kv_len] for x in (grads.dk, grads.dv))
     d_slopes = None
     if alibi_slopes is not None and grads.slopes is not None:
@@ -219,6 +220,20 @@ def _sides(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, i: Array, j: A
     at_rows = jax.tree.map(lambda x: x[:, None, None, :, None], rows)
     at_keys = jax.tree.map(lambda x: x[:, None, None, None, :], keys)
     return at_rows, at_keys
+
+
+def _over_groups(group: Callable[..., Any], arrays: tuple, tiles: Tiling) -> Any:
+    """`group` of each group of rows, results stacked: a loop for each of `tiles.chains`.
+
+    On a CPU the passes over a tile are too small to be cut over cores; loops that do not depend on each other run side
+    by side instead, a core each.
+    """
+    size = tiles.groups // tiles.chains
+    parts = [
+        lax.map(lambda xs: group(*xs), jax.tree.map(lambda x: x[c * size : (c + 1) * size], arrays))
+        for c in range(tiles.chains)
+    ]
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
 
 def _loop(tiles: Tiling, low: Array, high: Array, body, state):
