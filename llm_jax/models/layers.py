@@ -87,6 +87,26 @@ class Attention(nnx.Module):
         return self.o(out.reshape(*x.shape[:2], -1)), cache
 
 
+@jax.custom_vjp
+def _gate(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
+    """`silu(gate) * up`, whose backward pass keeps these two: derived by JAX it keeps five arrays, the widest there are."""
+    return jax.nn.silu(gate) * up
+
+
+def _gate_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _gate(gate, up), (gate, up)
+
+
+def _gate_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    gate, up, g32 = (x.astype(jnp.float32) for x in (*saved, g))
+    sigmoid = jax.nn.sigmoid(gate)
+    d_gate = g32 * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    return d_gate.astype(g.dtype), (g32 * gate * sigmoid).astype(g.dtype)
+
+
+_gate.defvjp(_gate_forward, _gate_backward)
+
+
 class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
@@ -98,5 +118,5 @@ class SwiGLU(nnx.Module):
         self.down = Linear(F, D, ("mlp", "embed"), **options)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        inner = jax.nn.silu(self.gate(x)) * self.up(x)
+        inner = _gate(self.gate(x), self.up(x))
         return self.down(constrain(inner, ("batch", "length", "mlp")))

@@ -15,6 +15,8 @@ def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotat
 
 def rotate(x: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
     """Turns the pairs (i, i + H/2) of each head, in float32; the result has the dtype of `x`."""
-    cos, sin = by
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    cos, sin = (angle[..., None, :] for angle in by)
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    # The other half by a reversal and not by a concatenation: on a CPU that is a pass over memory of its own.
+    turned = halves * cos + halves[..., ::-1, :] * jnp.concatenate([-sin, sin], axis=-2)
+    return turned.reshape(x.shape).astype(x.dtype)
