@@ -1,6 +1,6 @@
 """Two sides of a comparison, each a process of its own that does one step when told to. Standard library only.
 
-A worker reads JSON lines on stdin, `{"do": "step"}` or `{"do": "stop"}`, and answers `{"seconds", "peak_mib",
+A worker reads JSON lines on stdin, `{"do": "step"}` or `{"do": "stop"}`, and answers `{"seconds", "cpu", "peak_mib",
 "result"}`; its first line, once it is warm, says `{"ready": NAME}`. The two take strict turns, so that a busy machine
 disturbs both alike, with a pause between them for thread pools that spin after their work.
 """
@@ -31,10 +31,10 @@ def serve(name: str, step: Callable[[], Any], warmups: int = 2) -> None:
     for line in sys.stdin:
         if json.loads(line)["do"] == "stop":
             break
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = step()
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(), "result": result}), file=answers)
+        took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy}
+        print(json.dumps(took | {"peak_mib": peak_mib(), "result": result}), file=answers)
 
 
 def peak_mib() -> float:
@@ -47,7 +47,7 @@ class Side:
     """A worker started for one side, and what it answered."""
 
     def __init__(self, label: str, python: str, script: str, options: dict[str, Any]):
-        self.label, self.seconds, self.peak, self.results = label, [], 0.0, []
+        self.label, self.seconds, self.cpu, self.peak, self.results = label, [], [], 0.0, []
         environment = os.environ | {
             "OMP_NUM_THREADS": str(THREADS),
             "HF_HUB_OFFLINE": "1",
@@ -71,6 +71,7 @@ class Side:
         self._write("step")
         answer = self._read()
         self.seconds.append(answer["seconds"])
+        self.cpu.append(answer["cpu"])
         self.results.append(answer["result"])
         self.peak = answer["peak_mib"]
 
@@ -112,8 +113,8 @@ def alternate(sides: Sequence[Side], repeats: int) -> None:
 
 
 def header() -> None:
-    print("| case | side | median s | quartiles | tokens/s | peak MiB | loss | ours is faster by |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("| case | side | median s | quartiles | CPU s | tokens/s | peak MiB | loss | ours is faster by |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
 
 
 def compare(case: str, tokens: int, sides: Sequence[Side], repeats: int) -> None:
@@ -124,8 +125,8 @@ def compare(case: str, tokens: int, sides: Sequence[Side], repeats: int) -> None
         low, median, high = quartiles(side.seconds)
         ratio = "" if side is sides[0] else f"{median / ours:.2f}x"
         print(
-            f"| {case} | {side.label} | {median:.3f} | {low:.3f} to {high:.3f} | {tokens / median:,.0f} "
-            f"| {side.peak:,.0f} | {side.results[0]:.4f} | {ratio} |",
+            f"| {case} | {side.label} | {median:.3f} | {low:.3f} to {high:.3f} | {quartiles(side.cpu)[1]:.3f} "
+            f"| {tokens / median:,.0f} | {side.peak:,.0f} | {side.results[0]:.4f} | {ratio} |",
             flush=True,
         )
         side.stop()
