@@ -1,6 +1,7 @@
 """A DPO step on this CPU against TRL's: 16 pairs, the reference live on both sides, then precomputed on both.
 
-    python experiments/benchmarks/preference.py [--peer-python PYTHON_WITH_TRL] [--repeats 9] [--model 6.8M]
+    python experiments/benchmarks/preference.py [--peer-python PYTHON_WITH_TRL] [--repeats 9]
+        [--model 6.8M] [--window 512]
 
 TRL pads every answer to the longest of the batch; ours packs the same pairs into windows. Tokens are those of the
 pairs, prompts once per answer.

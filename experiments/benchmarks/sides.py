@@ -123,9 +123,10 @@ def compare(case: str, tokens: int, sides: Sequence[Side], repeats: int) -> None
     ours = quartiles(sides[0].seconds)[1]
     for side in sides:
         low, median, high = quartiles(side.seconds)
+        cpu = quartiles(side.cpu)[1]
         ratio = "" if side is sides[0] else f"{median / ours:.2f}x"
         print(
-            f"| {case} | {side.label} | {median:.3f} | {low:.3f} to {high:.3f} | {quartiles(side.cpu)[1]:.3f} "
+            f"| {case} | {side.label} | {median:.3f} | {low:.3f} to {high:.3f} | {cpu:.3f} "
             f"| {tokens / median:,.0f} | {side.peak:,.0f} | {side.results[0]:.4f} | {ratio} |",
             flush=True,
         )

@@ -89,7 +89,7 @@ class Attention(nnx.Module):
 
 @jax.custom_vjp
 def _gate(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
-    """`silu(gate) * up`, whose backward pass keeps these two: derived by JAX it keeps five arrays, the widest there are."""
+    """`silu(gate) * up`. Its backward pass keeps these two; as JAX derives it, five arrays of the greatest width."""
     return jax.nn.silu(gate) * up
 
 

@@ -229,10 +229,11 @@ def _over_groups(group: Callable[..., Any], arrays: tuple, tiles: Tiling) -> Any
     by side instead, a core each.
     """
     size = tiles.groups // tiles.chains
-    parts = [
-        lax.map(lambda xs: group(*xs), jax.tree.map(lambda x: x[c * size : (c + 1) * size], arrays))
-        for c in range(tiles.chains)
-    ]
+
+    def one(i: Array) -> Any:
+        return group(*jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), arrays))
+
+    parts = [lax.map(one, jnp.arange(chain * size, (chain + 1) * size)) for chain in range(tiles.chains)]
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
 
