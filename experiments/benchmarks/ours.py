@@ -11,6 +11,7 @@ import optax
 import workload
 from sides import serve
 
+from llm_jax.base.runtime import keep_memory
 from llm_jax.jobs.scoring import score_rows
 from llm_jax.jobs.terms import dpo_objective, sft_objective
 from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params
@@ -167,6 +168,7 @@ def handwritten(model: str, rows: int, length: int) -> Step:
 TASKS = {"train_step": train_step, "sft_packed": sft_packed, "preference": preference, "handwritten": handwritten}
 
 if __name__ == "__main__":
+    keep_memory()  # As every command of llm_jax does.
     options = json.loads(sys.argv[1])
     task = options.pop("task")
     serve(task, TASKS[task](**options))

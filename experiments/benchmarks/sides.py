@@ -54,6 +54,8 @@ class Side:
             "JAX_PLATFORMS": "cpu",
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if python != sys.executable:
+            environment.pop("PYTHONPATH", None)
         cores = sorted(os.sched_getaffinity(0))[:THREADS]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(

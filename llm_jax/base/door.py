@@ -14,6 +14,7 @@ from typing import NamedTuple
 from llm_jax.base import processes
 from llm_jax.base.errors import Interrupted, RunError, UserError
 from llm_jax.base.platform import choose_platform
+from llm_jax.base.runtime import prepare_runtime
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # What a disk or a store does to a run that has done nothing wrong itself.
@@ -43,6 +44,7 @@ def run_door(main: Callable[[list[str]], None], argv: Sequence[str], *, resumabl
         resumable: whether the command, given again, goes on from what it left on disk, as the message then says.
     """
     choose_platform()
+    prepare_runtime()
     if threading.current_thread() is not threading.main_thread():
         return _report(_run(main, argv, resumable))
     before = signal.signal(signal.SIGTERM, _terminate)
