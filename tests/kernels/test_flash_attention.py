@@ -338,7 +338,7 @@ def test_bounds_leave_out_only_what_nobody_sees(name):
     """Every visible key lies within the blocks visited; for one long row these are exactly the blocks needed."""
     arrays, options = make("blocks", OPTIONS[name])
     spec = attention_spec(**arrays, **options)
-    tiles = Tiling(groups=2, chains=1, rows=1, q_blocks=10, q_block=32, kv_blocks=13, kv_block=24)
+    tiles = Tiling(groups=2, rows=1, q_blocks=10, q_block=32, kv_blocks=13, kv_block=24)
     keys = ("segment_ids", "q_positions", "kv_positions", "kv_ranges")
     low, high = block_bounds(spec, tiles, mask_arrays(spec, **{k: options.get(k) for k in keys}))
     seen = np.zeros((2, 320, 312), bool)

@@ -5,8 +5,7 @@ queries, then over the blocks of keys between the first and the last that any of
 come from positions, segment ids and ranges at run time; for a mask without data they are constants.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +48,12 @@ def forward(
     sink = _per_head(spec, sinks)
 
     def group(q: Array, k: Array, v: Array, masks: MaskArrays, low: Array, high: Array) -> tuple[Array, Array]:
-        def query_block(i: Array) -> tuple[Array, Array]:
-            q_tile = _q_tile(q, i, tiles)
+        def query_block(at: tuple[Array, Array]) -> tuple[Array, Array]:
+            i, q_tile = at
 
             def key_block(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                 top, total, out = state
-                k_tile, v_tile = _kv_tile(k, j, tiles), _kv_tile(v, j, tiles)
+                k_tile, v_tile = _block(k, j), _block(v, j)
                 scores = _scores(spec, tiles, q_tile, k_tile, slopes, masks, i, j).final
                 new_top = jnp.maximum(top, scores.max(-1))
                 # A row that has seen no key yet keeps -inf; exp(-inf - 0) is the 0 that it needs.
@@ -70,15 +69,14 @@ def forward(
             zero = manual_axes.full((*shape, spec.value_dim), 0.0, q)
             top, total, out = _loop(tiles, low[i], high[i], key_block, (*state, zero))
             out = out * jnp.where(total > 0, 1.0 / total, 0.0)[..., None]
-            return out.astype(q.dtype).transpose(0, 3, 1, 2, 4), (top + jnp.log(total)).transpose(0, 3, 1, 2)
+            return out.astype(q.dtype), top + jnp.log(total)
 
-        out, lse = lax.map(query_block, jnp.arange(tiles.q_blocks))
-        return _join(out), _join(lse)
+        return lax.map(query_block, (jnp.arange(tiles.q_blocks), q))
 
     low, high = block_bounds(spec, tiles, masks)
     arrays = _split(spec, tiles, q, k, v, masks)
-    out, lse = _over_groups(group, (*arrays, low, high), tiles)
-    return _merge(spec, out), _merge(spec, lse)
+    out, lse = lax.map(lambda xs: group(*xs), (*arrays, low, high))
+    return _of_queries(spec, out), _of_queries(spec, lse)
 
 
 class _Grads(NamedTuple):
@@ -117,14 +115,14 @@ def backward(
         d_out: Array,
         delta: Array,
     ) -> tuple[Array, _Grads]:
-        def query_block(grads: _Grads, i: Array) -> tuple[_Grads, Array]:
-            q_tile, d_out_tile = _q_tile(q, i, tiles), _q_tile(d_out, i, tiles)
-            lse_tile, delta_tile = lax.optimization_barrier((_q_tile(lse, i, tiles), _q_tile(delta, i, tiles)))
+        def query_block(grads: _Grads, at: tuple[Array, ...]) -> tuple[_Grads, Array]:
+            i, q_tile, d_out_tile, *rest = at
+            lse_tile, delta_tile = lax.optimization_barrier(tuple(rest))
             lse_tile = jnp.where(lse_tile == -jnp.inf, 0.0, lse_tile)[..., None]
 
             def key_block(j: Array, state: tuple[Array, _Grads]) -> tuple[Array, _Grads]:
                 dq, grads = state
-                k_tile, v_tile = _kv_tile(k, j, tiles), _kv_tile(v, j, tiles)
+                k_tile, v_tile = _block(k, j), _block(v, j)
                 scores = _scores(spec, tiles, q_tile, k_tile, slopes, masks, i, j)
                 probs = jnp.exp(scores.final - lse_tile)
                 d_probs = _dot("bkgth,bksh->bkgts", d_out_tile, v_tile)
@@ -137,32 +135,33 @@ def backward(
                 if spec.softcap is not None:
                     d_scores = d_scores * (1.0 - (scores.capped / spec.softcap) ** 2)
                 dq += _dot("bkgts,bksh->bkgth", d_scores, k_tile)
-                dk = _add_block(grads.dk, j, tiles, _dot("bkgts,bkgth->bskh", d_scores, q_tile))
-                dv = _add_block(grads.dv, j, tiles, _dot("bkgts,bkgth->bskh", probs, d_out_tile))
+                dk = _add_block(grads.dk, j, _dot("bkgts,bkgth->bkhs", d_scores, q_tile))
+                dv = _add_block(grads.dv, j, _dot("bkgts,bkgth->bkhs", probs, d_out_tile))
                 return dq, _Grads(dk, dv, d_slopes)
 
             zero = manual_axes.full((tiles.rows, K, G, tiles.q_block, H), 0.0, q)
             dq, grads = _loop(tiles, low[i], high[i], key_block, (zero, grads))
-            return grads, (dq * spec.scale).astype(q.dtype).transpose(0, 3, 1, 2, 4)
+            return grads, (dq * spec.scale).astype(q.dtype)
 
+        # As the products come out of a CPU's library, the keys last: transposed once at the end, not for each tile.
         start = _Grads(
-            manual_axes.full((tiles.rows, tiles.kv_padded, K, H), 0.0, q),
-            manual_axes.full((tiles.rows, tiles.kv_padded, K, spec.value_dim), 0.0, q),
+            manual_axes.full((tiles.kv_blocks, tiles.rows, K, H, tiles.kv_block), 0.0, q),
+            manual_axes.full((tiles.kv_blocks, tiles.rows, K, spec.value_dim, tiles.kv_block), 0.0, q),
             None if slopes is None else manual_axes.full((K, G), 0.0, q),
         )
-        grads, dq = lax.scan(query_block, start, jnp.arange(tiles.q_blocks))
+        grads, dq = lax.scan(query_block, start, (jnp.arange(tiles.q_blocks), q, d_out, lse, delta))
         dk = (grads.dk * spec.scale).astype(k.dtype)
-        return _join(dq), _Grads(dk, grads.dv.astype(v.dtype), grads.slopes)
+        return dq, _Grads(dk, grads.dv.astype(v.dtype), grads.slopes)
 
     low, high = block_bounds(spec, tiles, masks)
     arrays = _split(spec, tiles, q, k, v, masks)
-    rest = tuple(_split_q(spec, tiles, x) for x in (lse, d_out, delta))
-    dq, grads = _over_groups(group, (*arrays, low, high, *rest), tiles)
-    dk, dv = (x.reshape(spec.batch, *x.shape[2:])[:, : spec.kv_len] for x in (grads.dk, grads.dv))
+    rest = tuple(_query_blocks(spec, tiles, x) for x in (lse, d_out, delta))
+    dq, grads = lax.map(lambda xs: group(*xs), (*arrays, low, high, *rest))
+    dk, dv = (_of_keys(spec, x) for x in (grads.dk, grads.dv))
     d_slopes = None
     if alibi_slopes is not None and grads.slopes is not None:
         d_slopes = grads.slopes.sum(0).reshape(spec.heads).astype(alibi_slopes.dtype)
-    return _merge(spec, dq), dk, dv, d_slopes
+    return _of_queries(spec, dq), dk, dv, d_slopes
 
 
 class _Scores(NamedTuple):
@@ -222,21 +221,6 @@ def _sides(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, i: Array, j: A
     return at_rows, at_keys
 
 
-def _over_groups(group: Callable[..., Any], arrays: tuple, tiles: Tiling) -> Any:
-    """`group` of each group of rows, results stacked: a loop for each of `tiles.chains`.
-
-    On a CPU the passes over a tile are too small to be cut over cores; loops that do not depend on each other run side
-    by side instead, a core each.
-    """
-    size = tiles.groups // tiles.chains
-
-    def one(i: Array) -> Any:
-        return group(*jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), arrays))
-
-    parts = [lax.map(one, jnp.arange(chain * size, (chain + 1) * size)) for chain in range(tiles.chains)]
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
-
-
 def _loop(tiles: Tiling, low: Array, high: Array, body, state):
     if tiles.kv_blocks == 1:
         return body(jnp.int32(0), state)
@@ -248,50 +232,50 @@ def _dot(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a.astype(b.dtype), b, precision=precision(b.dtype), preferred_element_type=jnp.float32)
 
 
-def _q_tile(x: Array, i: Array, tiles: Tiling) -> Array:
-    """Block i of [b, T, K, G, ...] as [b, K, G, t, ...]."""
-    return jnp.moveaxis(lax.dynamic_slice_in_dim(x, i * tiles.q_block, tiles.q_block, axis=1), 1, 3)
+def _block(x: Array, j: Array) -> Array:
+    return lax.dynamic_index_in_dim(x, j, keepdims=False)
 
 
-def _kv_tile(x: Array, j: Array, tiles: Tiling) -> Array:
-    """Block j of [b, S, K, H] as [b, K, s, H]."""
-    return jnp.moveaxis(lax.dynamic_slice_in_dim(x, j * tiles.kv_block, tiles.kv_block, axis=1), 1, 2)
-
-
-def _add_block(total: Array, j: Array, tiles: Tiling, x: Array) -> Array:
-    start = j * tiles.kv_block
-    old = lax.dynamic_slice_in_dim(total, start, tiles.kv_block, axis=1)
-    return lax.dynamic_update_slice_in_dim(total, old + x, start, axis=1)
+def _add_block(total: Array, j: Array, x: Array) -> Array:
+    return lax.dynamic_update_index_in_dim(total, _block(total, j) + x, j, 0)
 
 
 def _per_head(spec: AttentionSpec, x: Array | None) -> Array | None:
     return None if x is None else x.astype(jnp.float32).reshape(spec.kv_heads, spec.group, 1, 1)
 
 
-def _split_q(spec: AttentionSpec, tiles: Tiling, x: Array) -> Array:
-    """[B, T, N, ...] -> [groups, rows, padded T, K, G, ...]."""
+def _query_blocks(spec: AttentionSpec, tiles: Tiling, x: Array) -> Array:
+    """[B, T, N, ...] -> [groups, blocks, rows, K, G, t, ...], padded to whole blocks."""
     x = jnp.pad(x, ((0, 0), (0, tiles.q_padded - spec.q_len), *((0, 0),) * (x.ndim - 2)))
-    return x.reshape(tiles.groups, tiles.rows, tiles.q_padded, spec.kv_heads, spec.group, *x.shape[3:])
+    heads = (spec.kv_heads, spec.group)
+    x = x.reshape(tiles.groups, tiles.rows, tiles.q_blocks, tiles.q_block, *heads, *x.shape[3:])
+    return jnp.moveaxis(x, (2, 3), (1, 5))
+
+
+def _key_blocks(spec: AttentionSpec, tiles: Tiling, x: Array) -> Array:
+    """[B, S, K, H] -> [groups, blocks, rows, K, s, H], padded to whole blocks."""
+    x = jnp.pad(x, ((0, 0), (0, tiles.kv_padded - spec.kv_len), (0, 0), (0, 0)))
+    x = x.reshape(tiles.groups, tiles.rows, tiles.kv_blocks, tiles.kv_block, *x.shape[2:])
+    return jnp.moveaxis(x, (2, 3), (1, 4))
 
 
 def _split(spec: AttentionSpec, tiles: Tiling, q: Array, k: Array, v: Array, masks: MaskArrays) -> tuple:
-    """Everything padded to whole blocks, as [groups, rows, ...]."""
+    """Queries, keys and values in blocks, mask arrays [groups, rows, ...] padded to whole blocks."""
 
     def split(x: Int[Array, "B ..."]) -> Array:
         return x.reshape(tiles.groups, tiles.rows, *x.shape[1:])
 
-    padding = ((0, 0), (0, tiles.kv_padded - spec.kv_len), (0, 0), (0, 0))
     masks = jax.tree.map(split, pad_masks(spec, tiles, masks))
-    return _split_q(spec, tiles, q), split(jnp.pad(k, padding)), split(jnp.pad(v, padding)), masks
+    return _query_blocks(spec, tiles, q), _key_blocks(spec, tiles, k), _key_blocks(spec, tiles, v), masks
 
 
-def _join(x: Array) -> Array:
-    """[blocks, b, t, ...] -> [b, blocks · t, ...]."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+def _of_queries(spec: AttentionSpec, x: Array) -> Array:
+    """[groups, blocks, rows, K, G, t, ...] -> [B, T, N, ...]."""
+    x = jnp.moveaxis(x, (1, 5), (2, 3))
+    return x.reshape(spec.batch, -1, spec.heads, *x.shape[6:])[:, : spec.q_len]
 
 
-def _merge(spec: AttentionSpec, x: Array) -> Array:
-    """[groups, rows, padded T, K, G, ...] -> [B, T, N, ...]."""
-    x = x.reshape(spec.batch, *x.shape[2:])[:, : spec.q_len]
-    return x.reshape(spec.batch, spec.q_len, spec.heads, *x.shape[4:])
+def _of_keys(spec: AttentionSpec, x: Array) -> Array:
+    """[groups, blocks, rows, K, H, s] -> [B, S, K, H]."""
+    x = jnp.moveaxis(x, (1, 5), (2, 3))
+    return x.reshape(spec.batch, -1, *x.shape[4:])[:, : spec.kv_len]
