@@ -47,8 +47,10 @@ def save_model(folder: str) -> None:
 
 def llm_jax(folder: str, batch: int) -> Callable[[], Tokens]:
     from llm_jax import SamplingParams, load
+    from llm_jax.base.runtime import keep_memory
     from llm_jax.inference import Generator
 
+    keep_memory()  # As every command of llm_jax does.
     generator = Generator(load(folder), max_batch=batch)
     sampling = SamplingParams(max_tokens=NEW, temperature=0.0, ignore_eos=True)
     ids = prompts(batch)

@@ -1,5 +1,6 @@
 """The host's side of one batch: rows filled up to its shape, and its tokens taken apart as they come."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ from llm_jax.sharding import use
 
 if TYPE_CHECKING:
     from llm_jax.inference.generator import Generator
+
+# Two threads that call a program for the first time at once would each compile it. A call that is compiled only
+# dispatches, so that nobody waits long.
+_calls = threading.Lock()
 
 TopLogprobs = list[tuple[int, float]]
 """Likeliest tokens of one step with their log-probabilities, likeliest first."""
@@ -100,25 +105,29 @@ class Batch:
 
     def outputs(self, every: int, live: bool) -> Iterator[Output]:
         """Each row with what is new of it, until every row has its finish reason; `live`: its text as it comes."""
-        for drawn in self._chunks(every):
-            counts = (drawn.tokens != NO_TOKEN).sum(axis=1)
-            for i, result in enumerate(self.results):
-                if counts[i]:
-                    self._take(result, jax.tree.map(lambda x: x[i, : counts[i]], drawn), live)  # noqa: B023
-                    yield result
+        for drawn in self.chunks(every):
+            yield from self.take(drawn, live)
 
-    def _chunks(self, every: int) -> Iterator[Drawn]:
-        """What is drawn as it comes: tokens [B, C] and so on, on the host."""
+    def take(self, drawn: Drawn, live: bool) -> Iterator[Output]:
+        """The rows that a chunk has something for, with it in."""
+        counts = (drawn.tokens != NO_TOKEN).sum(axis=1)
+        for i, result in enumerate(self.results):
+            if counts[i]:
+                self._take(result, jax.tree.map(lambda x: x[i, : counts[i]], drawn), live)  # noqa: B023
+                yield result
+
+    def chunks(self, every: int) -> Iterator[Drawn]:
+        """What is drawn as it comes: tokens [B, C] and so on, on the host; `take` each before the next is asked for."""
         g = self.generator
         *_, rows, stop_ids = self.requests
-        with use(g.plan):
+        with _calls, use(g.plan):
             self.caches, state, drawn = self._start(every)
         yield jax.tree.map(lambda x: np.asarray(x)[:, None], drawn)
         while not all(result.reason for result in self.results):
             stopped = np.ones(len(self.filled), bool)
             stopped[: len(self.results)] = [result.reason is not None for result in self.results]
             needed = int(self.filled[~stopped].max()) + every
-            with use(g.plan):
+            with _calls, use(g.plan):
                 if needed > self.size and self.size < self.slots:
                     self.size = min(g.bucket(needed), self.slots)
                     self.caches = grow(self.caches, cache_len=self.size)

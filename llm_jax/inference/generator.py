@@ -1,5 +1,6 @@
 """Many prompts to many answers: batches, buckets, and what callers see of them."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from llm_jax.base.errors import UserError
 from llm_jax.inference.batch import Batch, Output, TopLogprobs
 from llm_jax.inference.config import SamplingParams
+from llm_jax.inference.parallel import in_parallel
 from llm_jax.inference.requests import Row, make_rows
 from llm_jax.inference.steps import decoding_decoder
+from llm_jax.kernels.platform import target_platform
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.parameter import declarations
@@ -184,6 +187,15 @@ class Generator:
         data = 1 if self.plan is None else self.plan.mesh.shape["data"]
         return -(-size // data) * data
 
+    def parts(self, size: int) -> int:
+        """Parts of a batch that are decoded side by side: on one CPU device two, else the batch as it is.
+
+        XLA runs a step's operations one after another, and most are too small for more than one core of a CPU. More
+        parts would read the weights from memory more often.
+        """
+        devices = 1 if self.plan is None else self.plan.mesh.size
+        return min(2, os.cpu_count() or 1, size) if devices == 1 and target_platform() == "cpu" else 1
+
     def bucket(self, length: int) -> int:
         """The length that one of so many tokens is rounded up to."""
         return next((size for size in self.buckets if size >= length), self.max_positions)
@@ -198,10 +210,16 @@ class Generator:
         # Longest first, so that prompts of a batch are alike, and a batch that does not fit fails at once.
         ordered = sorted(rows, key=lambda row: -len(row.ids))
         shape = (0, 0)
+        part = -(-size // self.parts(size))
         for first in range(0, len(ordered), size):
             batch = ordered[first : first + size]
             shape = self.shape(batch, shape)
-            yield from Batch(self, batch, size, *shape).outputs(every, live)
+            parts = [Batch(self, batch[i : i + part], part, *shape) for i in range(0, len(batch), part)]
+            if len(parts) == 1:
+                yield from parts[0].outputs(every, live)
+            else:
+                for i, drawn in in_parallel([each.chunks(every) for each in parts]):
+                    yield from parts[i].take(drawn, live)
 
     def shape(self, batch: list[Row], before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
         """Buckets of prompts and caches; those of the batch before where smaller ones would not halve them.

@@ -37,6 +37,7 @@ def test_samples_of_a_prompt_are_prefilled_once(tiny, generator, monkeypatch):
 
     start = batch_module.start
     monkeypatch.setattr(batch_module, "start", counted)
+    monkeypatch.setattr(Generator, "parts", lambda self, size: 1)
     together = generator.generate(PROMPTS, dataclasses.replace(DRAWN, n=4))
     assert shapes == [((2, 64), (8,)), ((2, 64), (8,))]
     monkeypatch.undo()
@@ -81,10 +82,33 @@ def test_growing_caches_change_no_token(tiny, generator, monkeypatch):
 
     grow = batch_module.grow
     monkeypatch.setattr(batch_module, "grow", counted)
+    monkeypatch.setattr(Generator, "parts", lambda self, size: 1)
     small = Generator(tiny, tiny.tokenizer, max_batch=8, buckets=(8, 16, 24, 32, 48, 64), chunk=5)
     ours = small.generate(PROMPTS[:2], DRAWN)
     assert sizes == [24, 32]
     assert [c.tokens for c in ours] == [c.tokens for c in generator.generate(PROMPTS[:2], DRAWN)]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_of_a_batch_are_decoded_side_by_side(tiny, generator, monkeypatch, parts):
+    """Rows of different lengths, in a batch that parts do not divide or do not all have a row of: each as alone."""
+    params = [dataclasses.replace(DRAWN, max_tokens=count) for count in (20, 3, 11)]
+    expected = [generator.generate([prompt], p)[0] for prompt, p in zip(PROMPTS, params)]
+    monkeypatch.setattr(Generator, "parts", lambda self, size: parts)
+    ours = generator.generate(PROMPTS, params)
+    assert [(c.tokens, c.finish_reason) for c in ours] == [(c.tokens, c.finish_reason) for c in expected]
+    pieces = list(generator.stream(PROMPTS, params))
+    assert [[t for d in pieces if d.prompt == i for t in d.tokens] for i in range(3)] == [c.tokens for c in expected]
+
+
+def test_a_failure_in_a_part_ends_the_call(tiny, generator, monkeypatch):
+    def failing(*args, **options):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(Generator, "parts", lambda self, size: 2)
+    monkeypatch.setattr(batch_module, "decode_chunk", failing)
+    with pytest.raises(RuntimeError, match="lost"):
+        generator.generate(PROMPTS, DRAWN)
 
 
 def test_a_model_with_a_window(tiny):
