@@ -12,7 +12,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llm_jax.base.errors import UserError
-from llm_jax.kernels.platform import target_platform
 from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import RESIDUAL, Attention, Embedding, Linear, RMSNorm, SwiGLU
@@ -21,11 +20,8 @@ from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rotation, rotation
 from llm_jax.models.segments import Grouping, Layout, Segment, group, layer_specs, layout_of, regroup
 from llm_jax.models.weights import in_compute
-from llm_jax.sharding import constrain, current_plan
+from llm_jax.sharding import constrain
 
-APART = 8
-"""Repeats that a CPU runs without a loop, at most. In XLA's loop, what the backward pass keeps is copied into stacked
-arrays and out of them, and no product of one layer runs beside another layer's; without it compiling takes longer."""
 TAPS = ("hidden", "attention_out", "mlp_out")
 LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout")
 
@@ -201,8 +197,7 @@ def _scan(
     remat: str,
 ) -> tuple[Array, dict[str, Array]]:
     """A segment without a past: its repeats by `lax.scan`, a single one directly."""
-    apart = _on_one_cpu() and repeats <= APART
-    apply: Callable = REMAT[remat](partial(_apply, cache=packed, taps=taps), scanned=repeats > 1 and not apart)
+    apply: Callable = REMAT[remat](partial(_apply, cache=packed, taps=taps), scanned=repeats > 1)
 
     def body(hidden: Array, xs: tuple[list[Block], Any]) -> tuple[Array, dict[str, Array]]:
         blocks, inputs = xs
@@ -215,13 +210,8 @@ def _scan(
     if repeats == 1:
         hidden, seen = body(hidden, _row((blocks, inputs), 0))
         return hidden, seen
-    hidden, seen = jax.lax.scan(body, hidden, (blocks, inputs), unroll=repeats if apart else 1)
+    hidden, seen = jax.lax.scan(body, hidden, (blocks, inputs))
     return hidden, {name: x.reshape(-1, *x.shape[2:]) for name, x in seen.items()}
-
-
-def _on_one_cpu() -> bool:
-    plan = current_plan()
-    return target_platform() == "cpu" and (plan is None or plan.mesh.size == 1)
 
 
 def _step(

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.extend.core import Var
 
 from llm_jax.base.trees import flatten
+from llm_jax.kernels.flash_attention.bounds import tiling
+from llm_jax.kernels.flash_attention.spec import attention_spec
 from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_BYTES, CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params
 from llm_jax.models.config import ModelConfig
@@ -42,7 +44,7 @@ class StepMemory:
     activations: int
     """Kept from the forward to the backward pass of a microbatch."""
     working: int
-    """What the backward pass of one layer makes again."""
+    """What the backward pass of one layer makes again, and a tile of its attention."""
     logits: int
     """float32 logits, softmax and their gradient, of one chunk of tokens."""
 
@@ -115,7 +117,7 @@ def step_memory(
         compute_copy=copied * itemsize,
         gradients=gradients,
         activations=activations,
-        working=again,
+        working=again + _attention_bytes(local, rows, window, platform),
         logits=_logits_bytes(rows * window, local.vocab_size or 1, platform),
     )
 
@@ -160,6 +162,14 @@ def _local(config: ModelConfig, plan: Plan) -> ModelConfig:
 def _elements(shape: tuple[int, ...], plan: Plan, spec: Any) -> int:
     """Of one device's shard."""
     return math.prod(plan.sharding(spec).shard_shape(shape))
+
+
+def _attention_bytes(config: ModelConfig, rows: int, window: int, platform: str) -> int:
+    """Probabilities, their gradient and that of the scores, float32, of one tile of attention."""
+    q, k = ((rows, window, heads, config.head_dim) for heads in (config.num_heads, config.num_kv_heads))
+    q, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q, k))  # pyright: ignore
+    tiles = tiling(attention_spec(q, k, k), platform)
+    return 3 * 4 * tiles.rows * config.num_heads * tiles.q_block * tiles.kv_block
 
 
 def _logits_bytes(tokens: int, vocab: int, platform: str) -> int:

@@ -116,8 +116,7 @@ def test_without_taps_and_layer_inputs_the_program_is_the_plain_one(decoder, par
         def body(hidden, block):
             return block(hidden, shared, None, Packed(), ())[0], None
 
-        # On one CPU so few layers run without a loop.
-        return bound.norm(jax.lax.scan(body, hidden, bound.segments["0"]["0"], unroll=True)[0])
+        return bound.norm(jax.lax.scan(body, hidden, bound.segments["0"]["0"])[0])
 
     def text(f):
         compiled = re.sub(r"metadata=\{[^}]*\}", "", str(jax.jit(f).lower(params).compile().as_text()))
