@@ -26,22 +26,11 @@ def prompts(batch: int) -> Tokens:
 
 def save_model(folder: str) -> None:
     """Weights large enough that the likeliest token stands clear of the next."""
-    import workload
+    from ours import make_decoder
 
-    from llm_jax.models import Decoder, Model, ModelConfig, init_params, save
+    from llm_jax.models import Model, init_params, save
 
-    shape = workload.MODELS["6.8M"]
-    decoder = Decoder(
-        ModelConfig(
-            vocab_size=shape["vocab"],
-            hidden_size=shape["width"],
-            intermediate_size=shape["inner"],
-            num_layers=shape["layers"],
-            num_heads=shape["heads"],
-            max_position_embeddings=2 * (PROMPT + NEW),
-            init_std=0.08,
-        )
-    )
+    decoder = make_decoder("6.8M", max_position_embeddings=2 * (PROMPT + NEW), init_std=0.08)
     save(Model(decoder, init_params(decoder, 0), decoder.config), folder)
 
 

@@ -22,7 +22,8 @@ Step = Callable[[], float]
 ROW = ("tokens", "segment_ids", "positions", "loss_mask")
 
 
-def make_decoder(name: str) -> Decoder:
+def make_decoder(name: str, **more: Any) -> Decoder:
+    """A model of `workload.MODELS`, with further fields of its config."""
     shape = workload.MODELS[name]
     return Decoder(
         ModelConfig(
@@ -31,6 +32,7 @@ def make_decoder(name: str) -> Decoder:
             intermediate_size=shape["inner"],
             num_layers=shape["layers"],
             num_heads=shape["heads"],
+            **more,
         )
     )
 

@@ -40,7 +40,7 @@ def seconds(command: list[str], until: Path | None = None, environment: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--config", default="configs/pretrain.py")
+    parser.add_argument("--config", default=str(Path(__file__).parents[2] / "configs" / "pretrain.py"))
     options = parser.parse_args()
     run = [sys.executable, "-m", "llm_jax.main"]
     print("| | median s | quartiles |\n|---|---|---|")

@@ -1,8 +1,8 @@
 """Attention in tiles by plain XLA: memory linear in length, blocks that nobody sees are never computed.
 
-A few rows of the batch at a time (so that a tile stays in the cache of a CPU core), then a loop over blocks of
-queries, then over the blocks of keys between the first and the last that any of these queries may see. The bounds
-come from positions, segment ids and ranges at run time; for a mask without data they are constants.
+A few rows of the batch at a time (`bounds.TILE_BYTES`), then a loop over blocks of queries, then over the blocks of
+keys between the first and the last that any of these queries may see. The bounds come from positions, segment ids and
+ranges at run time; for a mask without data they are constants.
 """
 
 from typing import NamedTuple
