@@ -16,7 +16,13 @@ from pathlib import Path
 
 from sides import quartiles
 
-OVERRIDES = ("train.steps=1", "train.log_every=1", "train.checkpoint.export=false", "task_eval.problems=0")
+OVERRIDES = (
+    "train.steps=1",
+    "train.optimizer.warmup_steps=0",
+    "train.log_every=1",
+    "train.checkpoint.export=false",
+    "task_eval.problems=0",
+)
 
 
 def seconds(command: list[str], until: Path | None = None, environment: dict[str, str] | None = None) -> float:
