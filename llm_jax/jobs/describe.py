@@ -17,7 +17,7 @@ from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.families import family
+from llm_jax.models.flops import flops_per_token
 from llm_jax.models.loading import read_model_config
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import abstract_plan, check_divides
@@ -109,11 +109,10 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
     """
     model, train = setting.model.resolved(), setting.train
     decoder = Decoder(model, remat=train.remat)
-    flops = family(model.family).flops_per_token
     parts = parameters_by_part(decoder)
     dtype, sequences = train.compute_dtype, train.batch_size if batch is None else batch
     one, two = (_cache_bytes(model, 1, length, dtype) for length in (1, 2))
-    forward = flops(model, setting.window)
+    forward = flops_per_token(model, setting.window)
     return {
         "model": setting.label,
         "family": model.family,
@@ -124,8 +123,8 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
             "forward": forward,
             "training": PER_TRAINING_STEP * forward,
             # A query over k keys costs what one costs on average in a sequence of 2k - 1 tokens.
-            "decoding_first": flops(model, 1),
-            "decoding_last": flops(model, 2 * setting.window - 1),
+            "decoding_first": flops_per_token(model, 1),
+            "decoding_last": flops_per_token(model, 2 * setting.window - 1),
         },
         "cache": {
             "dtype": dtype,

@@ -20,7 +20,7 @@ from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architect
 from llm_jax.jobs.regularization import check_regularization
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.families import family
+from llm_jax.models.flops import flops_per_token
 from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.remote import fetch, is_remote, local_copy, publish, to_path
@@ -248,7 +248,7 @@ def fit(
             regroup=regroup,
             logging=s.config.logging,
             profile=s.config.profile,
-            flops_per_token=3 * family(s.decoder.config.family).flops_per_token(s.decoder.config, s.config.data.window),
+            flops_per_token=3 * flops_per_token(s.decoder.config, s.config.data.window),
         )
     )
 

@@ -42,9 +42,9 @@ def check(node: "Node") -> None:
             if getattr(config, name) != default:
                 raise UserError(f"{name}.* is set, but it comes from init_from={config.init_from}")
     else:
-        family(config.model.family)
         # The size of a vocabulary that is still to be trained is the one thing not known yet.
-        dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1).resolved()
+        known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
+        family(config.model.family).check(known)
         check_shapes(config, make_plan(config.mesh), config.model)
         check_bpe_size(config.tokenizer.vocab_size)
     path, default = config.tokenizer.path, TokenizerConfig()

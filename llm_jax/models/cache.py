@@ -1,5 +1,5 @@
-"""What attention sees of the past: `attend(q, k, v, meta)`. `Packed` keeps nothing; `ContiguousCache` keeps it all;
-`SlidingCache` keeps as much as a window shows."""
+"""What attention sees of the past: `attend(q, k, v, meta, scoring)`. `Packed` keeps nothing; `ContiguousCache` keeps it
+all; `SlidingCache` keeps as much as a window shows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from llm_jax import kernels
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.noise import Dropout
+from llm_jax.models.segments import layer_specs
 from llm_jax.sharding import on_shards
 
 QUERIES, KEYS = ("batch", "length", "heads", None), ("batch", "length", "kv_heads", None)
@@ -36,36 +37,73 @@ class Meta:
     """Tokens of each row already in the cache; None means none."""
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["alibi_slopes", "sinks"], meta_fields=["scale", "softcap"])
+@dataclass(frozen=True)
+class Scoring:
+    """How a query scores keys, beside their product; see `kernels.flash_attention`."""
+
+    scale: float | None = None
+    """Of the product; None means head_dim ** -0.5."""
+    softcap: float | None = None
+    alibi_slopes: Float[Array, " N"] | None = None
+    sinks: Float[Array, " N"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The static part, by the names of the kernels' arguments."""
+        return {"scale": self.scale, "softcap": self.softcap}
+
+    @property
+    def arrays(self) -> dict[str, Array | None]:
+        """The rest."""
+        return {"alibi_slopes": self.alibi_slopes, "sinks": self.sinks}
+
+    @property
+    def axes(self) -> dict[str, tuple[str] | None]:
+        """Logical axes of `arrays`."""
+        return {name: None if x is None else ("heads",) for name, x in self.arrays.items()}
+
+
+PLAIN = Scoring()
+
+
 class Cache(Protocol):
-    def attend(self, q: Array, k: Array, v: Array, meta: Meta) -> tuple[Array, Cache]:
+    def attend(self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN) -> tuple[Array, Cache]:
         """q[B,T,N,H], k, v[B,T,K,H] of the new tokens -> what they attend to [B,T,N,H], and the cache with them in."""
         ...
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["dropout"], meta_fields=["window"])
+@partial(jax.tree_util.register_dataclass, data_fields=["dropout"], meta_fields=["window", "chunk"])
 @dataclass(frozen=True)
 class Packed:
     """No past: tokens attend causally within their own document of the same row. Used by training and scoring."""
 
     window: int | None = None
     """Tokens that a token sees, itself included; None means all before it."""
+    chunk: int | None = None
+    """Positions of a chunk, beyond which no token sees; None means there are none."""
     dropout: Dropout | None = None
     """Of attention weights, with keys [B]; the plain attention then runs, the only one that has it."""
 
-    def attend(self, q: Array, k: Array, v: Array, meta: Meta) -> tuple[Array, Packed]:
-        options: dict[str, Any] = {"window": self.window}
+    def attend(self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN) -> tuple[Array, Packed]:
+        options: dict[str, Any] = {"window": self.window, "chunk": self.chunk, **scoring.options}
         if self.dropout is not None:
             options |= {"dropout_rate": self.dropout.rate, "implementation": "reference"}
+        # Chunks are counted from the start of a document; the other masks are the same by index.
+        positions = None if self.chunk is None else meta.positions
 
-        def attention(q: Array, k: Array, v: Array, segment_ids: Array | None, keys: Array | None) -> Array:
-            return kernels.flash_attention(q, k, v, causal=True, segment_ids=segment_ids, dropout_keys=keys, **options)
+        def attention(
+            q: Array, k: Array, v: Array, at: Array | None, segment_ids: Array | None, keys: Array | None, more: Any
+        ) -> Array:
+            where = {"segment_ids": segment_ids, "q_positions": at, "kv_positions": at}
+            return kernels.flash_attention(q, k, v, causal=True, dropout_keys=keys, **where, **options, **more)
 
-        segments = None if meta.segment_ids is None else TOKENS
+        at, segments = (None if x is None else TOKENS for x in (positions, meta.segment_ids))
         keys, keys_axes = None, None
         if self.dropout is not None:
             keys, keys_axes = self.dropout.of_heads(q.shape[2]), ("batch", "heads", None)
-        on = on_shards(attention, (QUERIES, KEYS, KEYS, segments, keys_axes), QUERIES)
-        return on(q, k, v, meta.segment_ids, keys), self
+        on = on_shards(attention, (QUERIES, KEYS, KEYS, at, segments, keys_axes, scoring.axes), QUERIES)
+        return on(q, k, v, positions, meta.segment_ids, keys, scoring.arrays), self
 
 
 def with_dropout(cache: Cache, dropout: Dropout) -> Packed:
@@ -75,7 +113,7 @@ def with_dropout(cache: Cache, dropout: Dropout) -> Packed:
     return replace(cache, dropout=dropout)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["chunk"])
 @dataclass(frozen=True)
 class ContiguousCache:
     """One row of slots per sequence: the token at position p lives in slot p; one past the last slot is not kept.
@@ -86,29 +124,36 @@ class ContiguousCache:
 
     k: Float[Array, "B K S H"]
     v: Float[Array, "B K S H"]
+    chunk: int | None = None
+    """Positions of a chunk, beyond which no token sees; None means there are none."""
 
     @property
     def window(self) -> None:
         return None
 
-    def attend(self, q: Array, k: Array, v: Array, meta: Meta) -> tuple[Array, ContiguousCache]:
+    def attend(
+        self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN
+    ) -> tuple[Array, ContiguousCache]:
         new = self.write(k, v, meta)
         if q.shape[1] == 1:
-            return attend_slots(q, new.k, new.v, meta.positions[:, 0] + 1), new
+            at = meta.positions[:, 0]
+            starts = None if self.chunk is None else at // self.chunk * self.chunk
+            return attend_slots(q, new.k, new.v, at + 1, starts, scoring), new
 
-        def attention(q: Array, k: Array, v: Array, positions: Array) -> Array:
+        def attention(q: Array, k: Array, v: Array, positions: Array, more: Any) -> Array:
             slots = jnp.broadcast_to(jnp.arange(k.shape[2], dtype=jnp.int32), (k.shape[0], k.shape[2]))
             k, v = (jnp.swapaxes(x, 1, 2).astype(q.dtype) for x in (k, v))
-            return kernels.flash_attention(q, k, v, causal=True, q_positions=positions, kv_positions=slots)
+            options = {"chunk": self.chunk, "q_positions": positions, "kv_positions": slots, **scoring.options}
+            return kernels.flash_attention(q, k, v, causal=True, **options, **more)
 
-        on = on_shards(attention, (QUERIES, KEPT, KEPT, TOKENS), QUERIES)
-        return on(q, new.k, new.v, meta.positions), new
+        on = on_shards(attention, (QUERIES, KEPT, KEPT, TOKENS, scoring.axes), QUERIES)
+        return on(q, new.k, new.v, meta.positions, scoring.arrays), new
 
     def write(self, k: Array, v: Array, meta: Meta) -> ContiguousCache:
         """The cache with k, v[B,T,K,H] of the call's tokens in."""
         size = self.k.shape[2]
         slots = meta.positions if meta.segment_ids is None else jnp.where(meta.segment_ids > 0, meta.positions, size)
-        return ContiguousCache(write_slots(self.k, k, slots), write_slots(self.v, v, slots))
+        return replace(self, k=write_slots(self.k, k, slots), v=write_slots(self.v, v, slots))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["window"])
@@ -125,25 +170,29 @@ class SlidingCache:
     window: int
     """Tokens that a token sees, itself included."""
 
-    def attend(self, q: Array, k: Array, v: Array, meta: Meta) -> tuple[Array, SlidingCache]:
+    def attend(self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN) -> tuple[Array, SlidingCache]:
         new = self.write(k, v, meta)
         if q.shape[1] == 1:
             # A full ring holds the window's tokens and no others: all its slots are seen.
-            return attend_slots(q, new.k, new.v, jnp.minimum(meta.positions[:, 0] + 1, self.k.shape[2])), new
+            seen = jnp.minimum(meta.positions[:, 0] + 1, self.k.shape[2])
+            return attend_slots(q, new.k, new.v, seen, None, scoring), new
 
         # The first new tokens still see what the last ones have overwritten: past and present side by side.
         present = meta.positions if meta.segment_ids is None else jnp.where(meta.segment_ids > 0, meta.positions, FAR)
         kv_positions = jnp.concatenate([self._held(meta.positions[:, 0]), present], axis=1)
 
-        def attention(q: Array, k: Array, v: Array, kept_k: Array, kept_v: Array, at: Array, kv_at: Array) -> Array:
+        def attention(
+            q: Array, k: Array, v: Array, kept_k: Array, kept_v: Array, at: Array, kv_at: Array, more: Any
+        ) -> Array:
             k, v = (
                 jnp.concatenate([jnp.swapaxes(kept, 1, 2).astype(q.dtype), x], axis=1)
                 for kept, x in ((kept_k, k), (kept_v, v))
             )
-            return kernels.flash_attention(q, k, v, causal=True, window=self.window, q_positions=at, kv_positions=kv_at)
+            options = {"window": self.window, "q_positions": at, "kv_positions": kv_at, **scoring.options}
+            return kernels.flash_attention(q, k, v, causal=True, **options, **more)
 
-        on = on_shards(attention, (QUERIES, KEYS, KEYS, KEPT, KEPT, TOKENS, TOKENS), QUERIES)
-        return on(q, k, v, self.k, self.v, meta.positions, kv_positions), new
+        on = on_shards(attention, (QUERIES, KEYS, KEYS, KEPT, KEPT, TOKENS, TOKENS, scoring.axes), QUERIES)
+        return on(q, k, v, self.k, self.v, meta.positions, kv_positions, scoring.arrays), new
 
     def write(self, k: Array, v: Array, meta: Meta) -> SlidingCache:
         """The cache with k, v[B,T,K,H] of the call's tokens in: of more than fit, the last."""
@@ -171,20 +220,31 @@ class Empty:
 
     cache: ContiguousCache | SlidingCache
 
-    def attend(self, q: Array, k: Array, v: Array, meta: Meta) -> tuple[Array, ContiguousCache | SlidingCache]:
-        out, _ = Packed(self.cache.window).attend(q, k, v, meta)
+    def attend(
+        self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN
+    ) -> tuple[Array, ContiguousCache | SlidingCache]:
+        chunk = self.cache.chunk if isinstance(self.cache, ContiguousCache) else None
+        out, _ = Packed(self.cache.window, chunk).attend(q, k, v, meta, scoring)
         return out, self.cache.write(k, v, meta)
 
 
 def attend_slots(
-    q: Float[Array, "B 1 N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], lengths: Int[Array, " B"]
+    q: Float[Array, "B 1 N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    lengths: Int[Array, " B"],
+    starts: Int[Array, " B"] | None,
+    scoring: Scoring,
 ) -> Float[Array, "B 1 N H"]:
-    """What one token per row attends to: the first `lengths[b]` slots."""
+    """What one token per row attends to: slots `starts[b]` (None: 0) to `lengths[b]`."""
 
-    def attention(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-        return kernels.decode_attention(q[:, 0], k.astype(q.dtype), v.astype(q.dtype), lengths)[:, None]
+    def attention(q: Array, k: Array, v: Array, lengths: Array, starts: Array | None, more: Any) -> Array:
+        k, v, options = k.astype(q.dtype), v.astype(q.dtype), scoring.options
+        return kernels.decode_attention(q[:, 0], k, v, lengths, starts=starts, **options, **more)[:, None]
 
-    return on_shards(attention, (QUERIES, KEPT, KEPT, ("batch",)), QUERIES)(q, k, v, lengths)
+    rows = ("batch",)
+    on = on_shards(attention, (QUERIES, KEPT, KEPT, rows, None if starts is None else rows, scoring.axes), QUERIES)
+    return on(q, k, v, lengths, starts, scoring.arrays)
 
 
 def write_slots(
@@ -212,17 +272,19 @@ def init_caches(
 ) -> tuple[ContiguousCache | SlidingCache, ...]:
     """Empty caches for every layer: `batch` rows of `max_len` slots, K heads of H numbers each for keys and values.
 
-    Of a model with a window they have no more slots than it shows.
+    Those of sliding layers have no more slots than their window shows.
     """
     config = config.resolved()
-    slots = max_len if config.window is None else min(max_len, config.window)
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
 
-    def cache() -> ContiguousCache | SlidingCache:
+    def cache(sees: str) -> ContiguousCache | SlidingCache:
+        slots = min(max_len, config.window) if sees == "sliding" and config.window else max_len
+        shape = (batch, config.num_kv_heads, slots, config.head_dim)
         k, v = (jnp.zeros(shape, dtype) for _ in range(2))  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return ContiguousCache(k, v) if config.window is None else SlidingCache(k, v, config.window)
+        if sees == "sliding" and config.window:
+            return SlidingCache(k, v, config.window)
+        return ContiguousCache(k, v, config.chunk if sees == "chunked" else None)
 
-    return tuple(cache() for _ in range(config.num_layers))
+    return tuple(cache(spec.sees) for spec in layer_specs(config))
 
 
 def grown[C: ContiguousCache | SlidingCache](cache: C, max_len: int) -> C:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from llm_jax.base.errors import UserError
 
@@ -13,6 +14,60 @@ POSITIVE = (
     "num_heads",
     "max_position_embeddings",
 )
+MULTIPLIERS = ("embed_scale", "residual_scale", "logit_scale")
+
+Sight = Literal["full", "sliding", "chunked"]
+"""What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Rotary angles beyond the trained length; which fields count depends on the kind."""
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    factor: float = 1.0
+    """How many times the trained length."""
+    original_length: int | None = None
+    """`original_max_position_embeddings`: the trained length, in tokens (yarn, llama3, longrope)."""
+    attention_factor: float | None = None
+    """Multiplies queries and keys (yarn, longrope); None takes the paper's formula."""
+    beta_fast: float = 32.0
+    """Turns in the trained length above which yarn keeps a frequency."""
+    beta_slow: float = 1.0
+    """Turns in the trained length below which yarn interpolates."""
+    mscale: float | None = None
+    """DeepSeek's weight of the logarithm in yarn's attention factor."""
+    mscale_all_dim: float | None = None
+    """The same in its denominator."""
+    truncate: bool = True
+    """Whether yarn rounds the range between kept and interpolated to whole pairs."""
+    low_freq_factor: float = 1.0
+    """Turns below which llama3 stretches."""
+    high_freq_factor: float = 4.0
+    """Turns above which llama3 keeps a frequency."""
+    short_factor: tuple[float, ...] = ()
+    """Of longrope, one per pair, up to the trained length."""
+    long_factor: tuple[float, ...] = ()
+    """Of longrope beyond it."""
+
+    def check(self, pairs: int) -> None:
+        """Raises UserError for values that give no angles. `pairs`: how many turn in a head."""
+        where = f"model.rope_scaling ({self.kind})"
+        if not 0 < self.factor < math.inf:
+            raise UserError(f"{where}: factor is {self.factor}, it has to be a positive number")
+        if self.kind in ("yarn", "llama3", "longrope") and (self.original_length is None or self.original_length < 2):
+            raise UserError(f"{where}: original_length is {self.original_length}, it has to be at least 2")
+        if self.kind == "yarn" and not 0 < self.beta_slow <= self.beta_fast:
+            raise UserError(f"{where}: beta_slow={self.beta_slow} has to be in (0, beta_fast={self.beta_fast}]")
+        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise UserError(f"{where}: low_freq_factor={self.low_freq_factor} has to be below {self.high_freq_factor}")
+        if self.kind == "dynamic" and pairs < 2:
+            raise UserError(f"{where}: needs at least 2 pairs of coordinates that turn")
+        if self.kind == "longrope":
+            for name in ("short_factor", "long_factor"):
+                factors = getattr(self, name)
+                if len(factors) != pairs or not all(0 < x < math.inf for x in factors):
+                    raise UserError(f"{where}: {name} has to be {pairs} positive numbers, one per pair that turns")
 
 
 @dataclass(frozen=True)
@@ -35,51 +90,147 @@ class ModelConfig:
     """H; None means hidden_size / num_heads."""
     max_position_embeddings: int = 2048
     """Longest sequence the model is meant for, in tokens."""
+
     window: int | None = None
-    """Tokens that a token sees, itself included; None means all before it. `sliding_window` of the mistral family."""
+    """Tokens that a token of a sliding layer sees, itself included."""
+    chunk: int | None = None
+    """Tokens of a chunk, of chunked layers (Llama 4): a token sees those of its own chunk before it."""
+    sights: tuple[Sight, ...] | None = None
+    """What each layer's attention sees; None means sliding in all layers where there is a window, full where not."""
+
+    positions: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = "rope"
+    """How the model knows the order of tokens."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    local_rope_theta: float | None = None
+    """The base in sliding layers, unscaled; None means rope_theta, scaled as elsewhere."""
+    rope_scaling: RopeScaling | None = None
+    """Rotary angles beyond the trained length."""
+    rope_dim: int | None = None
+    """Coordinates of a head that turn, the first ones; None means all."""
+    rope_interleaved: bool = False
+    """Whether neighbours are turned together, (0, 1), (2, 3), …; otherwise (0, R/2), (1, R/2 + 1), …"""
+    rope_layers: tuple[bool, ...] | None = None
+    """Which layers turn queries and keys at all; None means all of them."""
+
+    norm: Literal["rms", "rms_offset", "layer", "layer_unbiased"] = "rms"
+    """RMSNorm; the same with weights stored less 1 (Gemma); LayerNorm with bias; LayerNorm without (Cohere)."""
     norm_eps: float = 1e-5
-    """Added to the mean square inside RMSNorm."""
+    """Added to the mean square, or variance, inside of norms."""
+    norm_at: Literal["pre", "output", "sandwich", "post"] = "pre"
+    """Where a layer norms: what goes into a sublayer; what comes out of it (OLMo 2); both (Gemma 2); the sum (2017)."""
+    parallel: Literal["no", "one_norm", "two_norms"] = "no"
+    """Attention and feed-forward side by side on the layer's input, after one norm or one each (GPT-NeoX)."""
+    embed_norm: bool = False
+    """A norm right after the embedding (BLOOM)."""
+    embed_scale: float = 1.0
+    """Multiplies token vectors."""
+    residual_scale: float = 1.0
+    """Multiplies what a sublayer adds to the residual stream (Granite)."""
+    logit_scale: float = 1.0
+    """Multiplies logits."""
+    logit_softcap: float | None = None
+    """Logits become c tanh(logits / c) (Gemma 2)."""
     tie_embeddings: bool = False
     """Whether the output head is the transposed embedding."""
+
+    qk_norm: Literal["none", "head", "whole"] = "none"
+    """RMSNorm of queries and keys before they turn: of each head (Qwen 3), or of all heads at once (OLMo 2)."""
+    query_scale: float | None = None
+    """Multiplies attention's scores; None means head_dim ** -0.5."""
+    attention_softcap: float | None = None
+    """Scores become c tanh(scores / c) (Gemma 2)."""
+    sinks: bool = False
+    """A learned logit per head that takes part in the softmax and has no value (gpt-oss)."""
     attention_bias: bool = False
-    """Biases on the q, k, v and o projections."""
+    """Biases on the q, k and v projections."""
+    output_bias: bool | None = None
+    """Bias on the o projection; None means as attention_bias says."""
+
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    """Of the feed-forward layer."""
+    gated: bool = True
+    """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
     mlp_bias: bool = False
     """Biases on the feed-forward projections."""
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
     """The same for the embedding; None means init_std."""
+    depth_scaled_init: bool = False
+    """Whether what adds to the residual stream (o, down) starts smaller by (2 L) ** -0.5 (GPT-2)."""
 
     def resolved(self) -> "ModelConfig":
-        """The same with `num_kv_heads`, `head_dim` and `embed_init_std` filled in.
+        """The same with all that follows from other fields filled in (heads, sizes, sights, scales).
 
-        Raises UserError for sizes that no decoder can have.
+        Raises UserError for values that no decoder can have.
         """
         for name in POSITIVE:
             value = getattr(self, name)
             if value is None or not 1 <= value < 2**31:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
-        if not 0 < self.rope_theta < math.inf:
-            raise UserError(f"model.rope_theta is {self.rope_theta}, it has to be a positive number")
         for name in ("norm_eps", "init_std", "embed_init_std"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UserError(f"model.{name} is {value}, it has to be a number of at least 0")
+        for name in MULTIPLIERS:
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"model.{name} is {getattr(self, name)}, it has to be a finite number")
+        for name in ("rope_theta", "local_rope_theta", "query_scale", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"model.{name} is {value}, it has to be a positive number")
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if kv_heads < 1 or self.num_heads % kv_heads:
             raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={self.num_heads}")
         if self.head_dim is None and self.hidden_size % self.num_heads:
             raise UserError(f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}")
         head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
-        if not 2 <= head_dim < 2**31 or head_dim % 2:
-            raise UserError(f"model.head_dim is {head_dim}, rotary positions need an even number that fits 32 bits")
-        if self.window is not None and self.window < 1:
-            raise UserError(f"model.window is {self.window}, it has to be a positive number or None")
-        if self.window is not None and self.family == "llama":
-            raise UserError(f"model.window={self.window}: the llama family has none; take model.family=mistral")
-        if self.family == "mistral" and (self.attention_bias or self.mlp_bias):
-            raise UserError("model.attention_bias, model.mlp_bias: the mistral family has no biases")
-        embed_std = self.init_std if self.embed_init_std is None else self.embed_init_std
-        return replace(self, num_kv_heads=kv_heads, head_dim=head_dim, embed_init_std=embed_std)
+        if not 1 <= head_dim < 2**31:
+            raise UserError(f"model.head_dim is {head_dim}, it has to be a positive number that fits 32 bits")
+        return replace(
+            self,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            sights=self._sights(),
+            rope_dim=self._rope_dim(head_dim),
+            rope_layers=self._rope_layers(),
+            embed_init_std=self.init_std if self.embed_init_std is None else self.embed_init_std,
+            output_bias=self.attention_bias if self.output_bias is None else self.output_bias,
+        )
+
+    def _sights(self) -> tuple[Sight, ...]:
+        sights = self.sights
+        if sights is None:
+            sights = (("full" if self.window is None else "sliding"),) * self.num_layers
+        if len(sights) != self.num_layers:
+            raise UserError(f"model.sights has {len(sights)} entries for model.num_layers={self.num_layers}")
+        for name, sight in (("window", "sliding"), ("chunk", "chunked")):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 2**31:
+                raise UserError(f"model.{name} is {value}, it has to be a positive number or None")
+            if value is None and sight in sights:
+                raise UserError(f"model.sights: layer {sights.index(sight)} is {sight}, and model.{name} is None")
+        return sights
+
+    def _rope_dim(self, head_dim: int) -> int | None:
+        if self.positions != "rope":
+            for name in ("rope_scaling", "rope_dim", "rope_layers", "local_rope_theta"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"model.{name} is for model.positions=rope, which is {self.positions}")
+            return None
+        dim = head_dim if self.rope_dim is None else self.rope_dim
+        if not 2 <= dim <= head_dim or dim % 2:
+            name = "head_dim" if self.rope_dim is None else "rope_dim"
+            raise UserError(f"model.{name} is {dim}, rotary positions need an even number of at most {head_dim}")
+        if self.rope_scaling is not None:
+            self.rope_scaling.check(dim // 2)
+        return dim
+
+    def _rope_layers(self) -> tuple[bool, ...] | None:
+        if self.positions != "rope":
+            return None
+        layers = (True,) * self.num_layers if self.rope_layers is None else self.rope_layers
+        if len(layers) != self.num_layers:
+            raise UserError(f"model.rope_layers has {len(layers)} entries for model.num_layers={self.num_layers}")
+        return layers

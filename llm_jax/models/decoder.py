@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llm_jax.base.errors import UserError
+from llm_jax.models.attention import Attention
 from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.layers import RESIDUAL, Attention, Embedding, Linear, RMSNorm, SwiGLU
+from llm_jax.models.feed_forward import FeedForward
+from llm_jax.models.layers import RESIDUAL, Embedding, Linear
+from llm_jax.models.norms import Norm, make_norm
 from llm_jax.models.parameter import stack
 from llm_jax.models.remat import REMAT
-from llm_jax.models.rope import Rotation, rotation
-from llm_jax.models.segments import Grouping, Layout, Segment, group, layer_specs, layout_of, regroup
+from llm_jax.models.rope import Rope, Rotation, rotation
+from llm_jax.models.segments import Grouping, LayerSpec, Layout, Segment, group, layer_specs, layout_of, regroup
+from llm_jax.models.shared import Shared
 from llm_jax.models.weights import in_compute
 from llm_jax.sharding import constrain
 
@@ -26,21 +30,22 @@ TAPS = ("hidden", "attention_out", "mlp_out")
 LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout")
 
 
-class Shared(NamedTuple):
-    """What all layers of a call read: computed once."""
-
-    rope: Rotation
-    meta: Meta
-
-
 class Block(nnx.Module):
-    """A pre-norm layer: attention, then feed-forward, each added to the residual stream."""
+    """A layer: attention and feed-forward, each added to the residual stream, with norms where the model has them."""
 
-    def __init__(self, config: ModelConfig):
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = SwiGLU(config)
+    def __init__(self, config: ModelConfig, spec: LayerSpec):
+        def norm(wanted: bool) -> Norm | None:
+            return make_norm(config) if wanted else None
+
+        pre, out = config.norm_at in ("pre", "sandwich"), config.norm_at in ("output", "sandwich")
+        post = config.norm_at == "post"
+        self.attention_norm = norm(pre or post)
+        self.attention = Attention(config, spec)
+        self.attention_out_norm = norm(out)
+        self.mlp_norm = norm((pre or post) and config.parallel != "one_norm")
+        self.mlp = FeedForward(config)
+        self.mlp_out_norm = norm(out)
+        self.pre, self.post, self.parallel, self.scale = pre, post, config.parallel, config.residual_scale
 
     def __call__(
         self, hidden: Array, shared: Shared, layer_inputs: Mapping[str, Any] | None, cache: Cache, taps: Sequence[str]
@@ -49,15 +54,32 @@ class Block(nnx.Module):
         inputs = layer_inputs or {}
         if "attention_dropout" in inputs:
             cache = with_dropout(cache, inputs["attention_dropout"])
+
+        def added(out: Array, norm: Norm | None, site: int) -> Array:
+            """What a sublayer adds to the residual stream."""
+            out = out if norm is None else norm(out)
+            if "residual_dropout" in inputs:
+                out = inputs["residual_dropout"](out, site)
+            return out if self.scale == 1.0 else out * self.scale
+
+        def after(hidden: Array, norm: Norm | None) -> Array:
+            hidden = constrain(hidden, RESIDUAL)
+            return norm(hidden) if self.post and norm is not None else hidden
+
+        def before(hidden: Array, norm: Norm | None) -> Array:
+            return norm(hidden) if self.pre and norm is not None else hidden
+
         hidden = constrain(hidden, RESIDUAL)
-        attention_out, cache = self.attention(self.attention_norm(hidden), shared.rope, cache, shared.meta)
-        if "residual_dropout" in inputs:
-            attention_out = inputs["residual_dropout"](attention_out, 0)
-        hidden = constrain(hidden + attention_out, RESIDUAL)
-        mlp_out = self.mlp(self.mlp_norm(hidden))
-        if "residual_dropout" in inputs:
-            mlp_out = inputs["residual_dropout"](mlp_out, 1)
-        hidden = constrain(hidden + mlp_out, RESIDUAL)
+        normed = before(hidden, self.attention_norm)
+        attention_out, cache = self.attention(normed, shared, cache)
+        attention_out = added(attention_out, self.attention_out_norm, 0)
+        if self.parallel == "no":
+            hidden = after(hidden + attention_out, self.attention_norm)
+        mlp_out = self.mlp(normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm))
+        mlp_out = added(mlp_out, self.mlp_out_norm, 1)
+        if self.parallel != "no":
+            hidden = hidden + attention_out
+        hidden = after(hidden + mlp_out, self.mlp_norm)
         if "residual" in inputs:
             hidden = hidden + inputs["residual"].astype(hidden.dtype)
         seen = {"hidden": hidden, "attention_out": attention_out, "mlp_out": mlp_out}
@@ -85,13 +107,18 @@ class Decoder(nnx.Module):
         self.remat = remat
         self.groups: tuple[Segment, ...] = group(layer_specs(config), segments)
         self.embed = Embedding(config.vocab_size, config.hidden_size, config.embed_init_std)  # type: ignore[arg-type]
+        if config.positions == "learned":
+            self.position_embed = Embedding(config.max_position_embeddings, config.hidden_size, config.init_std)
+        self.embed_norm = make_norm(config) if config.embed_norm else None
         self.segments = nnx.Dict(
             {
-                str(s): nnx.Dict({str(i): stack(Block(config), segment.repeats) for i in range(len(segment.block))})
+                str(s): nnx.Dict(
+                    {str(i): stack(Block(config, spec), segment.repeats) for i, spec in enumerate(segment.block)}
+                )
                 for s, segment in enumerate(self.groups)
             }
         )
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = make_norm(config)
         if not config.tie_embeddings:
             self.head = Linear(
                 config.hidden_size,
@@ -132,9 +159,8 @@ class Decoder(nnx.Module):
             meta = Meta(positions, segment_ids)
         elif positions is not None or segment_ids is not None:
             raise UserError("positions and segment_ids are part of meta when meta is given")
-        assert self.config.head_dim is not None
-        shared = Shared(rotation(meta.positions, self.config.head_dim, self.config.rope_theta), meta)
-        hidden = constrain(self.embed(tokens), RESIDUAL)
+        shared = self._shared(meta)
+        hidden = self._embedded(tokens, meta)
         if embedding_noise is not None:
             hidden = constrain(hidden + embedding_noise.astype(hidden.dtype), RESIDUAL)
         collected, new_caches = [], []
@@ -142,7 +168,7 @@ class Decoder(nnx.Module):
             blocks = [self.segments[str(s)][str(i)] for i in range(len(segment.block))]
             inputs = _inputs_of(segment, layer_inputs)
             if caches is None:
-                packed = Packed(self.config.window)
+                packed = [self._packed(spec) for spec in segment.block]
                 run = partial(_scan, packed=packed, repeats=segment.repeats, remat=self.remat)
                 hidden, seen = run(blocks, hidden, shared, inputs, tuple(taps))
             else:
@@ -153,6 +179,40 @@ class Decoder(nnx.Module):
             collected.append(seen)
         aux = {"taps": {name: jnp.concatenate([seen[name] for seen in collected]) for name in taps}}
         return self.norm(hidden), tuple(new_caches) if caches is not None else None, aux
+
+    def _shared(self, meta: Meta) -> Shared:
+        used = {spec.rope for segment in self.groups for spec in segment.block}
+
+        def turn(name: str, local: bool) -> Rotation | None:
+            rope = Rope.of(self.config, local=local)
+            return rotation(rope, meta.positions, meta.segment_ids) if name in used else None
+
+        if self.config.positions != "rope":
+            return Shared(meta, None, None)
+        return Shared(meta, turn("all", False), turn("local", True))
+
+    def _embedded(self, tokens: Array, meta: Meta) -> Float[Array, "B T D"]:
+        """Token vectors as they enter the first layer."""
+        config = self.config
+        hidden = self.embed(tokens)
+        if config.embed_scale != 1.0:
+            hidden = hidden * jnp.array(config.embed_scale, hidden.dtype)
+        if config.positions == "learned":
+            if tokens.shape[1] > config.max_position_embeddings:
+                raise UserError(
+                    f"{tokens.shape[1]} tokens are more than the {config.max_position_embeddings} learned positions"
+                )
+            hidden = hidden + self.position_embed(meta.positions)
+        if config.positions == "sinusoidal":
+            hidden = hidden + sinusoids(meta.positions, config.hidden_size).astype(hidden.dtype)
+        hidden = constrain(hidden, RESIDUAL)
+        return hidden if self.embed_norm is None else self.embed_norm(hidden)
+
+    def _packed(self, spec: LayerSpec) -> Packed:
+        config = self.config
+        return Packed(
+            config.window if spec.sees == "sliding" else None, config.chunk if spec.sees == "chunked" else None
+        )
 
     def head_weight(self) -> Float[Array, "D V"]:
         """The output head in compute dtype; of tied models the transposed embedding."""
@@ -165,6 +225,10 @@ class Decoder(nnx.Module):
         weight = self.head_weight()
         precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
         out = jnp.einsum("btd,dv->btv", hidden, weight, precision=precision, preferred_element_type=jnp.float32)
+        if self.config.logit_scale != 1.0:
+            out = out * self.config.logit_scale
+        if self.config.logit_softcap is not None:
+            out = self.config.logit_softcap * jnp.tanh(out / self.config.logit_softcap)
         return constrain(out, ("batch", "length", "vocab"))
 
 
@@ -192,18 +256,20 @@ def _scan(
     inputs: Any,
     taps: tuple[str, ...],
     *,
-    packed: Packed,
+    packed: Sequence[Packed],
     repeats: int,
     remat: str,
 ) -> tuple[Array, dict[str, Array]]:
     """A segment without a past: its repeats by `lax.scan`, a single one directly."""
-    apply: Callable = REMAT[remat](partial(_apply, cache=packed, taps=taps), scanned=repeats > 1)
+    apply: list[Callable] = [
+        REMAT[remat](partial(_apply, cache=cache, taps=taps), scanned=repeats > 1) for cache in packed
+    ]
 
     def body(hidden: Array, xs: tuple[list[Block], Any]) -> tuple[Array, dict[str, Array]]:
         blocks, inputs = xs
         seen = []
         for i, block in enumerate(blocks):
-            hidden, _, tapped = apply(block, hidden, shared, _row(inputs, i))
+            hidden, _, tapped = apply[i](block, hidden, shared, _row(inputs, i))
             seen.append(tapped)
         return hidden, {name: jnp.stack([tapped[name] for tapped in seen]) for name in taps}
 
@@ -225,6 +291,13 @@ def _step(
         seen.append(tapped)
         kept.append(cache)
     return hidden, {name: jnp.stack([tapped[name] for tapped in seen]) for name in taps}, kept
+
+
+def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
+    """Vaswani et al. 2017 (arXiv:1706.03762), section 3.5: sines at even places, cosines at odd ones."""
+    angles = positions[..., None].astype(jnp.float32) / 10000.0 ** (jnp.arange(0, width, 2) / width)
+    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return waves.reshape(*positions.shape, -1)[..., :width]
 
 
 def layout(decoder: Decoder) -> Layout:

@@ -37,7 +37,8 @@ def token_scores(
     def scores(hidden: Array, head: Array, targets: Array, mask: Array) -> dict[str, Array]:
         size = head.shape[1]
         start, vocab = axis_index("vocab") * size, size * axis_size("vocab")
-        local = kernels.partial_linear_cross_entropy(hidden, head, targets - start, mask=mask, outputs=names)
+        options = {"scale": decoder.config.logit_scale, "softcap": decoder.config.logit_softcap}
+        local = kernels.partial_linear_cross_entropy(hidden, head, targets - start, mask=mask, outputs=names, **options)
         whole = across_shards(local, start, vocab)
         if "target_logit" in whole:
             known = (targets >= 0) & (targets < vocab)

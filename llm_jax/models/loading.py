@@ -19,6 +19,8 @@ from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import family, family_for
+from llm_jax.models.families.base import Family
+from llm_jax.models.families.tensors import Tensor
 from llm_jax.models.parameter import abstract_params, bind, declarations
 from llm_jax.models.segments import regroup
 from llm_jax.sharding import check_divides, make_plan, place, storage_shardings, use
@@ -27,7 +29,7 @@ from llm_jax.sharding.plan import Plan
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import to_path
-from llm_jax.storage.safetensors import LazyTensors, write_folder
+from llm_jax.storage.safetensors import LazyTensors, TensorInfo, write_folder
 from llm_jax.storage.workdir import FORMAT, Workdir, is_workdir
 
 TOKENIZER_FILES = (
@@ -132,46 +134,83 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
     fam = family_for(hf)
     config = fam.from_hf(hf)
     decoder = Decoder(config)
-    tensors = LazyTensors(path)
-    names = {name: (ours, layer, transposed) for ours, layer, name, transposed in fam.weight_names(config)}
-    for name in names:
-        if name not in tensors:
-            raise UserError(f"{path} has no tensor {name}")
-    for name in tensors:
-        if name not in names and not fam.is_derived(name, config):
-            raise UserError(f"{path} has a tensor {name} that the {fam.MODEL_TYPE} family does not have")
-    if config.tie_embeddings and "lm_head.weight" in tensors:
-        _check_tied(path, tensors)
-    dtypes = {name: str(tensors.index[name].dtype) for name in names}
-    for name, stored in dtypes.items():
-        if stored not in FLOATS:
-            raise UserError(f"{path}: tensor {name} has dtype {stored}, not one of {', '.join(FLOATS)}")
+    stored = LazyTensors(path)
+    tensors = {fam.canonical(name): name for name in stored}
+    if len(tensors) < len(stored):
+        raise UserError(f"{path} has tensors that are one in two spellings")
+    shapes = flatten(abstract_params(decoder))
+    table = fam.tensors(decoder)
+    _check_tensors(path, fam, decoder, table, shapes, {name: stored.index[tensors[name]] for name in tensors})
+    if config.tie_embeddings and fam.TOP.get("head", "") + ".weight" in tensors:
+        _check_tied(path, {name: stored[tensors[f"{fam.TOP[name]}.weight"]] for name in ("embed", "head")})
+    found = {(ours, tensor.layer): (tensor, i) for tensor in table for i, ours in enumerate(tensor.paths)}
 
-    def read(name: str, wanted: tuple[int, ...]) -> np.ndarray:
-        turned, stored = names[name][2], tensors.index[name].shape
-        if (stored[::-1] if turned else stored) != wanted:
-            asked = wanted[::-1] if turned else wanted
-            raise UserError(f"{path}: tensor {name} has shape {list(stored)}, config.json says {list(asked)}")
-        array = tensors[name].astype(jnp.dtype(dtype))
-        return array.T if turned else array
+    def read(ours: str, layer: int | None) -> np.ndarray:
+        tensor, i = found[ours, layer]
+        sizes = [_inner_shape(shapes, decoder, other, layer) for other in tensor.paths]
+        return tensor.form.read([stored[tensors[name]] for name in tensor.names], sizes)[i]
 
-    found = {(ours, layer): name for name, (ours, layer, _) in names.items()}
-    flat, shapes = {}, flatten(abstract_params(decoder))
-    shardings = _shardings(decoder, plan)
+    flat, shardings = {}, _shardings(decoder, plan)
     for ours, shape in shapes.items():
+        value = np.empty(shape.shape, jnp.dtype(dtype))
         if ours.startswith("segments/"):
             _, segment, position, inner = ours.split("/", 3)
-            layers = decoder.groups[int(segment)].layers(int(position))
-            value = np.stack([read(found[inner, layer], shape.shape[1:]) for layer in layers])
+            for row, layer in enumerate(decoder.groups[int(segment)].layers(int(position))):
+                value[row] = read(inner, layer)
         else:
-            value = read(found[ours, None], shape.shape)
+            value[...] = read(ours, None)
         flat[ours] = place(value, shardings[ours])
     tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES[:2]) else None
+    dtypes = {name: str(stored.index[actual].dtype) for name, actual in tensors.items()}
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
 
 
+def _inner_shape(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], decoder: Decoder, ours: str, layer: int | None
+) -> tuple[int, ...]:
+    """Shape of one layer's parameter, or of one outside of the layers."""
+    if layer is None:
+        return shapes[ours].shape
+    for s, segment in enumerate(decoder.groups):
+        for position in range(len(segment.block)):
+            if layer in segment.layers(position):
+                return shapes[f"segments/{s}/{position}/{ours}"].shape[1:]
+    raise ValueError(f"no layer {layer}")
+
+
+def _check_tensors(
+    path: epath.Path,
+    fam: Family,
+    decoder: Decoder,
+    table: list[Tensor],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    index: Mapping[str, TensorInfo],
+) -> None:
+    """Raises UserError for a tensor that is missing, unknown, of another shape or of a dtype that is not read."""
+    wanted = {
+        name: shape
+        for tensor in table
+        for name, shape in zip(
+            tensor.names,
+            tensor.form.shapes([_inner_shape(shapes, decoder, ours, tensor.layer) for ours in tensor.paths]),
+        )
+    }
+    for name in wanted:
+        if name not in index:
+            raise UserError(f"{path} has no tensor {name}")
+    for name in index:
+        if name not in wanted and not fam.is_derived(name, decoder.config):
+            raise UserError(f"{path} has a tensor {name} that the {fam.MODEL_TYPE} family does not have")
+    for name, shape in wanted.items():
+        if index[name].shape != shape:
+            have, asked = list(index[name].shape), list(shape)
+            raise UserError(f"{path}: tensor {name} has shape {have}, config.json says {asked}")
+        if str(index[name].dtype) not in FLOATS:
+            raise UserError(f"{path}: tensor {name} has dtype {index[name].dtype}, not one of {', '.join(FLOATS)}")
+
+
 def _check_tied(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    if not np.array_equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+    if not np.array_equal(tensors["embed"], tensors["head"]):
         raise UserError(f"{path}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding")
 
 
@@ -191,8 +230,7 @@ def read_model_config(path: epath.PathLike) -> ModelConfig:
         return family_for(hf).from_hf(hf)
     file = epath.Path(path) / "model.json"
     config = bind_config(ModelConfig, read_json(file), where=str(file))
-    family(config.family)
-    config.resolved()
+    family(config.family).check(config)
     return config
 
 
@@ -254,16 +292,22 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
         for inner in flatten(model.params["segments"][str(s)][str(position)])
     }
 
-    def tensor(ours: str, layer: int | None, name: str, transposed: bool) -> np.ndarray:
-        leaf, row = (ours, ...) if layer is None else rows[ours, layer]
-        array = np.asarray(flat[leaf][row]).astype(jnp.dtype(dtype or model.dtypes.get(name, "float32")))
-        return array.T if transposed else array
+    def dtype_of(name: str) -> str:
+        return dtype or model.dtypes.get(name, "float32")
 
-    names = fam.weight_names(model.config)
-    write_folder(path, {entry[2]: lambda entry=entry: tensor(*entry) for entry in names})
+    def read(ours: str, layer: int | None) -> np.ndarray:
+        leaf, row = (ours, ...) if layer is None else rows[ours, layer]
+        return np.asarray(flat[leaf][row])
+
+    def written(tensor: Tensor, i: int) -> np.ndarray:
+        arrays = tensor.form.write([read(ours, tensor.layer) for ours in tensor.paths])
+        return arrays[i].astype(jnp.dtype(dtype_of(tensor.names[i])))
+
+    places = {name: (tensor, i) for tensor in fam.tensors(model.decoder) for i, name in enumerate(tensor.names)}
+    write_folder(path, {name: lambda place=place: written(*place) for name, place in places.items()})
     if model.tokenizer_dir is not None:
         copy_tokenizer(model.tokenizer_dir, path)
-    stored = {dtype or model.dtypes.get(entry[2], "float32") for entry in names}
+    stored = {dtype_of(name) for name in places}
     fields = fam.to_hf(model.config, model.extra)
     if len(stored) == 1:
         # Releases of transformers before 4.56 know the old name only.

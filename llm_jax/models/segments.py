@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import ModelConfig, Sight
 
 Grouping = Literal["scan", "unrolled"] | Sequence[int]
 Layout = dict[str, list[list[list[int]]]]
@@ -26,6 +26,9 @@ class LayerSpec:
 
     mixer: Literal["attention"] = "attention"
     feed_forward: Literal["dense"] = "dense"
+    sees: Sight = "full"
+    rope: Literal["none", "all", "local"] = "all"
+    """Which rotation its queries and keys get: none, the model's, or that of sliding layers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,16 @@ class Segment:
 
 def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     """One spec per layer, first to last."""
-    return (LayerSpec(),) * config.num_layers
+    config = config.resolved()
+    assert config.sights is not None
+
+    def spec(layer: int, sees: Sight) -> LayerSpec:
+        if config.rope_layers is None or not config.rope_layers[layer]:
+            return LayerSpec(sees=sees, rope="none")
+        local = sees == "sliding" and config.local_rope_theta is not None
+        return LayerSpec(sees=sees, rope="local" if local else "all")
+
+    return tuple(spec(layer, sees) for layer, sees in enumerate(config.sights))
 
 
 def _repeats(specs: Sequence[LayerSpec], start: int, period: int) -> int:

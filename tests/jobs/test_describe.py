@@ -17,7 +17,7 @@ from llm_jax.describe import changed, parse
 from llm_jax.jobs.describe import Setting, describe, read_setting, text
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.models import Decoder, ModelConfig, abstract_params, declarations, init_params, layout
-from llm_jax.models.families import llama
+from llm_jax.models.families import family
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import MeshConfig, make_plan, storage_shardings
 from llm_jax.training import OptimizerConfig, TrainConfig, abstract_state, init_state, make_optimizer, make_train_step
@@ -69,7 +69,7 @@ def test_published_models(name, tmp_path):
     """Of a folder with a config.json and nothing else."""
     fields, parameters, cache = PUBLISHED[name]
     model = ModelConfig(**fields).resolved()
-    (tmp_path / "config.json").write_text(json.dumps(llama.to_hf(model, {})))
+    (tmp_path / "config.json").write_text(json.dumps(family("llama").to_hf(model, {})))
     read = read_setting(str(tmp_path), ())
     described = describe(dataclasses.replace(read, train=TrainConfig(compute_dtype="bfloat16")))
     counts = described["parameters"]

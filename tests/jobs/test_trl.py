@@ -18,7 +18,7 @@ from llm_jax.data.prepare import prepare
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.jobs.scoring import answer_logps
 from llm_jax.jobs.terms import dpo_objective, sft_objective
-from llm_jax.models.families.llama import weight_names
+from llm_jax.models.families import family
 from llm_jax.models.loading import Model, load
 from llm_jax.models.parameter import bind
 from tests.jobs.batches import Document, Pair, document_rows, evaluate, pair_rows
@@ -94,11 +94,12 @@ def assert_equals_trl(model: Model, ours: tuple[Any, dict, dict], golden: dict[s
     for name, value in theirs.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     compared = set()
-    for path, layer, name, transposed in weight_names(model.config):
+    for tensor in family("llama").tensors(model.decoder):
+        (path,), (name,), layer = tensor.paths, tensor.names, tensor.layer
         grad = grads[path if layer is None else f"segments/0/0/{path}"]
-        grad = np.asarray(grad if layer is None else grad[layer])
+        (grad,) = tensor.form.write([np.asarray(grad if layer is None else grad[layer])])
         theirs = golden[f"grad:{name}"]
-        assert np.linalg.norm((grad.T if transposed else grad) - theirs) <= 1e-5 * np.linalg.norm(theirs), name
+        assert np.linalg.norm(grad - theirs) <= 1e-5 * np.linalg.norm(theirs), name
         compared.add(f"grad:{name}")
     assert compared == {name for name in golden if name.startswith("grad:")}
 

@@ -14,7 +14,7 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, Shared, layout, unstack
 from llm_jax.models.init import init_params
 from llm_jax.models.parameter import abstract_params, bind, declarations
-from llm_jax.models.rope import rotation
+from llm_jax.models.rope import Rope, rotation
 from llm_jax.models.segments import regroup
 
 CONFIG = ModelConfig(
@@ -111,7 +111,7 @@ def test_without_taps_and_layer_inputs_the_program_is_the_plain_one(decoder, par
     def plain(params):
         bound = bind(decoder, params)
         hidden = bound.embed(TOKENS)
-        shared = Shared(rotation(POSITIONS, 12, CONFIG.rope_theta), Meta(POSITIONS, SEGMENTS))
+        shared = Shared(Meta(POSITIONS, SEGMENTS), rotation(Rope.of(CONFIG), POSITIONS), None)
 
         def body(hidden, block):
             return block(hidden, shared, None, Packed(), ())[0], None

@@ -8,10 +8,12 @@ from safetensors.numpy import load_file
 
 from llm_jax.base.errors import UserError
 from llm_jax.inference import Generator, SamplingParams
-from llm_jax.models.families import llama, mistral
+from llm_jax.models.families import family
+from llm_jax.models.flops import flops_per_token
 from llm_jax.models.loading import load, save
 from tests.models.conftest import RECIPE, TESTS
 
+llama, mistral = family("llama"), family("mistral")
 WINDOW = 7
 FIELDS = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": WINDOW}
 
@@ -71,5 +73,5 @@ def test_flops_of_a_window():
     """Keys that queries 0..9 see through a window of 7: 1, 2, ..., 7, 7, 7, 7; so 49 in place of 55."""
     config = mistral.from_hf({"sliding_window": WINDOW, "vocab_size": 61})
     other = mistral.from_hf({"sliding_window": None, "vocab_size": 61})
-    saved = mistral.flops_per_token(other, 10) - mistral.flops_per_token(config, 10)
+    saved = flops_per_token(other, 10) - flops_per_token(config, 10)
     assert saved == pytest.approx(4 * 32 * 32 * 128 * (55 - 49) / 10)

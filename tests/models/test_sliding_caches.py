@@ -11,6 +11,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.models.cache import Empty, Meta, SlidingCache, grown, init_caches
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.families import family
 from llm_jax.models.init import init_params
 from llm_jax.models.parameter import bind
 from tests.models.cached import cached_model
@@ -117,8 +118,9 @@ def test_a_ring_not_yet_full_keeps_its_tokens_when_it_grows(model):
 def test_windows_and_families_that_do_not_fit():
     for change, message in (
         ({"window": 0}, "model.window is 0"),
-        ({"family": "llama"}, "the llama family has none"),
-        ({"mlp_bias": True}, "no biases"),
+        ({"family": "llama"}, "model.window=.: the llama family has None there"),
+        ({"mlp_bias": True}, "model.mlp_bias=True: the mistral family has False there"),
     ):
+        config = dataclasses.replace(CONFIG, **change)
         with pytest.raises(UserError, match=message):
-            dataclasses.replace(CONFIG, **change).resolved()
+            family(config.family).check(config)

@@ -1,9 +1,10 @@
 """What a call of `decode_attention` asks for."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.choice import ArgumentError
 
@@ -20,6 +21,7 @@ class DecodeSpec:
     kv_heads: int
     dtype: str
     scale: float
+    softcap: float | None
 
     @property
     def group(self) -> int:
@@ -27,7 +29,26 @@ class DecodeSpec:
         return self.heads // self.kv_heads
 
 
-def decode_attention_spec(q: Any, k: Any, v: Any, lengths: Any, *, scale: float | None = None) -> DecodeSpec:
+class Extras(NamedTuple):
+    """Arrays that a call may come with, each None where it doesn't."""
+
+    starts: Int[Array, " B"] | None
+    alibi_slopes: Float[Array, " N"] | None
+    sinks: Float[Array, " N"] | None
+
+
+def decode_attention_spec(
+    q: Any,
+    k: Any,
+    v: Any,
+    lengths: Any,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    starts: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+) -> DecodeSpec:
     """Checks a call, arguments as for `decode_attention`; raises ArgumentError."""
     if len(q.shape) != 3 or len(k.shape) != 4 or len(v.shape) != 4:
         raise _error(f"q must be [B, N, H], k and v [B, K, S, H]; got {q.shape}, {k.shape}, {v.shape}")
@@ -41,9 +62,31 @@ def decode_attention_spec(q: Any, k: Any, v: Any, lengths: Any, *, scale: float 
     dtype = jnp.dtype(q.dtype).name
     if dtype not in FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
         raise _error(f"q, k, v must share one dtype of {', '.join(FLOATS)}; got {q.dtype}, {k.dtype}, {v.dtype}")
-    if lengths.shape != (B,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise _error(f"lengths must be integers [{B}]; got {lengths.dtype}{list(lengths.shape)}")
-    return DecodeSpec(B, S, N, K, dtype, H**-0.5 if scale is None else float(scale))
+    for name, value in (("lengths", lengths), ("starts", starts)):
+        if value is not None and (value.shape != (B,) or not jnp.issubdtype(value.dtype, jnp.integer)):
+            raise _error(f"{name} must be integers [{B}]; got {value.dtype}{list(value.shape)}")
+    for name, value in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if value is not None and value.shape != (N,):
+            raise _error(f"{name} {value.shape} must be [{N}], one per query head")
+    if softcap is not None and not softcap > 0:
+        raise _error(f"softcap={softcap!r} must be positive or None")
+    return DecodeSpec(B, S, N, K, dtype, H**-0.5 if scale is None else float(scale), softcap)
+
+
+def transformed(
+    spec: DecodeSpec, scores: Float[Array, "B K G S"], lengths: Int[Array, " B"], extras: Extras
+) -> Float[Array, "B K G S"]:
+    """Scaled scores as they go into the softmax: capped, with ALiBi's bias, -inf where a slot is not seen."""
+    heads = (spec.kv_heads, spec.group, 1)
+    if spec.softcap is not None:
+        scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+    slots, lengths = jnp.arange(spec.slots), lengths[:, None, None, None]
+    if extras.alibi_slopes is not None:
+        scores -= extras.alibi_slopes.astype(jnp.float32).reshape(heads) * (lengths - 1 - slots)
+    seen = slots < lengths
+    if extras.starts is not None:
+        seen &= slots >= extras.starts[:, None, None, None]
+    return jnp.where(seen, scores, -jnp.inf)
 
 
 def _error(text: str) -> ArgumentError:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels.decode_attention.spec import DecodeSpec
+from llm_jax.kernels.decode_attention.spec import DecodeSpec, Extras, transformed
 
 
 def supports(spec: DecodeSpec, platform: str) -> str | None:
@@ -18,6 +18,7 @@ def attention(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S Hv"],
     lengths: Int[Array, "B"],
+    extras: Extras,
 ) -> Float[Array, "B N Hv"]:
     """Output in q's dtype. Probabilities are rounded to the dtype of the values, as in `flash_attention`."""
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
@@ -26,8 +27,15 @@ def attention(
         return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
 
     q = q.reshape(spec.batch, spec.kv_heads, spec.group, -1)
-    seen = jnp.arange(spec.slots) < lengths[:, None, None, None]
-    scores = jnp.where(seen, dot("bkgh,bksh->bkgs", q, k) * spec.scale, -jnp.inf)
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    out = dot("bkgs,bksh->bkgh", weights.astype(v.dtype), v) / jnp.sum(weights, axis=-1, keepdims=True)
+    scores = transformed(spec, dot("bkgh,bksh->bkgs", q, k) * spec.scale, lengths, extras)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    sinks = None
+    if extras.sinks is not None:
+        sinks = extras.sinks.astype(jnp.float32).reshape(spec.kv_heads, spec.group, 1)
+        top = jnp.maximum(top, sinks)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if sinks is not None:
+        total += jnp.exp(sinks - top)
+    out = dot("bkgs,bksh->bkgh", weights.astype(v.dtype), v) / total
     return out.reshape(spec.batch, spec.heads, -1).astype(q.dtype)

@@ -1,0 +1,216 @@
+"""What a family file is made of: how its config.json reads as ours and back, and which tensor holds which weight.
+
+A family is a subclass with tables; `llama.py` is the one that most others are. Whatever the tables leave open is an
+error that names it: a field of config.json that would change the numbers, a field of ours that the family lacks, a
+weight without a tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from llm_jax.base.config import typed
+from llm_jax.base.errors import UserError
+from llm_jax.base.fields import field_types
+from llm_jax.base.trees import flatten
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.families.rope import read_rope, write_rope
+from llm_jax.models.families.tensors import Form, Tensor
+from llm_jax.models.parameter import abstract_params, declarations
+
+# Read by other parts of transformers, or notes of where a model came from: carried along, without effect here.
+# fmt: off
+CARRIED = {
+    "model_type", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "eos_token_id",
+    "pad_token_id", "unk_token_id", "sep_token_id", "_name_or_path", "name_or_path", "id2label", "label2id",
+    "num_labels", "problem_type", "return_dict", "output_hidden_states", "output_attentions",
+    "chunk_size_feed_forward", "max_sequence_length", "_flash_attn_2_enabled", "_attn_implementation",
+    "_from_model_config", "task_specific_params", "auto_map", "cache_implementation", "use_return_dict",
+}
+# fmt: on
+
+# Fields of any family that change what a model computes, with the values under which it computes what ours does.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0, None),
+    "is_encoder_decoder": (False, None),
+    "is_decoder": (True, False, None),
+    "add_cross_attention": (False, None),
+}
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+_SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
+
+START = ("init_std", "embed_init_std", "depth_scaled_init")
+"""Fields of ours that say how weights start, which no family's files have to keep."""
+
+
+class Family:
+    """A published family; subclasses fill in the tables."""
+
+    MODEL_TYPE: ClassVar[str]
+    """`model_type` of config.json, and the name of the module."""
+    ARCHITECTURE: ClassVar[str]
+    FIELDS: ClassVar[dict[str, tuple[str, Any]]]
+    """Ours -> (theirs, what transformers takes where the field is absent)."""
+    CONSTANTS: ClassVar[dict[str, Any]] = {}
+    """Ours -> what it is in every model of the family."""
+    FIXED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Theirs -> the values under which the model computes what ours does."""
+    CARRIED: ClassVar[set[str]] = set()
+    """Theirs, without effect on the numbers."""
+    ALIASES: ClassVar[dict[str, str]] = {}
+    """Older spellings of fields."""
+    THETA: ClassVar[float] = 10000.0
+    """`rope_theta` where config.json has none."""
+
+    TOP: ClassVar[dict[str, str]] = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+    """Modules outside of the layers."""
+    PREFIX: ClassVar[str] = "model.layers."
+    LAYER: ClassVar[dict[str, str]]
+    """Modules of a layer, or single parameters; theirs for ours."""
+    FUSED: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Their modules that hold several of ours."""
+    TRANSPOSED: ClassVar[bool] = True
+    """Whether projections are stored [outputs, inputs], as torch's Linear does."""
+
+    # Config.
+
+    def from_hf(self, hf: Mapping[str, Any]) -> ModelConfig:
+        """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
+        hf = {self.ALIASES.get(name, name): value for name, value in hf.items()}
+        fixed = {**FIXED, **self.FIXED, "architectures": ([self.ARCHITECTURE], None)}
+        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields()
+        for name, value in hf.items():
+            if name in fixed and name not in read and value not in fixed[name]:
+                raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
+            known = read | fixed.keys() | CARRIED | self.CARRIED
+            if name not in known and value not in (None, False, {}, []):
+                raise UserError(f"config.json: {name}={value!r} is not a field of the {self.MODEL_TYPE} family")
+        values = dict(self.CONSTANTS)
+        for name, (theirs, default) in self.FIELDS.items():
+            values[name] = self.value_from_hf(name, theirs, hf.get(theirs, default))
+        values |= self.derived(hf, values)
+        config = ModelConfig(family=self.MODEL_TYPE, **values)
+        config.resolved()
+        return config
+
+    def value_from_hf(self, name: str, theirs: str, value: Any) -> Any:
+        """A field's value as ours; raises UserError where it has another type or is an unknown activation."""
+        where = f"config.json: {theirs}"
+        if name != "activation":
+            return typed(field_types(ModelConfig)[name], value, where)
+        if value not in ACTIVATIONS:
+            raise UserError(f"{where}={value!r} is not one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def derived_fields(self) -> set[str]:
+        """Names of fields that `derived` reads."""
+        rope = {"rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor"}
+        return rope | {"original_max_position_embeddings"} if self.has_rope else set()
+
+    def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of ours that no single field of theirs says. `values`: those that one says."""
+        return read_rope(hf, values, self.THETA) if self.has_rope else {}
+
+    @property
+    def has_rope(self) -> bool:
+        return self.CONSTANTS.get("positions", "rope") == "rope"
+
+    def to_hf(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The config.json that transformers reads as the same model, in the spelling of release 5 and of older ones.
+
+        `extra`: what `carried` kept of the one that the model came with.
+        """
+        config = config.resolved()
+        fields = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
+        fields |= dict(extra)
+        for name, (theirs, _) in self.FIELDS.items():
+            value = getattr(config, name)
+            if name == "activation" and ACTIVATIONS.get(fields.get(theirs, "")) != value:
+                fields[theirs] = _SPELLING[value]
+            elif name != "activation":
+                fields[theirs] = list(value) if isinstance(value, tuple) else value
+        return fields | self.written(config)
+
+    def written(self, config: ModelConfig) -> dict[str, Any]:
+        """Fields of theirs that `derived` reads."""
+        return write_rope(config) if self.has_rope else {}
+
+    def carried(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a config.json that say nothing new to the decoder, for the next `to_hf`."""
+        kept = CARRIED | self.CARRIED | FIXED.keys() | self.FIXED.keys() | {"architectures"}
+        if "activation" in self.FIELDS:
+            kept.add(self.FIELDS["activation"][0])
+        return {name: value for name, value in hf.items() if name in kept}
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises UserError naming a field of the config that the family's files could not say."""
+        config = config.resolved()
+        again = self.from_hf(self.to_hf(config, {})).resolved()
+        for field in dataclasses.fields(config):
+            here, there = getattr(config, field.name), getattr(again, field.name)
+            if field.name not in START and here != there:
+                raise UserError(
+                    f"model.{field.name}={here!r}: the {self.MODEL_TYPE} family has {there!r} there; "
+                    "model.family=llm_jax takes any combination"
+                )
+
+    # Weights.
+
+    def tensors(self, decoder: Decoder) -> list[Tensor]:
+        """Which tensors of a folder hold the decoder's parameters, top to bottom."""
+        flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
+        top = {path: declared[path] for path in flat if not path.startswith("segments/")}
+        found = self._named(top, self.TOP, "", None, decoder.config)
+        for s, segment in enumerate(decoder.groups):
+            for position in range(len(segment.block)):
+                start = f"segments/{s}/{position}/"
+                inner = {path.removeprefix(start): declared[path] for path in flat if path.startswith(start)}
+                for layer in segment.layers(position):
+                    found += self._named(inner, self.LAYER, f"{self.PREFIX}{layer}.", layer, decoder.config)
+        return found
+
+    def _named(
+        self, declared: Mapping[str, Any], table: Mapping[str, str], prefix: str, layer: int | None, config: ModelConfig
+    ) -> list[Tensor]:
+        found, fused = [], {ours: theirs for theirs, parts in self.FUSED.items() for ours in parts}
+        for path, declaration in declared.items():
+            module, _, leaf = path.rpartition("/")
+            if module in fused:
+                theirs, parts = fused[module], self.FUSED[fused[module]]
+                if module == parts[0]:
+                    paths = tuple(f"{part}/{leaf}" for part in parts)
+                    found.append(Tensor((f"{prefix}{theirs}.{leaf}",), paths, layer, self.fused_form(theirs, config)))
+                continue
+            if path not in table and module not in table:
+                raise UserError(f"the {self.MODEL_TYPE} family has no tensor for {path}")
+            name = table[path] if path in table else f"{table[module]}.{leaf}"
+            turned = declaration.matrix is not None and not module.endswith("embed")
+            form = Form(transposed=turned and (self.TRANSPOSED or layer is None))
+            found.append(Tensor((prefix + name,), (path,), layer, form))
+        return found
+
+    def fused_form(self, theirs: str, config: ModelConfig) -> Form:
+        """How a tensor of `FUSED` holds its parts: side by side, or group by group (a head, a key head)."""
+        del theirs, config
+        return Form(transposed=self.TRANSPOSED)
+
+    def canonical(self, name: str) -> str:
+        """A tensor's name in today's spelling, from an older one."""
+        return name
+
+    def is_derived(self, name: str, config: ModelConfig) -> bool:
+        """Whether a tensor of a folder holds nothing that the config and the other tensors do not say."""
+        return name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == f"{self.TOP['head']}.weight")

@@ -1,0 +1,115 @@
+"""The rotary part of a config.json, in the spelling of transformers 5 (`rope_parameters`) and of older releases
+(`rope_theta` beside `rope_scaling` with a `type` or `rope_type`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.base.config import typed
+from llm_jax.base.errors import UserError
+from llm_jax.base.fields import field_types
+from llm_jax.models.config import ModelConfig, RopeScaling
+
+OLD_KINDS = {"su": "longrope"}
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+# Kind -> ours -> theirs, what a scaling may say.
+_EXTENDED = {"factor": "factor", "original_length": "original_max_position_embeddings"}
+KINDS: dict[str, dict[str, str]] = {
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "yarn": _EXTENDED
+    | {name: name for name in ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")},
+    "llama3": _EXTENDED | {name: name for name in ("low_freq_factor", "high_freq_factor")},
+    "longrope": _EXTENDED | {name: name for name in ("attention_factor", "short_factor", "long_factor")},
+}
+
+
+def read_rope(hf: Mapping[str, Any], values: Mapping[str, Any], theta: float) -> dict[str, Any]:
+    """`rope_theta`, `rope_dim` and `rope_scaling` of ours. `values`: the other fields; `theta`: where none is said."""
+    new, old = (
+        typed(dict[str, Any] | None, hf.get(name), f"config.json: {name}") or {}
+        for name in ("rope_parameters", "rope_scaling")
+    )
+    where = f"rope_scaling={old!r}" if old else f"rope_parameters={new!r}"
+    return rope_fields({**new, **old}, hf, values, theta, f"config.json: {where}")
+
+
+def rope_fields(
+    rope: Mapping[str, Any], hf: Mapping[str, Any], values: Mapping[str, Any], theta: float, where: str
+) -> dict[str, Any]:
+    """The same from one flat dict of parameters, beside the fields at the top. `where` names it in errors."""
+
+    def said(name: str, kind: Any, default: Any) -> Any:
+        found = [
+            typed(kind, place[name], f"config.json: {name}") for place in (rope, hf) if place.get(name) is not None
+        ]
+        if len(set(found)) > 1:
+            raise UserError(f"config.json: {name} is {found[0]} in the rope parameters, and {found[1]} at the top")
+        return found[0] if found else default
+
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = OLD_KINDS.get(kind, kind) if isinstance(kind, str) else kind
+    if kind != "default" and kind not in KINDS:
+        raise UserError(f"{where}: the type {kind!r} is not one of default, {', '.join(KINDS)}")
+    head_dim = values.get("head_dim") or values["hidden_size"] // max(values["num_heads"], 1)
+    partial = said("partial_rotary_factor", float, 1.0)
+    fields = {
+        "rope_theta": said("rope_theta", float, theta),
+        "rope_dim": None if partial == 1.0 else int(head_dim * partial),
+    }
+    names = KINDS.get(kind, {})
+    for name, value in rope.items():
+        # What a kind doesn't read has no effect there; None is as good as absent.
+        if name not in COMMON and name not in names.values() and value is not None:
+            raise UserError(f"{where}: {name} says nothing in the type {kind}")
+    return fields if kind == "default" else fields | {"rope_scaling": _scaling(kind, names, rope, hf, values)}
+
+
+def _scaling(
+    kind: str, names: Mapping[str, str], rope: Mapping[str, Any], hf: Mapping[str, Any], values: Mapping[str, Any]
+) -> RopeScaling:
+    kinds = field_types(RopeScaling)
+    longest = values["max_position_embeddings"]
+    found: dict[str, Any] = {}
+    for ours, theirs in names.items():
+        value = rope.get(theirs)
+        if ours == "original_length":
+            # Phi-3 says it at the top, which then counts.
+            value = hf.get(theirs) or value or longest
+        if value is not None:
+            found[ours] = typed(kinds[ours], value, f"config.json: {theirs}")
+    if "factor" not in found:
+        if kind not in ("yarn", "longrope"):
+            raise UserError(f"config.json: the rope type {kind} needs a factor")
+        found["factor"] = longest / found["original_length"]
+    return RopeScaling(kind=kind, **found)  # pyright: ignore[reportArgumentType]
+
+
+def write_rope(config: ModelConfig) -> dict[str, Any]:
+    """Fields that both spellings read as the config's."""
+    parameters = rope_parameters(config)
+    fields = {"rope_theta": config.rope_theta, "rope_parameters": parameters}
+    if config.rope_dim != config.head_dim:
+        fields["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+    if config.rope_scaling is not None:
+        fields["rope_scaling"] = {k: v for k, v in parameters.items() if k not in COMMON or k == "rope_type"}
+    return fields
+
+
+def rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    """The flat dict of release 5."""
+    config = config.resolved()
+    assert config.rope_dim is not None and config.head_dim is not None
+    scaling = config.rope_scaling
+    parameters: dict[str, Any] = {
+        "rope_type": "default" if scaling is None else scaling.kind,
+        "rope_theta": config.rope_theta,
+    }
+    if config.rope_dim != config.head_dim:
+        parameters["partial_rotary_factor"] = config.rope_dim / config.head_dim
+    for ours, theirs in KINDS[scaling.kind].items() if scaling is not None else ():
+        value = getattr(scaling, ours)
+        if value is not None:
+            parameters[theirs] = list(value) if isinstance(value, tuple) else value
+    return parameters

@@ -1,0 +1,40 @@
+"""Floating-point operations of a model, by the usual convention."""
+
+import math
+
+from llm_jax.base.trees import flatten
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.parameter import abstract_params, declarations
+from llm_jax.models.segments import LayerSpec
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Multiplications and additions of one token's forward pass in a causal sequence of `length` tokens.
+
+    Two per weight of every matrix product (the lookup of an embedding is none), and 4 * N * H per layer and key for
+    attention's two products, over the keys that a query sees on average. A training step takes three times that,
+    without recomputation.
+    """
+    decoder = Decoder(config)
+    config = decoder.config
+    assert config.head_dim is not None and config.vocab_size is not None
+    flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
+    weights = sum(
+        math.prod(leaf.shape)
+        for path, leaf in flat.items()
+        if declared[path].matrix is not None and not path.endswith("embed/weight")
+    )
+    if config.tie_embeddings:
+        weights += config.hidden_size * config.vocab_size
+    keys = sum(_keys(config, spec, length) * segment.repeats for segment in decoder.groups for spec in segment.block)
+    return 2.0 * weights + 4.0 * config.num_heads * config.head_dim * keys
+
+
+def _keys(config: ModelConfig, spec: LayerSpec, length: int) -> float:
+    """Keys that a query of the layer sees, on average over the sequence."""
+    if spec.sees == "chunked" and config.chunk is not None:
+        chunks, rest = divmod(length, config.chunk)
+        return (chunks * config.chunk * (config.chunk + 1) + rest * (rest + 1)) / (2 * length)
+    seen = min(length, config.window) if spec.sees == "sliding" and config.window is not None else length
+    return (seen * (seen + 1) / 2 + (length - seen) * seen) / length
