@@ -45,7 +45,8 @@ class Attention(nnx.Module):
         self.sinks = Sinks(config.num_heads) if config.sinks else None
         self.head_dim, self.qk_norm, self.interleaved = H, config.qk_norm, config.rope_interleaved
         self.scale, self.softcap, self.rope = config.query_scale, config.attention_softcap, spec.rope
-        self.slopes = tuple(alibi_slopes(config.num_heads)) if config.positions == "alibi" else None
+        alibi = config.positions == "alibi"
+        self.slopes = tuple(alibi_slopes(config.num_heads) * config.alibi_scale) if alibi else None
 
     def __call__(self, x: Float[Array, "B T D"], shared: Shared, cache: Cache) -> tuple[Float[Array, "B T D"], Cache]:
         def heads(y: Array, name: str) -> Array:

@@ -14,7 +14,7 @@ POSITIVE = (
     "num_heads",
     "max_position_embeddings",
 )
-MULTIPLIERS = ("embed_scale", "residual_scale", "logit_scale")
+MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 
 Sight = Literal["full", "sliding", "chunked"]
 """What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
@@ -100,6 +100,8 @@ class ModelConfig:
 
     positions: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = "rope"
     """How the model knows the order of tokens."""
+    alibi_scale: float = 1.0
+    """Multiplies ALiBi's slopes (Falcon divides them by the root of head_dim, as the scores)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     local_rope_theta: float | None = None

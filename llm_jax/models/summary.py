@@ -39,7 +39,7 @@ def parameters_by_part(decoder: Decoder) -> dict[str, int]:
 def rows(decoder: Decoder) -> list[Row]:
     """From the embedding to the head."""
     tree = abstract_params(decoder)
-    found = [_row("embed", {"embed": tree["embed"]}, 1)]
+    found = [_row(name, {name: tree[name]}, 1) for name in ("embed", "position_embed", "embed_norm") if name in tree]
     for s, segment in enumerate(decoder.groups):
         for position in range(len(segment.block)):
             block = tree["segments"][str(s)][str(position)]

@@ -13,7 +13,26 @@ from llm_jax.base.nearest import nearest
 if TYPE_CHECKING:
     from llm_jax.models.families.base import Family
 
-FAMILIES = ("llama", "mistral", "llm_jax")
+FAMILIES = (
+    "bloom",
+    "cohere2",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "llm_jax",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+)
 """Module names, which are also the `model_type` of config.json."""
 
 

@@ -8,7 +8,8 @@ weight without a tensor.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from llm_jax.base.config import typed
@@ -52,6 +53,9 @@ ACTIVATIONS = {
 }
 _SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
 
+SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
+LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
+
 START = ("init_std", "embed_init_std", "depth_scaled_init")
 """Fields of ours that say how weights start, which no family's files have to keep."""
 
@@ -78,7 +82,7 @@ class Family:
     TOP: ClassVar[dict[str, str]] = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     """Modules outside of the layers."""
     PREFIX: ClassVar[str] = "model.layers."
-    LAYER: ClassVar[dict[str, str]]
+    LAYER: ClassVar[dict[str, str]] = {}
     """Modules of a layer, or single parameters; theirs for ours."""
     FUSED: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Their modules that hold several of ours."""
@@ -179,8 +183,14 @@ class Family:
                 start = f"segments/{s}/{position}/"
                 inner = {path.removeprefix(start): declared[path] for path in flat if path.startswith(start)}
                 for layer in segment.layers(position):
-                    found += self._named(inner, self.LAYER, f"{self.PREFIX}{layer}.", layer, decoder.config)
+                    table = self.layer_table(decoder.config)
+                    found += self._named(inner, table, f"{self.PREFIX}{layer}.", layer, decoder.config)
         return found
+
+    def layer_table(self, config: ModelConfig) -> Mapping[str, str]:
+        """`LAYER`, where it is not the same for all models."""
+        del config
+        return self.LAYER
 
     def _named(
         self, declared: Mapping[str, Any], table: Mapping[str, str], prefix: str, layer: int | None, config: ModelConfig
@@ -214,3 +224,30 @@ class Family:
     def is_derived(self, name: str, config: ModelConfig) -> bool:
         """Whether a tensor of a folder holds nothing that the config and the other tensors do not say."""
         return name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == f"{self.TOP['head']}.weight")
+
+
+def read_sights(hf: Mapping[str, Any], default: Sequence[str]) -> tuple[str, ...]:
+    """What layers see, from `layer_types`; `default` where it is absent. Raises UserError for an unknown type."""
+    types = typed(tuple[str, ...] | None, hf.get("layer_types"), "config.json: layer_types")
+    for name in types or ():
+        if name not in SIGHTS:
+            raise UserError(f"config.json: layer_types has {name!r}, not one of {', '.join(SIGHTS)}")
+    return tuple(default) if types is None else tuple(SIGHTS[name] for name in types)
+
+
+def write_sights(config: ModelConfig) -> dict[str, Any]:
+    """`layer_types` of a resolved config."""
+    assert config.sights is not None
+    return {"layer_types": [LAYER_TYPES[sees] for sees in config.sights]}
+
+
+def every(count: int, last: str, others: str, layers: int) -> list[str]:
+    """A pattern of `count` layers: `others`, and at its end `last`."""
+    return [last if (layer + 1) % count == 0 else others for layer in range(layers)]
+
+
+def near(value: float) -> float:
+    """The short number that a reciprocal or a root was taken of: 24.000000000000004 is 24."""
+    short = round(value, 9)
+    short = short if math.isclose(value, short, rel_tol=1e-12) else value
+    return int(short) if float(short).is_integer() else short

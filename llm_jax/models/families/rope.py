@@ -11,7 +11,6 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_types
 from llm_jax.models.config import ModelConfig, RopeScaling
 
-OLD_KINDS = {"su": "longrope"}
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 # Kind -> ours -> theirs, what a scaling may say.
 _EXTENDED = {"factor": "factor", "original_length": "original_max_position_embeddings"}
@@ -49,7 +48,6 @@ def rope_fields(
         return found[0] if found else default
 
     kind = rope.get("rope_type", rope.get("type", "default"))
-    kind = OLD_KINDS.get(kind, kind) if isinstance(kind, str) else kind
     if kind != "default" and kind not in KINDS:
         raise UserError(f"{where}: the type {kind!r} is not one of default, {', '.join(KINDS)}")
     head_dim = values.get("head_dim") or values["hidden_size"] // max(values["num_heads"], 1)
