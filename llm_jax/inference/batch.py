@@ -10,11 +10,12 @@ import numpy as np
 
 from llm_jax.base.errors import RunError
 from llm_jax.inference.config import SamplingParams
-from llm_jax.inference.decode import NO_TOKEN, Caches, Drawn, decode_chunk, grow, resume, start
+from llm_jax.inference.decode import NO_TOKEN, Caches, Drawn, decode_chunk, grow, refill, resume, start
 from llm_jax.inference.logits import row_params
 from llm_jax.inference.requests import Row
 from llm_jax.inference.sampling import seed_words
 from llm_jax.inference.text import TextTracker
+from llm_jax.models.rope import turning_length
 from llm_jax.sharding import use
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Batch:
         )
         self.top = max(row.params.logprobs for row in rows)
         self.results = [Output(row, TextTracker(generator.tokenizer, row.params.stop)) for row in rows]
+        self.told = [list(row.ids) for row in padded]
+        """Tokens of each row so far, the newest among them."""
         self.caches: Caches | None = None
         self.size = 0
         """Slots of the caches now."""
@@ -122,7 +125,9 @@ class Batch:
         *_, rows, stop_ids = self.requests
         with _calls, use(g.plan):
             self.caches, state, drawn = self._start(every)
-        yield jax.tree.map(lambda x: np.asarray(x)[:, None], drawn)
+        drawn = jax.tree.map(lambda x: np.asarray(x)[:, None], drawn)
+        self._tell(drawn)
+        yield drawn
         while not all(result.reason for result in self.results):
             stopped = np.ones(len(self.filled), bool)
             stopped[: len(self.results)] = [result.reason is not None for result in self.results]
@@ -131,6 +136,7 @@ class Batch:
                 if needed > self.size and self.size < self.slots:
                     self.size = min(g.bucket(needed), self.slots)
                     self.caches = grow(self.caches, cache_len=self.size)
+                limit = self._up_to_turn(every, ~stopped)
                 self.caches, state, drawn = decode_chunk(
                     g.decoder,
                     g.params,
@@ -139,13 +145,36 @@ class Batch:
                     stopped,
                     rows,
                     stop_ids,
-                    np.int32(every),
+                    np.int32(limit),
                     size=g.chunk,
                     top=self.top,
                 )
             drawn = jax.tree.map(np.asarray, drawn)
             self.filled += (drawn.tokens != NO_TOKEN).sum(axis=1, dtype=np.int32)
+            self._tell(drawn)
             yield drawn
+
+    def _tell(self, drawn: Drawn) -> None:
+        for told, tokens in zip(self.told, drawn.tokens.tolist()):
+            told += [token for token in tokens if token != NO_TOKEN]
+
+    def _up_to_turn(self, every: int, live: np.ndarray) -> int:
+        """How many steps all live rows can take before one gets so long that its cache has to be made anew.
+
+        Where one has, it is made here.
+        """
+        g, turn = self.generator, turning_length(self.generator.config)
+        left = turn - self.filled[live & (self.filled <= turn)] if turn is not None else np.array([])
+        if not left.size:
+            return every
+        if left.min() > 0:
+            return min(every, int(left.min()))
+        tokens = np.zeros((len(self.told), self.size), np.int32)
+        for i, (told, filled) in enumerate(zip(self.told, self.filled)):
+            tokens[i, :filled] = told[:filled]
+        self.caches = refill(g.decoder, g.params, tokens, self.filled, cache_len=self.size, dtype=g.dtype)
+        rest = left[left > 0]
+        return min(every, int(rest.min())) if rest.size else every
 
     def _start(self, every: int) -> tuple:
         g = self.generator

@@ -191,6 +191,24 @@ def decode_chunk(
     return caches, state, outputs
 
 
+@partial(jax.jit, static_argnames=("decoder", "cache_len", "dtype"))
+def refill(
+    decoder: Decoder,
+    params: Mapping[str, Any],
+    tokens: Int[Any, "B T"],
+    lengths: Int[Any, "B"],
+    *,
+    cache_len: int,
+    dtype: str,
+) -> Caches:
+    """Caches made anew of the first `lengths[b]` of `tokens`, as the beginning of texts that are one token longer.
+
+    LongRoPE turns all of a text otherwise once it is longer than the trained length, and every layer's keys with it.
+    """
+    caches = init_caches(decoder.config, tokens.shape[0], cache_len, dtype)
+    return prefill(decoder, params, caches, tokens, lengths, lengths + 1)[1]
+
+
 @partial(jax.jit, static_argnames="cache_len")
 def grow(caches: Caches, *, cache_len: int) -> Caches:
     """The same caches with `cache_len` slots per row: attention reads them all, so they are made when needed."""

@@ -9,6 +9,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.inference.batch import Batch, Past
 from llm_jax.inference.config import SamplingParams
 from llm_jax.inference.generator import Delta, Generator, deltas
+from llm_jax.models.rope import turning_length
 
 
 class Session:
@@ -51,7 +52,9 @@ class Session:
         # A full ring has lost the tokens that come before the one it would be cut back to.
         window = self.generator.config.window
         cut_short = count < len(held) and window is not None and len(held) > window
-        if not count or cut_short:
+        turn = turning_length(self.generator.config)
+        turned = turn is not None and (len(held) <= turn) != (len(ids) <= turn)
+        if not count or cut_short or turned:
             return None
         return Past(self._past.caches, self._past.slots, held[:count])
 

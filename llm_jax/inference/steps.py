@@ -30,6 +30,7 @@ def prefill(
     caches: tuple[ContiguousCache | SlidingCache, ...],
     tokens: Int[Any, "B T"],
     lengths: Int[Any, "B"],
+    horizon: Int[Any, "B"] | None = None,
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
     """Runs the first `lengths[b] >= 1` tokens of each row; the rest of the row is padding and leaves no trace.
 
@@ -39,11 +40,12 @@ def prefill(
       caches: empty, one per layer, of at least T slots; donated.
       tokens: int32[B, T], prompts from the left.
       lengths: int32[B], prompt tokens per row.
+      horizon: int32[B], length of the document that these tokens begin, for LongRoPE; None means `lengths`.
 
     Returns:
       float32 logits [B, V] after each row's last token, and the filled caches.
     """
-    return _run(decoder, params, tuple(map(Empty, caches)), tokens, jnp.zeros_like(lengths), lengths)
+    return _run(decoder, params, tuple(map(Empty, caches)), tokens, jnp.zeros_like(lengths), lengths, horizon)
 
 
 @partial(jax.jit, static_argnames="decoder", donate_argnames="caches")
@@ -63,10 +65,16 @@ def extend(
 
 
 def _run(
-    decoder: Decoder, params: Mapping[str, Any], caches: tuple[Cache, ...], tokens: Array, starts: Array, lengths: Array
+    decoder: Decoder,
+    params: Mapping[str, Any],
+    caches: tuple[Cache, ...],
+    tokens: Array,
+    starts: Array,
+    lengths: Array,
+    horizon: Array | None = None,
 ) -> tuple[Float[Array, "B V"], Any]:
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    meta = Meta(starts[:, None] + index, (index < lengths[:, None]).astype(jnp.int32), starts)
+    meta = Meta(starts[:, None] + index, (index < lengths[:, None]).astype(jnp.int32), starts, horizon)
     bound = bind(decoder, params)
     hidden, filled, _ = bound(tokens, caches=caches, meta=meta)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)

@@ -24,7 +24,9 @@ FAR = 2**30
 """A position that no causal query sees."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["positions", "segment_ids", "lengths"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["positions", "segment_ids", "lengths", "horizon"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class Meta:
     """Where the tokens of a call stand."""
@@ -35,6 +37,8 @@ class Meta:
     """Document of each token, from 1; 0 is padding. None: every row is one document without padding."""
     lengths: Int[Array, " B"] | None = None
     """Tokens of each row already in the cache; None means none."""
+    horizon: Int[Array, " B"] | None = None
+    """Length of each row's document, for rotary scalings that ask; None means up to the call's last token."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["alibi_slopes", "sinks"], meta_fields=["scale", "softcap"])

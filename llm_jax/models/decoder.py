@@ -184,8 +184,9 @@ class Decoder(nnx.Module):
         used = {spec.rope for segment in self.groups for spec in segment.block}
 
         def turn(name: str, local: bool) -> Rotation | None:
-            rope = Rope.of(self.config, local=local)
-            return rotation(rope, meta.positions, meta.segment_ids) if name in used else None
+            if name not in used:
+                return None
+            return rotation(Rope.of(self.config, local=local), meta.positions, meta.segment_ids, meta.horizon)
 
         if self.config.positions != "rope":
             return Shared(meta, None, None)

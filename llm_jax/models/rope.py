@@ -47,14 +47,30 @@ class Rope:
         return self.scaling is not None and self.scaling.kind in ("dynamic", "longrope")
 
 
-def rotation(rope: Rope, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None = None) -> Rotation:
+def turning_length(config: ModelConfig) -> int | None:
+    """Tokens after which all of a text's queries and keys turn otherwise (LongRoPE); None where they never do."""
+    scaling = config.rope_scaling
+    return scaling.original_length if scaling is not None and scaling.kind == "longrope" else None
+
+
+def rotation(
+    rope: Rope,
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    lengths: Int[Array, " B"] | None = None,
+) -> Rotation:
     """Of tokens at these positions, shared by layers and heads.
 
-    A document's length, where it counts, is one more than the largest position that the call holds of it: in training
-    each packed document has its own, in decoding it is what the row has reached (transformers takes the largest of the
-    whole batch).
+    `lengths` of each row's document count in some scalings. Where they are not given, a document's is one more than
+    the largest position that the call holds of it: in training each packed document has its own, in decoding it is
+    what the row has reached (transformers takes the largest of the whole batch).
     """
-    lengths = _lengths(positions, segment_ids)[..., None] if rope.by_length else None
+    if not rope.by_length:
+        lengths = None
+    elif lengths is None:
+        lengths = _lengths(positions, segment_ids)[..., None]
+    else:
+        lengths = lengths[:, None, None]
     frequencies, scale = _frequencies(rope, lengths)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
@@ -70,7 +86,16 @@ def _lengths(positions: Array, segment_ids: Array | None) -> Int[Array, "B T"]:
     return longest[rows, segment_ids]
 
 
-def _frequencies(rope: Rope, lengths: Int[Array, "B T 1"] | None) -> tuple[Float[Array, "*BT R2"], float]:
+def _frequencies(
+    rope: Rope,
+    lengths: Int[
+        Array,
+        (
+            B  # T 1
+        ),
+    ]
+    | None,
+) -> tuple[Float[Array, "*BT R2"], float]:
     """Radians per position of each pair, and what cosines and sines are multiplied by."""
     dim, theta, scaling = rope.dim, rope.theta, rope.scaling
     exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
