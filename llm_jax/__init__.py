@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from llm_jax.inference.config import SamplingParams as SamplingParams
     from llm_jax.models.loading import Model as Model
     from llm_jax.models.loading import load as load
-    from llm_jax.models.loading import save as save
+    from llm_jax.models.saving import save as save
     from llm_jax.sharding.config import MeshConfig as MeshConfig
 
 __getattr__ = lazy_exports(
     globals(),
     {
         "load": "llm_jax.models.loading",
-        "save": "llm_jax.models.loading",
+        "save": "llm_jax.models.saving",
         "Model": "llm_jax.models.loading",
         "MeshConfig": "llm_jax.sharding.config",
         "SamplingParams": "llm_jax.inference.config",

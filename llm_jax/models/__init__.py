@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from llm_jax.models.init import init_params as init_params
     from llm_jax.models.loading import Model as Model
     from llm_jax.models.loading import load as load
-    from llm_jax.models.loading import save as save
     from llm_jax.models.parameter import abstract_params as abstract_params
     from llm_jax.models.parameter import bind as bind
     from llm_jax.models.parameter import declarations as declarations
+    from llm_jax.models.saving import save as save
     from llm_jax.models.segments import regroup as regroup
 
 __getattr__ = lazy_exports(
@@ -44,7 +44,7 @@ __getattr__ = lazy_exports(
         "token_scores": "llm_jax.models.head",
         "Model": "llm_jax.models.loading",
         "load": "llm_jax.models.loading",
-        "save": "llm_jax.models.loading",
+        "save": "llm_jax.models.saving",
         "family": "llm_jax.models.families",
         "family_for": "llm_jax.models.families",
     },

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +24,10 @@ from llm_jax.models.segments import regroup
 from llm_jax.sharding import check_divides, make_plan, place, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
-from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import to_path
-from llm_jax.storage.safetensors import LazyTensors, TensorInfo, write_folder
-from llm_jax.storage.workdir import FORMAT, Workdir, is_workdir
+from llm_jax.storage.safetensors import LazyTensors, TensorInfo
+from llm_jax.storage.workdir import Workdir, is_workdir
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -273,72 +270,3 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
         extra=read_extra(path),
         dtypes=hf.get("dtypes"),
     )
-
-
-def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
-    """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
-
-    `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
-    """
-    path = epath.Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").unlink(missing_ok=True)
-    fam, flat = family(model.config.family), flatten(model.params)
-    rows = {
-        (inner, layer): (f"segments/{s}/{position}/{inner}", row)
-        for s, segment in enumerate(model.decoder.groups)
-        for position in range(len(segment.block))
-        for row, layer in enumerate(segment.layers(position))
-        for inner in flatten(model.params["segments"][str(s)][str(position)])
-    }
-
-    def dtype_of(name: str) -> str:
-        return dtype or model.dtypes.get(name, "float32")
-
-    def read(ours: str, layer: int | None) -> np.ndarray:
-        leaf, row = (ours, ...) if layer is None else rows[ours, layer]
-        return np.asarray(flat[leaf][row])
-
-    def written(tensor: Tensor, i: int) -> np.ndarray:
-        arrays = tensor.form.write([read(ours, tensor.layer) for ours in tensor.paths])
-        return arrays[i].astype(jnp.dtype(dtype_of(tensor.names[i])))
-
-    places = {name: (tensor, i) for tensor in fam.tensors(model.decoder) for i, name in enumerate(tensor.names)}
-    write_folder(path, {name: lambda place=place: written(*place) for name, place in places.items()})
-    if model.tokenizer_dir is not None:
-        copy_tokenizer(model.tokenizer_dir, path)
-    stored = {dtype_of(name) for name in places}
-    fields = fam.to_hf(model.config, model.extra)
-    if len(stored) == 1:
-        # Releases of transformers before 4.56 know the old name only.
-        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()
-    write_atomically(path / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
-
-
-def save_native(model: Model, path: epath.PathLike) -> None:
-    """Writes a native folder: what a workdir holds of a model, as a finished run of 0 steps would leave it."""
-    from llm_jax.storage.checkpoints import Checkpoints
-
-    workdir = Workdir(path)
-    workdir.path.mkdir(parents=True, exist_ok=True)
-    with workdir.lock():
-        if model.tokenizer_dir is not None:
-            workdir.tokenizer.mkdir(exist_ok=True)
-            copy_tokenizer(model.tokenizer_dir, workdir.tokenizer)
-        checkpoints = Checkpoints(workdir.checkpoints)
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), model.params)
-        meta = {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}}
-        checkpoints.save(0, {"params": {ROLE: params}}, meta)
-        checkpoints.wait()
-        write_atomically(workdir.path / EXTRA, json.dumps(model.extra, indent=1))
-        write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model.config), indent=1))
-        workdir.write_config({"format": FORMAT, "job": "convert", "config": {}})
-        workdir.mark_done({})
-
-
-def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
-    """Copies the tokenizer's files that are there."""
-    for name in TOKENIZER_FILES:
-        file = epath.Path(source) / name
-        if file.exists():
-            (epath.Path(folder) / name).write_bytes(file.read_bytes())

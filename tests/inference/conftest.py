@@ -10,7 +10,8 @@ from llm_jax.data.tokenizers import Tokenizer, train_bpe
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
-from llm_jax.models.loading import Model, save
+from llm_jax.models.loading import Model
+from llm_jax.models.saving import save
 
 TEXT = "Ben has 23 pencils. Ben gives away 2. Zoë finds 5 more → 26. 😀 The café is naïve.\n"
 

@@ -21,7 +21,8 @@ from llm_jax.inference import Generator, SamplingParams, Session
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
-from llm_jax.models.loading import Model, save
+from llm_jax.models.loading import Model
+from llm_jax.models.saving import save
 
 PARAMS = SamplingParams(max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
 FLAGS = ("--max-tokens", "6", "--seed", "3", "--ignore-eos")

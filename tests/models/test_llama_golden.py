@@ -9,8 +9,9 @@ from safetensors.numpy import load_file
 import llm_jax
 from llm_jax.models.cache import Meta, init_caches
 from llm_jax.models.decoder import Decoder, unstack
-from llm_jax.models.loading import Model, load, save
+from llm_jax.models.loading import Model, load
 from llm_jax.models.parameter import bind
+from llm_jax.models.saving import save
 from tests.models.conftest import TESTS
 
 

@@ -18,7 +18,8 @@ from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import family
 from llm_jax.models.flops import flops_per_token
 from llm_jax.models.init import init_params
-from llm_jax.models.loading import Model, load, read_extra, read_model_config, save, save_native
+from llm_jax.models.loading import Model, load, read_extra, read_model_config
+from llm_jax.models.saving import save, save_native
 from llm_jax.models.segments import regroup
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.storage.checkpoints import Checkpoints

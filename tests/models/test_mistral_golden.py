@@ -10,7 +10,8 @@ from llm_jax.base.errors import UserError
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.models.families import family
 from llm_jax.models.flops import flops_per_token
-from llm_jax.models.loading import load, save
+from llm_jax.models.loading import load
+from llm_jax.models.saving import save
 from tests.models.conftest import RECIPE, TESTS
 
 llama, mistral = family("llama"), family("mistral")

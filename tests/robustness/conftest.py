@@ -8,7 +8,7 @@ from llm_jax.data.templating import load_template
 from llm_jax.data.tokenizers import load_tokenizer, train_bpe
 from llm_jax.models import Decoder, Model, init_params, load, save
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.loading import save_native
+from llm_jax.models.saving import save_native
 
 
 def make_folders(folder: Path) -> tuple[Path, Path]:

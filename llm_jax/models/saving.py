@@ -1,0 +1,123 @@
+"""Models to files: Hugging Face folders and native folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from llm_jax.base.progress import Progress
+from llm_jax.base.trees import flatten
+from llm_jax.models.decoder import layout
+from llm_jax.models.families import family
+from llm_jax.models.families.tensors import Tensor
+from llm_jax.models.loading import EXTRA, ROLE, TOKENIZER_FILES, Model
+from llm_jax.storage.atomic import write_atomically
+from llm_jax.storage.safetensors import write_folder
+from llm_jax.storage.workdir import FORMAT, Workdir
+
+
+def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
+    """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
+
+    `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
+    """
+    path = epath.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").unlink(missing_ok=True)
+    tensors = hf_tensors(model, dtype)
+    with Progress(f"writing {path.name}") as progress:
+
+        def told(done: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+            progress.update(total=len(tensors), done=done, tensors=done)
+            return make()
+
+        write_folder(path, {name: lambda i=i, t=t: told(i, t.array) for i, (name, t) in enumerate(tensors.items())})
+    if model.tokenizer_dir is not None:
+        copy_tokenizer(model.tokenizer_dir, path)
+    stored = {tensor.dtype for tensor in tensors.values()}
+    fields = family(model.config.family).to_hf(model.config, model.extra)
+    if len(stored) == 1:
+        # Releases of transformers before 4.56 know the old name only.
+        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()
+    write_atomically(path / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+class HfTensor(NamedTuple):
+    dtype: str
+    array: Callable[[], np.ndarray]
+
+
+def hf_tensors(model: Model, dtype: str | None = None) -> dict[str, HfTensor]:
+    """The model's tensors by Hugging Face name, made when asked for. `dtype` as for `save`."""
+    flat = flatten(model.params)
+    rows = {
+        (inner, layer): (f"segments/{s}/{position}/{inner}", row)
+        for s, segment in enumerate(model.decoder.groups)
+        for position in range(len(segment.block))
+        for row, layer in enumerate(segment.layers(position))
+        for inner in flatten(model.params["segments"][str(s)][str(position)])
+    }
+
+    def read(ours: str, layer: int | None) -> np.ndarray:
+        leaf, row = (ours, ...) if layer is None else rows[ours, layer]
+        return np.asarray(flat[leaf][row])
+
+    def written(tensor: Tensor, i: int, kind: str) -> np.ndarray:
+        arrays = tensor.form.write([read(ours, tensor.layer) for ours in tensor.paths])
+        return arrays[i].astype(jnp.dtype(kind))
+
+    found = {}
+    for tensor in family(model.config.family).tensors(model.decoder):
+        for i, name in enumerate(tensor.names):
+            kind = dtype or model.dtypes.get(name, "float32")
+            found[name] = HfTensor(kind, lambda tensor=tensor, i=i, kind=kind: written(tensor, i, kind))
+    return found
+
+
+def checksum(model: Model, dtype: str | None = None) -> tuple[int, int, str]:
+    """Tensors, bytes, and a SHA-256 over names, dtypes, shapes and values: equal for two folders of one model, in
+    whatever layout. `dtype` as for `save`."""
+    tensors, size, whole = hf_tensors(model, dtype), 0, hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name].array())
+        size += array.nbytes
+        whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        whole.update(array.reshape(-1).view(np.uint8).data)
+    return len(tensors), size, whole.hexdigest()
+
+
+def save_native(model: Model, path: epath.PathLike) -> None:
+    """Writes a native folder: what a workdir holds of a model, as a finished run of 0 steps would leave it."""
+    from llm_jax.storage.checkpoints import Checkpoints
+
+    workdir = Workdir(path)
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    with workdir.lock():
+        if model.tokenizer_dir is not None:
+            workdir.tokenizer.mkdir(exist_ok=True)
+            copy_tokenizer(model.tokenizer_dir, workdir.tokenizer)
+        checkpoints = Checkpoints(workdir.checkpoints)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), model.params)
+        meta = {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}}
+        checkpoints.save(0, {"params": {ROLE: params}}, meta)
+        checkpoints.wait()
+        write_atomically(workdir.path / EXTRA, json.dumps(model.extra, indent=1))
+        write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model.config), indent=1))
+        workdir.write_config({"format": FORMAT, "job": "convert", "config": {}})
+        workdir.mark_done({})
+
+
+def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
+    """Copies the tokenizer's files that are there."""
+    for name in TOKENIZER_FILES:
+        file = epath.Path(source) / name
+        if file.exists():
+            (epath.Path(folder) / name).write_bytes(file.read_bytes())
