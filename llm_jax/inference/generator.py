@@ -94,6 +94,8 @@ class Generator:
       stop_ids: end tokens beside the tokenizer's eos and end of turn.
       dtype: of weights, caches and computation; None takes the plan's or else the parameters'.
       plan: mesh to decode on; None takes the model's if it has one.
+      max_positions: longest text, prompt and output; None means the model's `max_position_embeddings`. More is for
+        positions that go on beyond it (ALiBi, scaled rotations); raises UserError for learned ones.
 
     A row's tokens are a function of its prompt, its `SamplingParams` and the number of the sample; with whom it shares
     a batch and which bucket it falls into changes the arithmetic's order at most.
@@ -110,11 +112,16 @@ class Generator:
         stop_ids: Sequence[int] = (),
         dtype: str | None = None,
         plan: Plan | None = None,
+        max_positions: int | None = None,
     ):
         self.config = model.config.resolved()
         self.tokenizer = tokenizer
         self.max_batch = max_batch
-        self.max_positions = self.config.max_position_embeddings
+        self.max_positions = self.config.max_position_embeddings if max_positions is None else max_positions
+        if self.config.positions == "learned" and self.max_positions > self.config.max_position_embeddings:
+            raise UserError(
+                f"max_positions={max_positions}: the model has learned {self.config.max_position_embeddings}"
+            )
         self.buckets = tuple(buckets) if buckets is not None else default_buckets(self.max_positions)
         self.chunk = chunk
         plan = plan or getattr(model, "plan", None)

@@ -44,7 +44,8 @@ class Attention(nnx.Module):
             )
         self.sinks = Sinks(config.num_heads) if config.sinks else None
         self.head_dim, self.qk_norm, self.interleaved = H, config.qk_norm, config.rope_interleaved
-        self.scale, self.softcap, self.rope = config.query_scale, config.attention_softcap, spec.rope
+        self.scale = (H**-0.5 if config.query_scale is None else config.query_scale) / spec.divisor
+        self.softcap, self.rope = config.attention_softcap, spec.rope
         alibi = config.positions == "alibi"
         self.slopes = tuple(alibi_slopes(config.num_heads) * config.alibi_scale) if alibi else None
 

@@ -123,6 +123,8 @@ class ModelConfig:
     """Where a layer norms: what goes into a sublayer; what comes out of it (OLMo 2); both (Gemma 2); the sum (2017)."""
     parallel: Literal["no", "one_norm", "two_norms"] = "no"
     """Attention and feed-forward side by side on the layer's input, after one norm or one each (GPT-NeoX)."""
+    residual_normed: bool = False
+    """Whether a sublayer's result is added to its normed input and not to the input (an option of BLOOM)."""
     embed_norm: bool = False
     """A norm right after the embedding (BLOOM)."""
     embed_scale: float = 1.0
@@ -140,6 +142,8 @@ class ModelConfig:
     """RMSNorm of queries and keys before they turn: of each head (Qwen 3), or of all heads at once (OLMo 2)."""
     query_scale: float | None = None
     """Multiplies attention's scores; None means head_dim ** -0.5."""
+    scale_by_depth: bool = False
+    """Whether scores of layer l, from 0, are also divided by l + 1 (an option of GPT-2)."""
     attention_softcap: float | None = None
     """Scores become c tanh(scores / c) (Gemma 2)."""
     sinks: bool = False
@@ -190,6 +194,8 @@ class ModelConfig:
         head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
         if not 1 <= head_dim < 2**31:
             raise UserError(f"model.head_dim is {head_dim}, it has to be a positive number that fits 32 bits")
+        if self.residual_normed and (self.norm_at != "pre" or self.parallel != "no"):
+            raise UserError("model.residual_normed needs model.norm_at=pre and model.parallel=no")
         return replace(
             self,
             num_kv_heads=kv_heads,

@@ -46,6 +46,7 @@ class Block(nnx.Module):
         self.mlp = FeedForward(config)
         self.mlp_out_norm = norm(out)
         self.pre, self.post, self.parallel, self.scale = pre, post, config.parallel, config.residual_scale
+        self.residual_normed = config.residual_normed
 
     def __call__(
         self, hidden: Array, shared: Shared, layer_inputs: Mapping[str, Any] | None, cache: Cache, taps: Sequence[str]
@@ -73,9 +74,14 @@ class Block(nnx.Module):
         normed = before(hidden, self.attention_norm)
         attention_out, cache = self.attention(normed, shared, cache)
         attention_out = added(attention_out, self.attention_out_norm, 0)
+        if self.residual_normed:
+            hidden = normed
         if self.parallel == "no":
             hidden = after(hidden + attention_out, self.attention_norm)
-        mlp_out = self.mlp(normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm))
+        normed = normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm)
+        mlp_out = self.mlp(normed)
+        if self.residual_normed:
+            hidden = normed
         mlp_out = added(mlp_out, self.mlp_out_norm, 1)
         if self.parallel != "no":
             hidden = hidden + attention_out

@@ -29,6 +29,8 @@ class LayerSpec:
     sees: Sight = "full"
     rope: Literal["none", "all", "local"] = "all"
     """Which rotation its queries and keys get: none, the model's, or that of sliding layers."""
+    divisor: int = 1
+    """Of attention's scores."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     assert config.sights is not None
 
     def spec(layer: int, sees: Sight) -> LayerSpec:
-        if config.rope_layers is None or not config.rope_layers[layer]:
-            return LayerSpec(sees=sees, rope="none")
+        turns = config.rope_layers is not None and config.rope_layers[layer]
         local = sees == "sliding" and config.local_rope_theta is not None
-        return LayerSpec(sees=sees, rope="local" if local else "all")
+        rope = ("local" if local else "all") if turns else "none"
+        return LayerSpec(sees=sees, rope=rope, divisor=layer + 1 if config.scale_by_depth else 1)
 
     return tuple(spec(layer, sees) for layer, sees in enumerate(config.sights))
 

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.models.families import FAMILIES
-from llm_jax.models.loading import Model, load, save
+from llm_jax.models.loading import Model, load
 from llm_jax.models.parameter import bind
+from llm_jax.models.saving import save
 from tests.models.conftest import TESTS
 from tests.oracles import family_recipe as recipe
 
@@ -95,7 +96,9 @@ def test_greedy_tokens(case):
     """Through the cache, identical up to the first near-tie."""
     golden = case.golden
     which = "full_" if "full_greedy" in golden and (case.family, case.name) not in recipe.AS_GENERATE else ""
-    generator = Generator(case.model, max_batch=recipe.BATCH)
+    longest = recipe.PROMPT + recipe.NEW_TOKENS
+    longest = max(longest, case.model.config.max_position_embeddings)
+    generator = Generator(case.model, max_batch=recipe.BATCH, max_positions=longest)
     sampling = SamplingParams(max_tokens=recipe.NEW_TOKENS, temperature=0.0, ignore_eos=True)
     prompts = golden["tokens"][:, : recipe.PROMPT].tolist()
     ours = np.asarray([done.tokens for done in generator.generate(prompts, sampling)])

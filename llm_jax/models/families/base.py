@@ -41,7 +41,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
 }
 
-ACTIVATIONS = {
+KNOWN_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -76,6 +76,8 @@ class Family:
     """Theirs, without effect on the numbers."""
     ALIASES: ClassVar[dict[str, str]] = {}
     """Older spellings of fields."""
+    ACTIVATIONS: ClassVar[dict[str, str]] = KNOWN_ACTIVATIONS
+    """Theirs -> ours."""
     THETA: ClassVar[float] = 10000.0
     """`rope_theta` where config.json has none."""
 
@@ -115,9 +117,9 @@ class Family:
         where = f"config.json: {theirs}"
         if name != "activation":
             return typed(field_types(ModelConfig)[name], value, where)
-        if value not in ACTIVATIONS:
-            raise UserError(f"{where}={value!r} is not one of {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[value]
+        if value not in self.ACTIVATIONS:
+            raise UserError(f"{where}={value!r} is not one of {', '.join(self.ACTIVATIONS)}")
+        return self.ACTIVATIONS[value]
 
     def derived_fields(self) -> set[str]:
         """Names of fields that `derived` reads."""
@@ -142,7 +144,7 @@ class Family:
         fields |= dict(extra)
         for name, (theirs, _) in self.FIELDS.items():
             value = getattr(config, name)
-            if name == "activation" and ACTIVATIONS.get(fields.get(theirs, "")) != value:
+            if name == "activation" and self.ACTIVATIONS.get(fields.get(theirs, "")) != value:
                 fields[theirs] = _SPELLING[value]
             elif name != "activation":
                 fields[theirs] = list(value) if isinstance(value, tuple) else value

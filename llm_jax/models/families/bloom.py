@@ -19,6 +19,7 @@ class Bloom(Family):
         "max_position_embeddings": ("seq_length", 2048),
         "norm_eps": ("layer_norm_epsilon", 1e-5),
         "tie_embeddings": ("tie_word_embeddings", True),
+        "residual_normed": ("apply_residual_connection_post_layernorm", False),
         "init_std": ("initializer_range", 0.02),
     }
     CONSTANTS = {
@@ -30,7 +31,6 @@ class Bloom(Family):
         "gated": False,
         "activation": "gelu_tanh",
     }
-    FIXED = {"apply_residual_connection_post_layernorm": (False, None)}
     CARRIED = {
         "hidden_dropout",
         "attention_softmax_in_fp32",

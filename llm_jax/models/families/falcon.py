@@ -33,7 +33,6 @@ class Falcon(Family):
         "init_std": ("initializer_range", 0.02),
     }
     CONSTANTS = {"norm": "layer", "gated": False}
-    FIXED = {"apply_residual_connection_post_layernorm": (False, None)}
     CARRIED = {"hidden_dropout"}
     ALIASES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_head_kv": "num_kv_heads"}
     TOP = {

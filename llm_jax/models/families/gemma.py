@@ -6,7 +6,7 @@ from typing import Any
 from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.families.base import near, read_sights, write_sights
+from llm_jax.models.families.base import KNOWN_ACTIVATIONS, near, read_sights, write_sights
 from llm_jax.models.families.llama import Llama
 
 
@@ -28,6 +28,8 @@ class Gemma(Llama):
     }
     CONSTANTS = {"norm": "rms_offset"}
     FIXED = {"use_bidirectional_attention": (None, False)}
+    # The first folders say "gelu" and mean its approximation by tanh.
+    ACTIVATIONS = {**KNOWN_ACTIVATIONS, "gelu": "gelu_tanh"}
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         return super().derived(hf, values) | {"embed_scale": values["hidden_size"] ** 0.5}
@@ -48,6 +50,7 @@ class Gemma2Like(Gemma):
     }
     CONSTANTS = {**Gemma.CONSTANTS, "norm_at": "sandwich"}
     CARRIED = {"hidden_act"}
+    ACTIVATIONS = KNOWN_ACTIVATIONS
     LAYER = {
         **Gemma.LAYER,
         "attention_out_norm": "post_attention_layernorm",

@@ -20,6 +20,7 @@ class Gpt2(Family):
         "norm_eps": ("layer_norm_epsilon", 1e-5),
         "tie_embeddings": ("tie_word_embeddings", True),
         "activation": ("activation_function", "gelu_new"),
+        "scale_by_depth": ("scale_attn_by_inverse_layer_idx", False),
         "init_std": ("initializer_range", 0.02),
     }
     CONSTANTS = {
@@ -30,12 +31,8 @@ class Gpt2(Family):
         "gated": False,
         "depth_scaled_init": True,
     }
-    FIXED = {
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False, None),
-        "reorder_and_upcast_attn": (False, None),
-    }
     CARRIED = {
+        "reorder_and_upcast_attn",
         "attn_pdrop",
         "embd_pdrop",
         "resid_pdrop",
@@ -66,14 +63,18 @@ class Gpt2(Family):
     TRANSPOSED = False
 
     def derived_fields(self) -> set[str]:
-        return {"n_inner"}
+        return {"n_inner", "scale_attn_weights"}
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         inner = typed(int | None, hf.get("n_inner"), "config.json: n_inner")
-        return {"intermediate_size": 4 * values["hidden_size"] if inner is None else inner}
+        scaled = typed(bool, hf.get("scale_attn_weights", True), "config.json: scale_attn_weights")
+        return {
+            "intermediate_size": 4 * values["hidden_size"] if inner is None else inner,
+            "query_scale": None if scaled else 1.0,
+        }
 
     def written(self, config: ModelConfig) -> dict[str, Any]:
-        return {"n_inner": config.intermediate_size}
+        return {"n_inner": config.intermediate_size, "scale_attn_weights": config.query_scale is None}
 
     def canonical(self, name: str) -> str:
         return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"

@@ -63,6 +63,9 @@ class GptNeoX(Family):
         """Head by head: its query, key and value."""
         return Form(transposed=True, groups=config.num_heads)
 
+    def canonical(self, name: str) -> str:
+        return "embed_out.weight" if name == "lm_head.weight" else name
+
     def is_derived(self, name: str, config: ModelConfig) -> bool:
         return name.endswith((".attention.bias", ".attention.masked_bias")) or super().is_derived(name, config)
 
