@@ -34,7 +34,8 @@ def pattern(letters: str) -> Fields:
 
 TIED: Fields = {"tie_word_embeddings": True}
 UNTIED: Fields = {"tie_word_embeddings": False}
-YARN: Fields = {"factor": 4.0, "original_max_position_embeddings": 16}
+# A base and a length whose ramp of frequencies is several dimensions wide.
+YARN: Fields = {"theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3: Fields = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -50,9 +51,9 @@ LLAMA = {
     "gelu": {**rope(), "hidden_act": "gelu", "num_key_value_heads": 4},
     "linear": rope("linear", factor=3.0),
     "dynamic": {**rope("dynamic", factor=2.5), "max_position_embeddings": 16},
-    "yarn": rope("yarn", beta_fast=8.0, beta_slow=0.5, **YARN),
-    "yarn_factor": {**rope("yarn", attention_factor=1.3, truncate=False, **YARN), "head_dim": 12},
-    "yarn_mscale": {**rope("yarn", mscale=0.7, mscale_all_dim=0.4, **YARN), "head_dim": 12},
+    "yarn": {**rope("yarn", beta_fast=2.0, beta_slow=0.5, **YARN), "head_dim": 16},
+    "yarn_factor": {**rope("yarn", attention_factor=1.3, truncate=False, **YARN), "head_dim": 16},
+    "yarn_mscale": {**rope("yarn", mscale=0.7, mscale_all_dim=0.4, **YARN), "head_dim": 16},
     "llama3": {**rope("llama3", **LLAMA3), "head_dim": 12},
     "longrope": {**rope("longrope", **LONGROPE), "head_dim": 8},
     "longrope_factor": {**rope("longrope", attention_factor=1.25, factor=2.0, **LONGROPE), "head_dim": 8},
@@ -62,12 +63,12 @@ LLAMA4 = {
     | {"attention_chunk_size": WINDOW, "floor_scale": 8, "attn_scale": 0.3},
     "plain": {**rope("llama3", 5e5, **LLAMA3), **TIED, "attention_bias": True, "use_qk_norm": False}
     | {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "moe_layers": [0, 2], "num_experts_per_tok": 2}
-    | {"attn_temperature_tuning": False, "attention_chunk_size": 9},
+    | {"attn_temperature_tuning": False, "floor_scale": 8, "attention_chunk_size": 9},
 }
 MISTRAL = {
     "window": {**rope(), "sliding_window": WINDOW},
     "full": {**rope(theta=1e6), **TIED, "sliding_window": None, "head_dim": 10},
-    "yarn": {**rope("yarn", 1e6, **YARN), "sliding_window": None, "rms_norm_eps": 1e-5},
+    "yarn": {**rope("yarn", **YARN), "sliding_window": None, "rms_norm_eps": 1e-3, "head_dim": 16},
 }
 MIXTRAL = {
     "full": {**rope(theta=1e6), "hidden_size": 16, "intermediate_size": 20, "num_local_experts": 4},
@@ -78,7 +79,7 @@ QWEN2 = {
     "full": rope(theta=1e6),
     "window": {**rope(), **TIED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
     | {"num_hidden_layers": 3},
-    "yarn": {**rope("yarn", 1e6, **YARN), "num_key_value_heads": 4},
+    "yarn": {**rope("yarn", **YARN), "hidden_size": 32, "num_attention_heads": 2},
 }
 QWEN3 = {
     "full": {**rope(theta=1e6), "head_dim": 10, "attention_bias": True},
@@ -90,7 +91,7 @@ QWEN3 = {
 QWEN3_MOE = {
     "normed": {**rope(theta=1e6), "head_dim": 10, "moe_intermediate_size": 14, "num_experts": 6}
     | {"num_experts_per_tok": 3, "norm_topk_prob": True},
-    "mixed": {**rope("yarn", 1e6, **YARN), **TIED, "attention_bias": True, "moe_intermediate_size": 10}
+    "mixed": {**rope("yarn", **YARN), **TIED, "head_dim": 16, "attention_bias": True, "moe_intermediate_size": 10}
     | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3], "num_experts": 5}
     | {"num_experts_per_tok": 2, "use_sliding_window": True, "sliding_window": WINDOW},
 }
@@ -142,7 +143,7 @@ SMOLLM3 = {
 GLM4 = {
     "biases": {**rope(partial_rotary_factor=0.5), "head_dim": 12, "attention_bias": True},
     "tied": {**rope(theta=5e3, partial_rotary_factor=0.25), **TIED, "head_dim": 16, "attention_bias": False}
-    | {"num_hidden_layers": 3, "rms_norm_eps": 1e-5},
+    | {"num_hidden_layers": 3, "rms_norm_eps": 1e-2},
 }
 COHERE2 = {
     "pattern": {**rope(theta=5e4), **TIED, **pattern("ssfs"), "sliding_window": WINDOW, "logit_scale": 0.25},
@@ -162,9 +163,9 @@ GPT2 = {
     | {"layer_norm_epsilon": 1e-3},
 }
 GPT_NEOX = {
-    "parallel": {**rope(partial_rotary_factor=0.25), "hidden_size": 32},
+    "parallel": {**rope(partial_rotary_factor=0.25), "hidden_size": 32, "num_attention_heads": 2},
     "serial": {**rope("linear", partial_rotary_factor=0.5, factor=2.0), **TIED, "hidden_size": 32}
-    | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new", "num_hidden_layers": 3},
+    | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "relu", "num_hidden_layers": 3},
 }
 BLOOM_BASE: Fields = {**IDS, "vocab_size": 53, "hidden_size": 24, "n_layer": 2, "n_head": 4}
 BLOOM = {
@@ -178,7 +179,7 @@ FALCON = {
     "one_norm": {**rope(), "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
     | {"bias": True},
     "alibi": {**TIED, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
-    | {"num_attention_heads": 6},
+    | {"num_attention_heads": 12, "hidden_size": 36},
     "heads": {**rope("linear", factor=2.0), "multi_query": False, "bias": True, "activation": "relu"}
     | {"ffn_hidden_size": 50, "num_hidden_layers": 3},
 }
@@ -199,19 +200,19 @@ DEEPSEEK_V2 = {
     "groups": {**rope("yarn", mscale=0.9, mscale_all_dim=0.6, **YARN), **TIED, "q_lora_rank": 12, "n_group": 3}
     | {"topk_group": 2, "topk_method": "group_limited_greedy", "n_routed_experts": 6, "num_experts_per_tok": 3}
     | {"n_shared_experts": 1, "routed_scaling_factor": 2.5, "attention_bias": True, "mlp_bias": True}
-    | {"first_k_dense_replace": 0, "num_hidden_layers": 2},
+    | {"first_k_dense_replace": 0, "num_hidden_layers": 2, "qk_rope_head_dim": 12},
 }
 DEEPSEEK_V3 = {
     "groups": {**rope("yarn", mscale=1.0, mscale_all_dim=1.0, **YARN), "q_lora_rank": 12, "n_group": 2}
     | {"topk_group": 1, "n_routed_experts": 6, "num_experts_per_tok": 2, "num_mtp_layers": 0, "hidden_size": 16}
-    | {"intermediate_size": 20, "num_hidden_layers": 2},
+    | {"intermediate_size": 20, "num_hidden_layers": 2, "qk_rope_head_dim": 12},
     "lite": {**rope(), **TIED, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_routed_experts": 4}
     | {"num_experts_per_tok": 3, "norm_topk_prob": False, "rope_interleave": False, "attention_bias": True}
     | {"routed_scaling_factor": 1.5, "n_shared_experts": 2, "num_mtp_layers": 0, "rms_norm_eps": 1e-3},
 }
 GPT_OSS_BASE: Fields = {**BASE, "intermediate_size": 14, "head_dim": 8, "sliding_window": WINDOW}
 GPT_OSS = {
-    "yarn": {**rope("yarn", 1.5e5, beta_fast=32.0, beta_slow=1.0, truncate=False, **YARN), **pattern("sfs")}
+    "yarn": {**rope("yarn", beta_fast=2.0, beta_slow=0.5, truncate=False, **YARN), **pattern("sfs"), "head_dim": 16}
     | {"num_local_experts": 5, "num_experts_per_tok": 2, "swiglu_limit": 1.5},
     "tied": {**rope(), **TIED, **pattern("fs"), "attention_bias": False, "num_local_experts": 4}
     | {"num_experts_per_tok": 3, "swiglu_alpha": 1.2},

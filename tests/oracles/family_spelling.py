@@ -1,5 +1,6 @@
 """config.json as published folders carry it, from the one that transformers 5 writes. Neither NumPy nor torch."""
 
+import math
 from typing import Any
 
 Fields = dict[str, Any]
@@ -39,6 +40,9 @@ def published(new: Fields, defaults: Fields) -> Fields:
     old |= _layers(family, new, old)
     if family == "bloom":
         old["n_embed"], old["num_attention_heads"] = old.pop("hidden_size"), old.pop("n_head")
+    if family in ("mamba2", "bamba", "granitemoehybrid"):
+        # Python's JSON had `Infinity` here before release 5 wrote {"__float__": "Infinity"}.
+        old.setdefault("time_step_limit", [0.0, math.inf])
     if family == "deepseek_v3" and "num_mtp_layers" in old:
         old["num_nextn_predict_layers"] = old.pop("num_mtp_layers")
     return {k: v for k, v in (old | NOTES.get(family, {})).items() if v != "drop"}
@@ -101,6 +105,17 @@ def _layers(family: str, new: Fields, old: Fields) -> Fields:
         old.pop("layer_types", None)
     if family == "llama4_text":
         old.pop("layer_types", None)
+        count, step = new["num_hidden_layers"], new["interleave_moe_layer_step"]
+        if new["moe_layers"] == list(range(step - 1, count, step)):
+            old.pop("moe_layers")
+        # Published as an empty list where the interval says it.
+        return {"no_rope_layers": []} if _by_interval(new) else {}
+    if family == "smollm3":
+        old.pop("layer_types", None)
+        if _by_interval(new):
+            old.pop("no_rope_layers")
+    if family in ("mamba", "falcon_mamba"):
+        old.pop("intermediate_size")
     if family == "granitemoehybrid":
         names = {"linear_attention": "mamba", "full_attention": "attention"}
         return {"layer_types": [names[kind] for kind in types]}
@@ -109,3 +124,8 @@ def _layers(family: str, new: Fields, old: Fields) -> Fields:
         kinds = old.pop("layers_block_type")
         return {"hybrid_override_pattern": "".join(letters[kind] for kind in kinds), "num_hidden_layers": len(kinds)}
     return {}
+
+
+def _by_interval(new: Fields) -> bool:
+    interval = new["no_rope_layer_interval"]
+    return new["no_rope_layers"] == [int((i + 1) % interval != 0) for i in range(new["num_hidden_layers"])]

@@ -4,10 +4,11 @@
 
 A file holds, under `NAME/` for each configuration: `tokens`, `logits` at the recipe's positions, and for decoders
 `greedy` tokens of `generate` with its cache with the `gaps` between the two largest logits of each step, and
-`full_greedy`, `full_gaps` of full forwards where those differ; `aux_loss` of experts; `grad/TENSOR` for some. `meta` is
-JSON: versions, and of each configuration config.json as transformers writes it (`new`) and as published folders carry
-it (`old`), names and shapes of the tensors in the folder (`shapes`) and, where experts lie fused in the running model,
-of those (`fused`). Weights are not in it (`family_recipe.py`).
+`full_greedy`, `full_gaps` of full forwards where those differ; `short_logits`, the prompt's last, where frequencies
+depend on the length; `aux_loss` of experts; `grad/TENSOR` for some; `classes` of an encoder. `meta` is JSON: versions,
+and of each configuration config.json as transformers writes it (`new`) and as published folders carry it (`old`), names
+and shapes of the tensors in the folder (`shapes`) and, where a running model has others, of those (`fused`). Weights
+are not in it (`family_recipe.py`).
 """
 
 import json
@@ -143,6 +144,9 @@ def golden(family: str, name: str, folder: pathlib.Path) -> tuple[dict[str, np.n
         aux = forward(model, tokens, output_router_logits=True).get("aux_loss")
         out |= {} if aux is None else {"aux_loss": aux.numpy()}
     prompt = tokens[:, : recipe.PROMPT]
+    short = forward(model, prompt).logits[:, -1]
+    if (short - full[:, recipe.PROMPT - 1]).abs().max() > 1e-4:
+        out["short_logits"] = short.numpy()
     out["greedy"], out["gaps"] = by_cache(model, prompt)
     greedy, gaps = by_forwards(model, prompt)
     if np.abs(gaps - out["gaps"]).max() > 1e-3:
