@@ -118,10 +118,9 @@ class Generator:
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_positions = self.config.max_position_embeddings if max_positions is None else max_positions
-        if self.config.positions == "learned" and self.max_positions > self.config.max_position_embeddings:
-            raise UserError(
-                f"max_positions={max_positions}: the model has learned {self.config.max_position_embeddings}"
-            )
+        learned = self.config.max_position_embeddings
+        if self.config.positions == "learned" and self.max_positions > learned:
+            raise UserError(f"max_positions={max_positions}: the model has learned {learned}")
         self.buckets = tuple(buckets) if buckets is not None else default_buckets(self.max_positions)
         self.chunk = chunk
         plan = plan or getattr(model, "plan", None)

@@ -17,6 +17,7 @@ from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.config import ModelConfig, Sight
 
 Grouping = Literal["scan", "unrolled"] | Sequence[int]
+Rope = Literal["none", "all", "local"]
 Layout = dict[str, list[list[list[int]]]]
 
 
@@ -27,7 +28,7 @@ class LayerSpec:
     mixer: Literal["attention"] = "attention"
     feed_forward: Literal["dense"] = "dense"
     sees: Sight = "full"
-    rope: Literal["none", "all", "local"] = "all"
+    rope: Rope = "all"
     """Which rotation its queries and keys get: none, the model's, or that of sliding layers."""
     divisor: int = 1
     """Of attention's scores."""
@@ -58,7 +59,7 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     def spec(layer: int, sees: Sight) -> LayerSpec:
         turns = config.rope_layers is not None and config.rope_layers[layer]
         local = sees == "sliding" and config.local_rope_theta is not None
-        rope = ("local" if local else "all") if turns else "none"
+        rope: Rope = ("local" if local else "all") if turns else "none"
         return LayerSpec(sees=sees, rope=rope, divisor=layer + 1 if config.scale_by_depth else 1)
 
     return tuple(spec(layer, sees) for layer, sees in enumerate(config.sights))

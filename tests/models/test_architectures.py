@@ -30,7 +30,7 @@ SCALINGS = (
 def drawn(seed: int) -> ModelConfig:
     """A random combination of what layers can be."""
     draw = random.Random(seed)
-    positions = draw.choice(["rope", "rope", "rope", "alibi", "learned", "sinusoidal", "none"])
+    positions: Any = draw.choice(["rope", "rope", "rope", "alibi", "learned", "sinusoidal", "none"])
     sights = ["full", "full", "sliding", "chunked"] if positions != "alibi" else ["full"]
     fields: dict[str, Any] = {}
     if positions == "rope":
@@ -100,7 +100,7 @@ def test_every_way_of_running_it_agrees(seed):
     @jax.jit
     def full(tokens: np.ndarray, segments: Any = None, positions: Any = None) -> Any:
         decoder = bind(model.decoder, params)
-        return decoder.logits(decoder(tokens, positions, segments)[0])
+        return decoder.logits(decoder(jnp.asarray(tokens), positions, segments)[0])
 
     alone = [np.asarray(full(TOKENS[b : b + 1, :n])[0]) for b, n in enumerate(LENGTHS)]
     largest = max(np.abs(x).max() for x in alone)
