@@ -53,7 +53,7 @@ LLAMA = {
     "dynamic": {**rope("dynamic", factor=2.5), "max_position_embeddings": 16},
     "yarn": {**rope("yarn", beta_fast=2.0, beta_slow=0.5, **YARN), "head_dim": 16},
     "yarn_factor": {**rope("yarn", attention_factor=1.3, truncate=False, **YARN), "head_dim": 16},
-    "yarn_mscale": {**rope("yarn", mscale=0.7, mscale_all_dim=0.4, **YARN), "head_dim": 16},
+    "yarn_mscale": {**rope("yarn", mscale=0.9, mscale_all_dim=0.3, **YARN), "head_dim": 16},
     "llama3": {**rope("llama3", **LLAMA3), "head_dim": 12},
     "longrope": {**rope("longrope", **LONGROPE), "head_dim": 8},
     "longrope_factor": {**rope("longrope", attention_factor=1.25, factor=2.0, **LONGROPE), "head_dim": 8},
@@ -93,7 +93,7 @@ QWEN3_MOE = {
     | {"num_experts_per_tok": 3, "norm_topk_prob": True},
     "mixed": {**rope("yarn", **YARN), **TIED, "head_dim": 16, "attention_bias": True, "moe_intermediate_size": 10}
     | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3], "num_experts": 5}
-    | {"num_experts_per_tok": 2, "use_sliding_window": True, "sliding_window": WINDOW},
+    | {"num_experts_per_tok": 3, "use_sliding_window": True, "sliding_window": WINDOW},
 }
 GEMMA = {
     "tied": {**rope(), **TIED, "head_dim": 10, "num_key_value_heads": 1},
@@ -235,7 +235,8 @@ MAMBA2 = {
 JAMBA_BASE: Fields = {**BASE, "mamba_d_state": 5, "mamba_dt_rank": 3}
 JAMBA = {
     "experts": {"hidden_size": 16, "intermediate_size": 18, "num_hidden_layers": 3, "attn_layer_period": 3}
-    | {"attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 4},
+    | {"attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 4}
+    | {"rms_norm_eps": 1e-2},
     "dense": {**TIED, "attn_layer_period": 2, "attn_layer_offset": 0, "num_experts": 1, "mamba_proj_bias": True}
     | {"mamba_conv_bias": False, "mamba_d_conv": 3, "num_hidden_layers": 4, "mamba_dt_rank": "auto"},
 }

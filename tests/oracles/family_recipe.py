@@ -40,6 +40,8 @@ RENAMED = {
     },
 }
 """Names in a folder, and in a running model of transformers 5."""
+HEADS = ("lm_head.weight", "embed_out.weight", "decoder.weight", "classifier.weight")
+ROUTERS = r"\.gate\.weight$|router\.(layer\.)?weight$"
 INPUTS_FIRST = r"\.(c_attn|c_proj|c_fc)\.weight|experts\.(gate_up_proj|down_proj)$"
 """Matrices stored `[..., inputs, outputs]`: those of GPT-2, and the experts of Llama 4 and gpt-oss."""
 
@@ -58,16 +60,18 @@ def draw(family: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     elif len(shape) == 1 and name.endswith("weight"):
         # Gemma's norms multiply by 1 + weight.
         values = 0.5 * unit + (not family.startswith("gemma"))
+    elif name.endswith("correction_bias"):
+        values = 0.25 * unit
     elif name.endswith(("bias", "_bias")):
         values = 0.5 * unit
     elif re.search(EMBEDDINGS, name):
         # Gemma multiplies its embedding by the root of its width.
-        values = unit * (0.4 if family.startswith("gemma") else 1.0)
+        values = unit * (0.2 if family.startswith("gemma") else 0.5)
     else:
-        inputs = (
-            shape[-2] if re.search(INPUTS_FIRST, name) and family in ("gpt2", "llama4_text", "gpt_oss") else shape[-1]
-        )
-        values = unit * (1.5 * np.sqrt(3.0 / inputs))
+        first = family in ("gpt2", "llama4_text", "gpt_oss") and re.search(INPUTS_FIRST, name)
+        # Larger ones would make gradients in float32 too inexact to be compared.
+        gain = 1.5 if name in HEADS else 2.0 if re.search(ROUTERS, name) else 1.0
+        values = unit * (gain * np.sqrt(3.0 / shape[-2 if first else -1]))
     return values.astype(np.float32)
 
 

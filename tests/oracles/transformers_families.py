@@ -27,7 +27,6 @@ from tests.oracles import family_recipe as recipe
 from tests.oracles.family_spelling import published
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "families"
-HEAD = ("lm_head.weight", "decoder.weight", "embed_out.weight")
 HEADS = {"modernbert": AutoModelForMaskedLM}
 
 
@@ -124,7 +123,7 @@ def golden(family: str, name: str, folder: pathlib.Path) -> tuple[dict[str, np.n
     other = load(family, write(folder / "old", old, recipe.published(family, weights)))
     assert torch.equal(logits(other, tokens, seen), full), (family, name, old)
     meta = {"new": new, "old": old, "shapes": shapes}
-    tied = [] if any(k in shapes for k in HEAD) else HEAD
+    tied = [] if any(k in shapes for k in recipe.HEADS) else recipe.HEADS
     running = {k: v.numpy() for k, v in model.state_dict().items() if k not in tied}
     if running.keys() != shapes.keys():
         meta["fused"] = {k: v.shape for k, v in running.items()}
