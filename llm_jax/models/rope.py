@@ -88,13 +88,7 @@ def _lengths(positions: Array, segment_ids: Array | None) -> Int[Array, "B T"]:
 
 def _frequencies(
     rope: Rope,
-    lengths: Int[
-        Array,
-        (
-            B  # T 1
-        ),
-    ]
-    | None,
+    lengths: Array | None,
 ) -> tuple[Float[Array, "*BT R2"], float]:
     """Radians per position of each pair, and what cosines and sines are multiplied by."""
     dim, theta, scaling = rope.dim, rope.theta, rope.scaling

@@ -31,7 +31,7 @@ def drawn(seed: int) -> ModelConfig:
     """A random combination of what layers can be."""
     draw = random.Random(seed)
     positions: Any = draw.choice(["rope", "rope", "rope", "alibi", "learned", "sinusoidal", "none"])
-    sights = ["full", "full", "sliding", "chunked"] if positions != "alibi" else ["full"]
+    sights: list[Any] = ["full", "full", "sliding", "chunked"] if positions != "alibi" else ["full"]
     fields: dict[str, Any] = {}
     if positions == "rope":
         fields = {

@@ -179,7 +179,7 @@ FALCON = {
     "one_norm": {**rope(), "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
     | {"bias": True},
     "alibi": {**TIED, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
-    | {"num_attention_heads": 12, "hidden_size": 36},
+    | {"num_attention_heads": 8, "hidden_size": 48},  # Powers of two: of other slopes transformers rounds the biases.
     "heads": {**rope("linear", factor=2.0), "multi_query": False, "bias": True, "activation": "relu"}
     | {"ffn_hidden_size": 50, "num_hidden_layers": 3},
 }
