@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from llm_jax.kernels.choice import supports as supports
     from llm_jax.kernels.decode_attention import decode_attention as decode_attention
     from llm_jax.kernels.flash_attention import flash_attention as flash_attention
+    from llm_jax.kernels.grouped_matmul import grouped_matmul as grouped_matmul
     from llm_jax.kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
     from llm_jax.kernels.linear_cross_entropy import partial_linear_cross_entropy as partial_linear_cross_entropy
     from llm_jax.kernels.matmul import QuantizedArray as QuantizedArray
     from llm_jax.kernels.matmul import matmul as matmul
     from llm_jax.kernels.matmul import quantize as quantize
 
-OPS = ("decode_attention", "flash_attention", "linear_cross_entropy", "matmul")
+OPS = ("decode_attention", "flash_attention", "grouped_matmul", "linear_cross_entropy", "matmul")
 
 __getattr__ = lazy_exports(
     globals(),

@@ -1,0 +1,37 @@
+"""What a grouped product asks for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from llm_jax.kernels.choice import ArgumentError
+
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class GroupedSpec:
+    """The static part of a call."""
+
+    rows: int
+    groups: int
+    inputs: int
+    outputs: int
+    dtype: str
+
+
+def grouped_matmul_spec(x: Any, w: Any, group_sizes: Any) -> GroupedSpec:
+    """Checks a call, arguments as for `grouped_matmul`; raises ArgumentError."""
+    if len(x.shape) != 2 or len(w.shape) != 3 or x.shape[1] != w.shape[1]:
+        raise _error(f"x {x.shape} must be [M, K] and w {w.shape} [E, K, N]")
+    dtype = jnp.dtype(x.dtype).name
+    if dtype not in FLOATS or w.dtype != x.dtype:
+        raise _error(f"x and w must share one dtype of {', '.join(FLOATS)}; got {x.dtype}, {w.dtype}")
+    if group_sizes.shape != w.shape[:1] or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
+        raise _error(f"group_sizes must be integers [{w.shape[0]}]; got {group_sizes.dtype}{list(group_sizes.shape)}")
+    return GroupedSpec(x.shape[0], *w.shape, dtype)
+
+
+def _error(text: str) -> ArgumentError:
+    return ArgumentError(f"grouped_matmul: {text}")

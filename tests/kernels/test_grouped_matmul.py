@@ -1,0 +1,85 @@
+"""grouped_matmul: both implementations and their gradients against numpy in float64, group by group."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.base.errors import UserError
+from llm_jax.kernels import grouped_matmul
+
+M, K, N = 45, 12, 20
+SIZES = {
+    "uneven": [3, 17, 1, 9, 15],
+    "empty groups": [0, 20, 0, 25, 0],
+    "one group": [0, 0, 45, 0, 0],
+    "rows behind": [7, 0, 11, 0, 5],
+    "nothing": [0, 0, 0, 0, 0],
+}
+
+
+def arrays(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((M, K), (5, K, N), (M, N)))
+
+
+def formula(x, w, g, sizes):
+    """Products of the groups one after another, and both gradients."""
+    x, w, g = (np.asarray(a, np.float64) for a in (x, w, g))
+    out, d_x, d_w = np.zeros((M, N)), np.zeros_like(x), np.zeros_like(w)
+    for e, end in enumerate(np.cumsum(sizes)):
+        rows = slice(end - sizes[e], end)
+        out[rows], d_x[rows], d_w[e] = x[rows] @ w[e], g[rows] @ w[e].T, x[rows].T @ g[rows]
+    return out, d_x, d_w
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("implementation", ["xla", "reference", None])
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-6), ("bfloat16", 6e-3), ("float16", 1e-3)])
+def test_products_and_gradients(dtype, bound, implementation, sizes):
+    x, w, g = arrays(dtype)
+
+    @jax.jit
+    def run(x, w, g, sizes):
+        out, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), x, w)
+        return out, *pull(g)
+
+    for got, want in zip(run(x, w, g, jnp.asarray(sizes, jnp.int32)), formula(x, w, g, sizes)):
+        assert got.dtype == dtype
+        assert np.linalg.norm(np.asarray(got, np.float64) - want) <= bound * np.linalg.norm(want)
+
+
+def test_more_groups_than_rows():
+    x, _, g = arrays("float32")
+    w = jnp.asarray(np.random.default_rng(1).normal(size=(64, K, N)), jnp.float32)
+    sizes = np.zeros(64, np.int32)
+    sizes[[3, 40, 63]] = 2, 1, 4
+    out, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, jnp.asarray(sizes)), x, w)
+    for got, want in zip((out, *pull(g)), formula(x, w, g, sizes)):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_rows_behind_the_last_group_may_hold_anything(implementation):
+    x, w, g = arrays("float32")
+    sizes = jnp.asarray(SIZES["rows behind"], jnp.int32)
+    bad = x.at[23:].set(jnp.nan), g.at[23:].set(jnp.nan)
+    out, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), bad[0], w)
+    for got, want in zip((out, *pull(bad[1])), formula(x, w, g, SIZES["rows behind"])):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, n: (x[0], w, n), r"x \(12,\) must be \[M, K\]"),
+        (lambda x, w, n: (x, w[:, :5], n), r"w \(5, 5, 20\) \[E, K, N\]"),
+        (lambda x, w, n: (x, w.astype("bfloat16"), n), "must share one dtype"),
+        (lambda x, w, n: (x, w, n[:2]), r"group_sizes must be integers \[5\]"),
+        (lambda x, w, n: (x, w, n * 1.0), r"group_sizes must be integers \[5\]; got float32"),
+    ],
+)
+def test_bad_calls_name_the_argument(change, message):
+    x, w, _ = arrays("float32")
+    with pytest.raises(UserError, match=message):
+        grouped_matmul(*change(x, w, jnp.asarray(SIZES["uneven"])))
