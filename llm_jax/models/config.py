@@ -1,10 +1,11 @@
 """What a decoder is made of, as plain fields. Families map a Hugging Face `config.json` to this and back."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.models.experts_config import ExpertsConfig
 
 POSITIVE = (
     "vocab_size",
@@ -159,6 +160,8 @@ class ModelConfig:
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
     mlp_bias: bool = False
     """Biases on the feed-forward projections."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Mixture of experts in place of dense feed-forward layers."""
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
@@ -186,6 +189,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number")
+        self.experts.check()
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if kv_heads < 1 or self.num_heads % kv_heads:
             raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={self.num_heads}")

@@ -59,3 +59,9 @@ def neftune_noise(
     bound = jnp.where(segment_ids > 0, alpha / jnp.sqrt(lengths * width), 0.0)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (T, width), jnp.float32, -1.0, 1.0))(keys)
     return constrain(bound[..., None] * uniform, ("batch", "length", "embed"))
+
+
+def router_noise(keys: Key[Array, " B"], length: int, experts: int) -> Float[Array, "B T E"]:
+    """float32 standard normal numbers for the logits of one layer's router."""
+    normal = jax.vmap(lambda key: jax.random.normal(key, (length, experts), jnp.float32))(keys)
+    return constrain(normal, ("batch", "length", None))

@@ -5,6 +5,12 @@ from typing import TYPE_CHECKING
 from llm_jax.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from llm_jax.objectives.experts import bias_update as bias_update
+    from llm_jax.objectives.experts import importance as importance
+    from llm_jax.objectives.experts import load as load
+    from llm_jax.objectives.experts import load_balance as load_balance
+    from llm_jax.objectives.experts import router_z as router_z
+    from llm_jax.objectives.experts import sequence_balance as sequence_balance
     from llm_jax.objectives.pairs import dpo as dpo
     from llm_jax.objectives.pairs import implicit_rewards as implicit_rewards
     from llm_jax.objectives.pairs import ipo as ipo
@@ -14,6 +20,12 @@ if TYPE_CHECKING:
 __getattr__ = lazy_exports(
     globals(),
     {
+        "bias_update": "llm_jax.objectives.experts",
+        "importance": "llm_jax.objectives.experts",
+        "load": "llm_jax.objectives.experts",
+        "load_balance": "llm_jax.objectives.experts",
+        "router_z": "llm_jax.objectives.experts",
+        "sequence_balance": "llm_jax.objectives.experts",
         "dpo": "llm_jax.objectives.pairs",
         "implicit_rewards": "llm_jax.objectives.pairs",
         "ipo": "llm_jax.objectives.pairs",

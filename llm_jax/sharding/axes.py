@@ -12,6 +12,8 @@ WEIGHT_AXES: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": None,  # for the mesh axis `expert`
+    "router": None,
     "embed": None,
     "norm": None,
     "head_dim": None,
@@ -23,10 +25,13 @@ ACTIVATION_AXES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "experts": None,  # for the mesh axis `expert`
     "length": None,
     "embed": None,
     "head_dim": None,
 }
+# Weights with this axis are used in float32, whatever the compute dtype: a rounded router picks other experts.
+FLOAT32_AXIS = "router"
 # ZeRO cuts weights over this axis, wherever the table leaves a dimension free.
 STORAGE_AXIS = "data"
 # The layer loop slices this axis, so a cut along it would put whole layers on single devices.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llm_jax.sharding.axes import FLOAT32_AXIS
 from llm_jax.sharding.context import constrain_spec, current_plan
 from llm_jax.sharding.plan import Plan
 
@@ -39,6 +40,10 @@ def _cast_and_gather(weight: Array, dtype: Any, axes: Axes, plan: Plan | None) -
     # Cast before gathering: half the bytes on the wire.
     weight = weight.astype(dtype)
     return weight if plan is None else constrain_spec(weight, plan.compute_spec(axes))
+
+
+def _dtype_in_use(axes: Axes, dtype: Any) -> Any:
+    return jnp.dtype(jnp.float32) if FLOAT32_AXIS in axes else jnp.dtype(dtype)
 
 
 def _pin_cast(weight: Array, dtype: Any) -> Array:
@@ -100,7 +105,7 @@ def compute_weights(tree: Any, axes_tree: Any, dtype: Any = None) -> Any:
     def one(weight: Any, axes: Any) -> Any:
         if not jnp.issubdtype(weight.dtype, jnp.floating):
             return weight
-        to = jnp.dtype(plan.compute_dtype if dtype is None else dtype)  # type: ignore[union-attr]
+        to = _dtype_in_use(axes, plan.compute_dtype if dtype is None else dtype)  # type: ignore[union-attr]
         value, slot = (weight.value, weight.slot) if isinstance(weight, Gathered) else (weight, None)
         return _use(value, slot, to, tuple(axes))
 
@@ -115,6 +120,6 @@ def gather_all(tree: Any, axes_tree: Any) -> Any:
     def one(weight: Array, axes: Axes) -> Array:
         if not jnp.issubdtype(weight.dtype, jnp.floating):
             return weight
-        return _cast_and_gather(weight, plan.compute_dtype, tuple(axes), plan)
+        return _cast_and_gather(weight, _dtype_in_use(axes, plan.compute_dtype), tuple(axes), plan)
 
     return jax.tree.map(one, jax.lax.stop_gradient(tree), axes_tree)

@@ -30,7 +30,8 @@ def grouped_matmul_spec(x: Any, w: Any, group_sizes: Any) -> GroupedSpec:
         raise _error(f"x and w must share one dtype of {', '.join(FLOATS)}; got {x.dtype}, {w.dtype}")
     if group_sizes.shape != w.shape[:1] or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
         raise _error(f"group_sizes must be integers [{w.shape[0]}]; got {group_sizes.dtype}{list(group_sizes.shape)}")
-    return GroupedSpec(x.shape[0], *w.shape, dtype)
+    groups, inputs, outputs = w.shape
+    return GroupedSpec(x.shape[0], groups, inputs, outputs, dtype)
 
 
 def _error(text: str) -> ArgumentError:
