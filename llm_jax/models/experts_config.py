@@ -40,6 +40,7 @@ class ExpertsConfig:
     groups: int = 1
     """Groups of neighbouring experts; the choice is made within the best `top_groups` of them."""
     top_groups: int = 1
+    """Groups that a token's experts may be of."""
     group_score: Literal["max", "top2"] = "max"
     """Of a group: its best score (DeepSeek-V2), or the sum of its two best (DeepSeek-V3)."""
     noisy: bool = False
