@@ -4,6 +4,9 @@ every group's weights. Elsewhere `ragged_dot`, which XLA turns into grouped prod
 A block that reaches past the end of its group gives wrong rows there, which the next group, coming later, writes over.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -47,10 +50,8 @@ def weight_gradient(
     x, g = (jnp.pad(rows, ((0, size), (0, 0))) for rows in (x, g))
 
     def of_group(e: Array, out: Array) -> Array:
-        start = ends[e] - group_sizes[e]
-
         def add(i: Array, total: Array) -> Array:
-            at = start + i * size
+            at = ends[e] - group_sizes[e] + i * size
             own = (at + jnp.arange(size) < ends[e])[:, None]
             x_block, g_block = (jnp.where(own, lax.dynamic_slice_in_dim(rows, at, size), 0) for rows in (x, g))
             return total + _dot(x_block, g_block, 0, 0).astype(jnp.float32)
@@ -60,7 +61,7 @@ def weight_gradient(
         return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), e, 0)
 
     out = manual_axes.full((spec.groups, spec.inputs, spec.outputs), 0, (x, g), x.dtype)
-    return lax.fori_loop(0, spec.groups, of_group, out)
+    return _over_groups(group_sizes, of_group, out)
 
 
 def _rows_times(spec: GroupedSpec, rows: Array, w: Array, group_sizes: Array, contracted: int) -> Array:
@@ -72,18 +73,27 @@ def _rows_times(spec: GroupedSpec, rows: Array, w: Array, group_sizes: Array, co
     rows = jnp.pad(rows, ((0, size), (0, 0)))
 
     def of_group(e: Array, out: Array) -> Array:
-        start = ends[e] - group_sizes[e]
+        weights = w[e]
 
         def block(i: Array, out: Array) -> Array:
-            at = start + i * size
-            made = _dot(lax.dynamic_slice_in_dim(rows, at, size), w[e], 1, contracted - 1)
+            at = ends[e] - group_sizes[e] + i * size
+            made = _dot(lax.dynamic_slice_in_dim(rows, at, size), weights, 1, contracted - 1)
             made = jnp.where((at + jnp.arange(size) < ends[-1])[:, None], made, 0)
             return lax.dynamic_update_slice_in_dim(out, made, at, 0)
 
         return lax.fori_loop(0, (group_sizes[e] + size - 1) // size, block, out)
 
     out = manual_axes.full((spec.rows + size, w.shape[3 - contracted]), 0, (rows, w), rows.dtype)
-    return lax.fori_loop(0, spec.groups, of_group, out)[: spec.rows]
+    return _over_groups(group_sizes, of_group, out)[: spec.rows]
+
+
+def _over_groups(group_sizes: Array, of_group: Callable[[Array, Array], Array], out: Array) -> Array:
+    """`of_group` for one group after another, but for the empty ones, whose weights are not even read."""
+
+    def step(e: Array, out: Array) -> Array:
+        return lax.cond(group_sizes[e] > 0, partial(of_group, e), lambda out: out, out)
+
+    return lax.fori_loop(0, group_sizes.shape[0], step, out)
 
 
 def _block(spec: GroupedSpec) -> int:
