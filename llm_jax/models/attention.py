@@ -45,7 +45,7 @@ class Attention(nnx.Module):
         self.sinks = Sinks(config.num_heads) if config.sinks else None
         self.head_dim, self.qk_norm, self.interleaved = H, config.qk_norm, config.rope_interleaved
         self.scale = (H**-0.5 if config.query_scale is None else config.query_scale) / spec.divisor
-        self.softcap, self.rope = config.attention_softcap, spec.rope
+        self.softcap, self.clip, self.rope = config.attention_softcap, config.qkv_clip, spec.rope
         alibi = config.positions == "alibi"
         self.slopes = tuple(alibi_slopes(config.num_heads) * config.alibi_scale) if alibi else None
 
@@ -53,10 +53,12 @@ class Attention(nnx.Module):
         def heads(y: Array, name: str) -> Array:
             return constrain(y.reshape(*y.shape[:2], -1, self.head_dim), ("batch", "length", name, None))
 
-        q, k = self.q(x), self.k(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
         if self.qk_norm == "whole":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = heads(q, "heads"), heads(k, "kv_heads"), heads(self.v(x), "kv_heads")
+        if self.clip is not None:
+            q, k, v = (jnp.clip(y, -self.clip, self.clip) for y in (q, k, v))
+        q, k, v = heads(q, "heads"), heads(k, "kv_heads"), heads(v, "kv_heads")
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         turned = shared.local_rope if self.rope == "local" else shared.rope

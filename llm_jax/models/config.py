@@ -17,6 +17,7 @@ POSITIVE = (
 )
 MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 
+FeedForwardKind = Literal["dense", "experts"]
 Sight = Literal["full", "sliding", "chunked"]
 """What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
 
@@ -147,6 +148,8 @@ class ModelConfig:
     """Whether scores of layer l, from 0, are also divided by l + 1 (an option of GPT-2)."""
     attention_softcap: float | None = None
     """Scores become c tanh(scores / c) (Gemma 2)."""
+    qkv_clip: float | None = None
+    """Queries, keys and values are cut at plus and minus this, before they turn (an option of OLMoE)."""
     sinks: bool = False
     """A learned logit per head that takes part in the softmax and has no value (gpt-oss)."""
     attention_bias: bool = False
@@ -160,8 +163,10 @@ class ModelConfig:
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
     mlp_bias: bool = False
     """Biases on the feed-forward projections."""
+    feed_forwards: tuple[FeedForwardKind, ...] | None = None
+    """The feed-forward of each layer; None means experts in all where there are experts, dense ones where not."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
-    """Mixture of experts in place of dense feed-forward layers."""
+    """Of layers with a mixture of experts."""
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
@@ -185,11 +190,10 @@ class ModelConfig:
         for name in MULTIPLIERS:
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"model.{name} is {getattr(self, name)}, it has to be a finite number")
-        for name in ("rope_theta", "local_rope_theta", "query_scale", "attention_softcap", "logit_softcap"):
+        for name in ("rope_theta", "local_rope_theta", "query_scale", "attention_softcap", "logit_softcap", "qkv_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number")
-        self.experts.check()
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if kv_heads < 1 or self.num_heads % kv_heads:
             raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={self.num_heads}")
@@ -205,11 +209,31 @@ class ModelConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             sights=self._sights(),
+            feed_forwards=self._feed_forwards(),
+            experts=self._experts(),
             rope_dim=self._rope_dim(head_dim),
             rope_layers=self._rope_layers(),
             embed_init_std=self.init_std if self.embed_init_std is None else self.embed_init_std,
             output_bias=self.attention_bias if self.output_bias is None else self.output_bias,
         )
+
+    def _feed_forwards(self) -> tuple[FeedForwardKind, ...]:
+        kinds = self.feed_forwards
+        if kinds is None:
+            kinds = (("experts" if self.experts.num else "dense"),) * self.num_layers
+        if len(kinds) != self.num_layers:
+            raise UserError(f"model.feed_forwards has {len(kinds)} entries for model.num_layers={self.num_layers}")
+        if ("experts" in kinds) != (self.experts.num > 0):
+            raise UserError(f"model.feed_forwards={','.join(kinds)} does not go with experts.num={self.experts.num}")
+        return kinds
+
+    def _experts(self) -> ExpertsConfig:
+        self.experts.check()
+        if self.experts.limit is not None and (self.activation != "silu" or not self.gated):
+            raise UserError("model.experts.limit needs model.activation=silu and model.gated")
+        if not self.experts.num or self.experts.intermediate_size is not None:
+            return self.experts
+        return replace(self.experts, intermediate_size=self.intermediate_size)
 
     def _sights(self) -> tuple[Sight, ...]:
         sights = self.sights

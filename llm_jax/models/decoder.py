@@ -15,8 +15,10 @@ from llm_jax.base.errors import UserError
 from llm_jax.models.attention import Attention
 from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.experts import Experts
 from llm_jax.models.feed_forward import FeedForward
 from llm_jax.models.layers import RESIDUAL, Embedding, Linear
+from llm_jax.models.noise import router_noise
 from llm_jax.models.norms import Norm, make_norm
 from llm_jax.models.parameter import stack
 from llm_jax.models.remat import REMAT
@@ -27,7 +29,7 @@ from llm_jax.models.weights import in_compute
 from llm_jax.sharding import constrain
 
 TAPS = ("hidden", "attention_out", "mlp_out")
-LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout")
+LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout", "router_noise")
 
 
 class Block(nnx.Module):
@@ -43,15 +45,18 @@ class Block(nnx.Module):
         self.attention = Attention(config, spec)
         self.attention_out_norm = norm(out)
         self.mlp_norm = norm((pre or post) and config.parallel != "one_norm")
-        self.mlp = FeedForward(config)
+        self.mlp = Experts(config) if spec.feed_forward == "experts" else FeedForward(config)
         self.mlp_out_norm = norm(out)
         self.pre, self.post, self.parallel, self.scale = pre, post, config.parallel, config.residual_scale
         self.residual_normed = config.residual_normed
 
     def __call__(
         self, hidden: Array, shared: Shared, layer_inputs: Mapping[str, Any] | None, cache: Cache, taps: Sequence[str]
-    ) -> tuple[Array, Cache, dict[str, Array]]:
-        """`(params = self, hidden [B,T,D], shared, layer inputs, cache) -> (hidden, cache, the taps asked for)`."""
+    ) -> tuple[Array, Cache, dict[str, Any]]:
+        """`(params = self, hidden [B,T,D], shared, layer inputs, cache) -> (hidden, cache, the taps asked for)`.
+
+        Beside the taps, under `experts`, the router's statistics where the layer has one.
+        """
         inputs = layer_inputs or {}
         if "attention_dropout" in inputs:
             cache = with_dropout(cache, inputs["attention_dropout"])
@@ -79,7 +84,7 @@ class Block(nnx.Module):
         if self.parallel == "no":
             hidden = after(hidden + attention_out, self.attention_norm)
         normed = normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm)
-        mlp_out = self.mlp(normed)
+        mlp_out, statistics = self._feed_forward(normed, shared, inputs)
         if self.residual_normed:
             hidden = normed
         mlp_out = added(mlp_out, self.mlp_out_norm, 1)
@@ -89,7 +94,16 @@ class Block(nnx.Module):
         if "residual" in inputs:
             hidden = hidden + inputs["residual"].astype(hidden.dtype)
         seen = {"hidden": hidden, "attention_out": attention_out, "mlp_out": mlp_out}
-        return hidden, cache, {name: seen[name] for name in taps}
+        return hidden, cache, {name: seen[name] for name in taps} | statistics
+
+    def _feed_forward(self, x: Array, shared: Shared, inputs: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
+        if isinstance(self.mlp, FeedForward):
+            return self.mlp(x), {}
+        noise = None
+        if "router_noise" in inputs:
+            noise = router_noise(inputs["router_noise"], x.shape[1], self.mlp.config.num)
+        out, statistics = self.mlp(x, shared.meta.segment_ids, noise)
+        return out, {"experts": statistics}
 
 
 class Decoder(nnx.Module):
@@ -146,17 +160,21 @@ class Decoder(nnx.Module):
         taps: Sequence[str] = (),
         meta: Meta | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Cache, ...] | None, dict[str, dict[str, Array]]]:
-        """Hidden states after the final norm, the caches with the tokens in, and `{"taps": {name: [L, ...]}}`.
+        """Hidden states after the final norm, the caches with the tokens in, and `{"taps": {name: [L, ...]}}`; of a
+        model with experts also `{"experts": {name: [layers with experts, ...]}}`, sums over the tokens (see `Router`).
 
         `positions` default to 0, 1, ... and `segment_ids` to one document per row. `caches` (one per layer) come with
         a `meta` in place of both. `layer_inputs`: `residual` [L, ...], added to the residual stream after each layer;
-        `residual_dropout` (of both sublayers' outputs) and `attention_dropout`, `Dropout`s with keys [L, B].
-        `embedding_noise` is added to the token vectors. `taps`: names in `TAPS`. Raises UserError for unknown names.
+        `residual_dropout` (of both sublayers' outputs) and `attention_dropout`, `Dropout`s with keys [L, B];
+        `router_noise`, keys [L, B], for noisy routers in training. `embedding_noise` is added to the token vectors.
+        `taps`: names in `TAPS`. Raises UserError for unknown names.
         """
         for name in [*(set(taps) - set(TAPS)), *(set(layer_inputs or ()) - set(LAYER_INPUTS))]:
             raise UserError(
                 f"{name!r} is neither a tap ({', '.join(TAPS)}) nor a layer input ({', '.join(LAYER_INPUTS)})"
             )
+        if "router_noise" in (layer_inputs or ()) and not self.config.experts.noisy:
+            raise UserError("router_noise is for models with noisy routers (model.experts.noisy)")
         if meta is None:
             if caches is not None:
                 raise UserError("caches need a meta: positions, segment ids and lengths of the new tokens")
@@ -184,6 +202,9 @@ class Decoder(nnx.Module):
                 new_caches.extend(kept)
             collected.append(seen)
         aux = {"taps": {name: jnp.concatenate([seen[name] for seen in collected]) for name in taps}}
+        experts = [seen["experts"] for seen in collected if "experts" in seen]
+        if experts:
+            aux["experts"] = jax.tree.map(lambda *layers: jnp.concatenate(layers), *experts)
         return self.norm(hidden), tuple(new_caches) if caches is not None else None, aux
 
     def _shared(self, meta: Meta) -> Shared:
@@ -266,30 +287,37 @@ def _scan(
     packed: Sequence[Packed],
     repeats: int,
     remat: str,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, dict[str, Any]]:
     """A segment without a past: its repeats by `lax.scan`, a single one directly."""
     apply: list[Callable] = [
         REMAT[remat](partial(_apply, cache=cache, taps=taps), scanned=repeats > 1) for cache in packed
     ]
 
-    def body(hidden: Array, xs: tuple[list[Block], Any]) -> tuple[Array, dict[str, Array]]:
+    def body(hidden: Array, xs: tuple[list[Block], Any]) -> tuple[Array, dict[str, Any]]:
         blocks, inputs = xs
         seen = []
         for i, block in enumerate(blocks):
             hidden, _, tapped = apply[i](block, hidden, shared, _row(inputs, i))
             seen.append(tapped)
-        return hidden, {name: jnp.stack([tapped[name] for tapped in seen]) for name in taps}
+        return hidden, _stacked(seen, taps)
 
     if repeats == 1:
         hidden, seen = body(hidden, _row((blocks, inputs), 0))
         return hidden, seen
     hidden, seen = jax.lax.scan(body, hidden, (blocks, inputs))
-    return hidden, {name: x.reshape(-1, *x.shape[2:]) for name, x in seen.items()}
+    return hidden, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+
+
+def _stacked(seen: Sequence[Mapping[str, Any]], taps: tuple[str, ...]) -> dict[str, Any]:
+    """Of layers one after another: the taps of all, and the statistics of those that have experts."""
+    out: dict[str, Any] = {name: jnp.stack([layer[name] for layer in seen]) for name in taps}
+    experts = [layer["experts"] for layer in seen if "experts" in layer]
+    return out | ({"experts": jax.tree.map(lambda *layers: jnp.stack(layers), *experts)} if experts else {})
 
 
 def _step(
     blocks: list[Block], hidden: Array, shared: Shared, inputs: Any, caches: Sequence[Cache], taps: tuple[str, ...]
-) -> tuple[Array, dict[str, Array], list[Cache]]:
+) -> tuple[Array, dict[str, Any], list[Cache]]:
     """A segment over caches, layer by layer: caches that pass through a scan are copied at every step."""
     seen, kept = [], []
     for layer, cache in enumerate(caches):
@@ -297,7 +325,7 @@ def _step(
         hidden, cache, tapped = _apply(_row(blocks[i], row), hidden, shared, _row(_row(inputs, row), i), cache, taps)
         seen.append(tapped)
         kept.append(cache)
-    return hidden, {name: jnp.stack([tapped[name] for tapped in seen]) for name in taps}, kept
+    return hidden, _stacked(seen, taps), kept
 
 
 def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:

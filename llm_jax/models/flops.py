@@ -12,7 +12,8 @@ from llm_jax.models.segments import LayerSpec
 def flops_per_token(config: ModelConfig, length: int) -> float:
     """Multiplications and additions of one token's forward pass in a causal sequence of `length` tokens.
 
-    Two per weight of every matrix product (the lookup of an embedding is none), and 4 * N * H per layer and key for
+    Two per weight of every matrix product (the lookup of an embedding is none), of experts those that a token is sent
+    to, and 4 * N * H per layer and key for
     attention's two products, over the keys that a query sees on average. A training step takes three times that,
     without recomputation.
     """
@@ -20,8 +21,9 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     config = decoder.config
     assert config.head_dim is not None and config.vocab_size is not None
     flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
+    active = config.experts.top_k / max(config.experts.num, 1)
     weights = sum(
-        math.prod(leaf.shape)
+        math.prod(leaf.shape) * (active if "experts" in declared[path].axes else 1)
         for path, leaf in flat.items()
         if declared[path].matrix is not None and not path.endswith("embed/weight")
     )

@@ -136,7 +136,7 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
     if len(tensors) < len(stored):
         raise UserError(f"{path} has tensors that are one in two spellings")
     shapes = flatten(abstract_params(decoder))
-    table = fam.tensors(decoder)
+    table = fam.tensors(decoder, frozenset(tensors))
     _check_tensors(path, fam, decoder, table, shapes, {name: stored.index[tensors[name]] for name in tensors})
     if config.tie_embeddings and fam.TOP.get("head", "") + ".weight" in tensors:
         _check_tied(path, {name: stored[tensors[f"{fam.TOP[name]}.weight"]] for name in ("embed", "head")})
@@ -158,7 +158,12 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
             value[...] = read(ours, None)
         flat[ours] = place(value, shardings[ours])
     tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES[:2]) else None
-    dtypes = {name: str(stored.index[actual].dtype) for name, actual in tensors.items()}
+    dtypes = {}
+    for tensor in fam.tensors(decoder):
+        # Written are these names, which the folder may have other ones for.
+        source = found[tensor.paths[0], tensor.layer][0].names[0]
+        for name in tensor.names:
+            dtypes[name] = str(stored.index[tensors[name if name in tensors else source]].dtype)
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
 
 

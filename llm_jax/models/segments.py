@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
-from llm_jax.models.config import ModelConfig, Sight
+from llm_jax.models.config import FeedForwardKind, ModelConfig, Sight
 
 Grouping = Literal["scan", "unrolled"] | Sequence[int]
 Rope = Literal["none", "all", "local"]
@@ -26,7 +26,7 @@ class LayerSpec:
     """What a layer is made of; layers of equal specs can share a segment."""
 
     mixer: Literal["attention"] = "attention"
-    feed_forward: Literal["dense"] = "dense"
+    feed_forward: FeedForwardKind = "dense"
     sees: Sight = "full"
     rope: Rope = "all"
     """Which rotation its queries and keys get: none, the model's, or that of sliding layers."""
@@ -54,15 +54,16 @@ class Segment:
 def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     """One spec per layer, first to last."""
     config = config.resolved()
-    assert config.sights is not None
+    assert config.sights is not None and config.feed_forwards is not None
 
-    def spec(layer: int, sees: Sight) -> LayerSpec:
+    def spec(layer: int, sees: Sight, feed_forward: FeedForwardKind) -> LayerSpec:
         turns = config.rope_layers is not None and config.rope_layers[layer]
         local = sees == "sliding" and config.local_rope_theta is not None
         rope: Rope = ("local" if local else "all") if turns else "none"
-        return LayerSpec(sees=sees, rope=rope, divisor=layer + 1 if config.scale_by_depth else 1)
+        divisor = layer + 1 if config.scale_by_depth else 1
+        return LayerSpec(feed_forward=feed_forward, sees=sees, rope=rope, divisor=divisor)
 
-    return tuple(spec(layer, sees) for layer, sees in enumerate(config.sights))
+    return tuple(spec(layer, *kinds) for layer, kinds in enumerate(zip(config.sights, config.feed_forwards)))
 
 
 def _repeats(specs: Sequence[LayerSpec], start: int, period: int) -> int:

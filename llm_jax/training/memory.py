@@ -21,6 +21,7 @@ from llm_jax.kernels.flash_attention.spec import attention_spec
 from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_BYTES, CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.training.terms import Objective
 
@@ -156,7 +157,15 @@ def _local(config: ModelConfig, plan: Plan) -> ModelConfig:
         num_heads=config.num_heads // tensor,
         num_kv_heads=(config.num_kv_heads or 0) // tensor,
         intermediate_size=config.intermediate_size // tensor,
+        experts=_local_experts(config.experts, tensor),
     )
+
+
+def _local_experts(experts: ExpertsConfig, tensor: int) -> ExpertsConfig:
+    if experts.intermediate_size is None:
+        return experts
+    sizes = {name: getattr(experts, name) // tensor for name in ("intermediate_size", "shared_size")}
+    return replace(experts, **sizes)
 
 
 def _elements(shape: tuple[int, ...], plan: Plan, spec: Any) -> int:

@@ -1,6 +1,7 @@
 """Whatever a decoder is put together from: packed = alone, cached = full, ragged = alone, scanned = unrolled."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from llm_jax.models.cache import Empty, Meta, init_caches
 from llm_jax.models.config import ModelConfig, RopeScaling
 from llm_jax.models.decoder import unstack
+from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families import family
 from llm_jax.models.parameter import bind
 from tests.models.cached import cached_model
@@ -25,6 +27,20 @@ SCALINGS = (
     RopeScaling("yarn", 4.0, original_length=8),
     RopeScaling("llama3", 4.0, original_length=8),
 )
+CORRECTED: Any = {"scores": "sigmoid", "correction_bias": True, "group_score": "top2", "scale": 1.5}
+EXPERTS = (
+    ExpertsConfig(num=5, top_k=2, bias=True, router_bias=True),
+    ExpertsConfig(num=4, top_k=1, scores="sigmoid", normalize=False, weigh="input", shared_size=10),
+    ExpertsConfig(num=6, top_k=3, groups=3, top_groups=2, shared_size=12, shared_gate=True, **CORRECTED),
+    ExpertsConfig(num=4, top_k=2, normalize=False, latent_size=10),
+)
+
+
+def with_experts(config: ModelConfig, seed: int) -> ModelConfig:
+    """The same with a mixture of experts in one layer or more."""
+    draw = random.Random(seed)
+    kinds: list[Any] = ["experts", *(draw.choice(["dense", "experts"]) for _ in range(LAYERS - 1))]
+    return replace(config, feed_forwards=tuple(draw.sample(kinds, LAYERS)), experts=draw.choice(EXPERTS))
 
 
 def drawn(seed: int) -> ModelConfig:
@@ -93,6 +109,7 @@ FAST = 6
 @pytest.mark.parametrize("seed", [pytest.param(s, marks=() if s < FAST else pytest.mark.slow) for s in range(20)])
 def test_every_way_of_running_it_agrees(seed):
     config = drawn(seed)
+    config = with_experts(config, seed) if seed % 2 else config
     model = cached_model(config)
     params = noisy(model.params)
     unstacked = unstack(params, model.decoder)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
+from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.experts import Experts
 from llm_jax.models.feed_forward import FeedForward
-from llm_jax.models.noise import router_noise
+from llm_jax.models.init import init_params
+from llm_jax.models.noise import layer_keys, router_noise
 from llm_jax.models.parameter import abstract_params, bind, declarations
 from llm_jax.models.upcycling import upcycle
 from llm_jax.objectives import experts as losses
@@ -118,9 +120,52 @@ def test_upcycled_equals_dense(stacked):
         ({"capacity_factor": 0.0}, "capacity_factor is 0.0"),
         ({"noisy": True, "scores": "sigmoid"}, "noisy needs scores=softmax"),
         ({"shared_gate": True}, "shared_gate needs shared experts"),
+        ({"limit": 2.0, "model": {"activation": "relu"}}, "limit needs model.activation=silu"),
+        ({"model": {"feed_forwards": ("dense",) * 4}}, "feed_forwards=dense,dense,dense,dense does not go with"),
         ({"num": 0, "top_k": 3}, "num is 0"),
     ],
 )
 def test_what_no_layer_can_have_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         config(**fields)
+
+
+MIXED = dict(feed_forwards=("dense", "experts", "dense", "experts"), num_kv_heads=2, init_std=0.3)
+TOKENS = jax.random.randint(jax.random.key(1), (B, T), 0, 16)
+
+
+def decoder_loss(decoder: Decoder, params, inputs=None):
+    bound = bind(decoder, params)
+    hidden, _, aux = bound(TOKENS, None, SEGMENTS, layer_inputs=inputs)
+    return jnp.sum(hidden**2) / 1000 + all_losses(aux["experts"]).sum(), aux["experts"]
+
+
+def test_a_decoders_statistics_have_a_row_per_layer_with_experts():
+    """In the order of layers, however they are grouped; each layer's noise from its own keys."""
+    c = config(MIXED, noisy=True)
+    decoder, alone = Decoder(c), Decoder(c, segments="unrolled")
+    params = init_params(decoder, 0)
+    inputs = {"router_noise": layer_keys(jax.random.split(jax.random.key(0), B), 4)}
+    seen = jax.jit(lambda p: decoder_loss(decoder, p, inputs)[1])(params)
+    other = jax.jit(lambda p: decoder_loss(alone, p, inputs)[1])(unstack(params, decoder))
+    assert seen["assigned"].shape == (2, E) and not np.array_equal(seen["assigned"][0], seen["assigned"][1])
+    for name, value in seen.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-4, err_msg=name)
+    with pytest.raises(UserError, match="router_noise is for models with noisy routers"):
+        decoder_loss(plain := Decoder(config(MIXED)), init_params(plain, 0), inputs)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_a_decoder_on_a_mesh_equals_one_device(remat):
+    """Data 4 x tensor 2, ZeRO-3, rows with several documents."""
+    decoder = Decoder(config(MIXED, shared_size=8), remat=remat)
+    params = init_params(decoder, 0)
+    f = lambda: jax.jit(jax.value_and_grad(lambda p: decoder_loss(decoder, p)[0]))  # noqa: E731  traced anew
+    value, grads = f()(params)
+    plan = make_plan(MeshConfig(data=4, tensor=2, zero=3))
+    placed = jax.device_put(params, storage_shardings(declarations(decoder), abstract_params(decoder), plan))
+    with use(plan):
+        sharded_value, sharded = f()(placed)
+    np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
+    for (path, ours), want in zip(jax.tree.leaves_with_path(sharded), jax.tree.leaves(grads)):
+        assert np.linalg.norm(np.asarray(ours) - want) <= 1e-5 * np.linalg.norm(want), path

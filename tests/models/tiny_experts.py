@@ -19,9 +19,11 @@ X = jnp.asarray(RNG.normal(size=(B, T, D)), jnp.float32)
 SEGMENTS = jnp.asarray([[1] * 5 + [2] * 4 + [3] + [0] * 2, [1] * 12, [0] * 12, [1] * 3 + [0] * 9] * 2)
 
 
-def config(**fields) -> ModelConfig:
+def config(model=(), **fields) -> ModelConfig:
     experts = ExpertsConfig(**{"num": E, "top_k": 2, **fields})
-    return ModelConfig(vocab_size=16, hidden_size=D, intermediate_size=F, num_heads=4, experts=experts).resolved()
+    return ModelConfig(
+        vocab_size=16, hidden_size=D, intermediate_size=F, num_heads=4, experts=experts, **dict(model)
+    ).resolved()
 
 
 @functools.cache

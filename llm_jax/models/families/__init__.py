@@ -27,10 +27,13 @@ FAMILIES = (
     "llama",
     "llm_jax",
     "mistral",
+    "mixtral",
     "olmo2",
+    "olmoe",
     "phi3",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
     "smollm3",
 )
 """Module names, which are also the `model_type` of config.json."""

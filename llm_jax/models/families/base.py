@@ -175,8 +175,12 @@ class Family:
 
     # Weights.
 
-    def tensors(self, decoder: Decoder) -> list[Tensor]:
-        """Which tensors of a folder hold the decoder's parameters, top to bottom."""
+    def tensors(self, decoder: Decoder, present: frozenset[str] = frozenset()) -> list[Tensor]:
+        """Which tensors of a folder hold the decoder's parameters, top to bottom.
+
+        Where a family's folders come with tensors of two kinds, those that the names `present` are of.
+        """
+        del present
         flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
         top = {path: declared[path] for path in flat if not path.startswith("segments/")}
         found = self._named(top, self.TOP, "", None, decoder.config)

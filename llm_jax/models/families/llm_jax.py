@@ -32,8 +32,9 @@ class Own(Family):
         del fields["family"]
         return {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE, **extra, **fields}
 
-    def tensors(self, decoder: Decoder) -> list[Tensor]:
+    def tensors(self, decoder: Decoder, present: frozenset[str] = frozenset()) -> list[Tensor]:
         """Each parameter under its own path, layers by number."""
+        del present
         found = []
         for path in flatten(abstract_params(decoder)):
             if not path.startswith("segments/"):

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 Shape = tuple[int, ...]
+
+
+class Holding(Protocol):
+    """How tensors of theirs hold parameters of ours."""
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        """Shapes of theirs."""
+        ...
+
+    def read(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        """Arrays of the shapes `ours`."""
+        ...
+
+    def write(self, ours: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The other way."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,4 +74,4 @@ class Tensor:
     paths: tuple[str, ...]
     """Within the layer where there is one."""
     layer: int | None
-    form: Form
+    form: Holding
