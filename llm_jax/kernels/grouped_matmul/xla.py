@@ -1,22 +1,23 @@
 """Blocks of rows, each times the weights of one group: on a CPU, where `jax.lax.ragged_dot` multiplies every row with
 every group's weights. Elsewhere `ragged_dot`, which XLA turns into grouped products.
-
-A block that reaches past the end of its group gives wrong rows there, which the next group, coming later, writes over.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
 from llm_jax.kernels.platform import target_platform
 
-MOST_ROWS = 128
-"""Of a block. Larger ones waste more at the ends of groups, smaller ones read the weights more often."""
+# A product reorders its weights before it begins, which takes the time of some 200 rows: so a group is one block, if it
+# is not much larger than its share, and only the rest of a larger one, or a small group, takes a smaller block.
+LARGEST, HALVINGS = 1.0625, 3
 
 
 def supports(spec: GroupedSpec, platform: str) -> str | None:
@@ -45,19 +46,16 @@ def weight_gradient(
     if target_platform() != "cpu":
         numbers = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
         return lax.ragged_dot_general(x, g, group_sizes, numbers, precision=_precision(x))
-    size = _block(spec)
-    ends = jnp.cumsum(group_sizes)
-    x, g = (jnp.pad(rows, ((0, size), (0, 0))) for rows in (x, g))
 
-    def of_group(e: Array, out: Array) -> Array:
-        def add(i: Array, total: Array) -> Array:
-            at = ends[e] - group_sizes[e] + i * size
-            own = (at + jnp.arange(size) < ends[e])[:, None]
-            x_block, g_block = (jnp.where(own, lax.dynamic_slice_in_dim(rows, at, size), 0) for rows in (x, g))
-            return total + _dot(x_block, g_block, 0, 0).astype(jnp.float32)
+    def of_group(e: Array, begin: Array, end: Array, out: Array) -> Array:
+        def add(size: int, at: Array, total: Array) -> Array:
+            x_block, g_block = (_block(rows, at, size) for rows in (x, g))
+            own = _own(spec, at, size, end)
+            made = _dot(jnp.where(own, x_block, 0), jnp.where(own, g_block, 0), 0, 0)
+            return total + made.astype(jnp.float32)
 
         empty = manual_axes.full((spec.inputs, spec.outputs), 0.0, (x, g))
-        total = lax.fori_loop(0, (group_sizes[e] + size - 1) // size, add, empty)
+        total = _over_blocks(spec, begin, end, add, empty)
         return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), e, 0)
 
     out = manual_axes.full((spec.groups, spec.inputs, spec.outputs), 0, (x, g), x.dtype)
@@ -68,38 +66,53 @@ def _rows_times(spec: GroupedSpec, rows: Array, w: Array, group_sizes: Array, co
     if target_platform() != "cpu":
         w = w if contracted == 1 else jnp.swapaxes(w, 1, 2)
         return lax.ragged_dot(rows, w, group_sizes, precision=_precision(rows))
-    size = _block(spec)
-    ends = jnp.cumsum(group_sizes)
-    rows = jnp.pad(rows, ((0, size), (0, 0)))
 
-    def of_group(e: Array, out: Array) -> Array:
+    def of_group(e: Array, begin: Array, end: Array, out: Array) -> Array:
         weights = w[e]
 
-        def block(i: Array, out: Array) -> Array:
-            at = ends[e] - group_sizes[e] + i * size
-            made = _dot(lax.dynamic_slice_in_dim(rows, at, size), weights, 1, contracted - 1)
-            made = jnp.where((at + jnp.arange(size) < ends[-1])[:, None], made, 0)
+        def write(size: int, at: Array, out: Array) -> Array:
+            made = _dot(_block(rows, at, size), weights, 1, contracted - 1)
+            made = jnp.where(_own(spec, at, size, end), made, _block(out, at, size))
             return lax.dynamic_update_slice_in_dim(out, made, at, 0)
 
-        return lax.fori_loop(0, (group_sizes[e] + size - 1) // size, block, out)
+        return _over_blocks(spec, begin, end, write, out)
 
-    out = manual_axes.full((spec.rows + size, w.shape[3 - contracted]), 0, (rows, w), rows.dtype)
-    return _over_groups(group_sizes, of_group, out)[: spec.rows]
+    out = manual_axes.full((spec.rows, w.shape[3 - contracted]), 0, (rows, w), rows.dtype)
+    return _over_groups(group_sizes, of_group, out)
 
 
-def _over_groups(group_sizes: Array, of_group: Callable[[Array, Array], Array], out: Array) -> Array:
-    """`of_group` for one group after another, but for the empty ones, whose weights are not even read."""
+def _over_groups(group_sizes: Array, of_group: Callable[[Array, Array, Array, Array], Array], out: Array) -> Array:
+    """`of_group(e, first row, row behind, out)` for one group after another, but for the empty ones, whose weights are
+    not even read."""
+    ends = jnp.cumsum(group_sizes)
 
     def step(e: Array, out: Array) -> Array:
-        return lax.cond(group_sizes[e] > 0, partial(of_group, e), lambda out: out, out)
+        present = partial(of_group, e, ends[e] - group_sizes[e], ends[e])
+        return lax.cond(group_sizes[e] > 0, present, lambda out: out, out)
 
     return lax.fori_loop(0, group_sizes.shape[0], step, out)
 
 
-def _block(spec: GroupedSpec) -> int:
-    """Rows of a block: a power of two, a quarter of a group's share at most."""
-    share = max(1, spec.rows // (4 * spec.groups))
-    return min(MOST_ROWS, 1 << (share.bit_length() - 1))
+def _over_blocks(spec: GroupedSpec, begin: Array, end: Array, run: Callable[[int, Array, Any], Any], carry: Any) -> Any:
+    """`run(rows, first row, carry)` for blocks that cover a group: large ones, and last the smallest that will do."""
+    largest = min(spec.rows, math.ceil(LARGEST * spec.rows / spec.groups))
+    sizes = sorted({math.ceil(largest / 2**i) for i in range(HALVINGS + 1)})
+    whole = (end - begin - 1) // largest
+    carry = lax.fori_loop(0, whole, lambda i, carry: run(largest, begin + i * largest, carry), carry)
+    at = begin + whole * largest
+    which = jnp.sum(end - at > jnp.array(sizes))
+    return lax.switch(which, [partial(run, size, at) for size in sizes], carry)
+
+
+# A block that would reach over the last row begins earlier, with rows that are not its own: `lax.dynamic_slice` and
+# `dynamic_update_slice` see to it, and `_own` to those rows.
+def _block(rows: Array, at: Array, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(rows, at, size)
+
+
+def _own(spec: GroupedSpec, at: Array, size: int, end: Array) -> Bool[Array, "m 1"]:
+    rows = jnp.minimum(at, spec.rows - size) + jnp.arange(size)
+    return ((rows >= at) & (rows < end))[:, None]
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
