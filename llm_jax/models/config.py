@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.models.mamba_config import MambaConfig
 
 POSITIVE = (
     "vocab_size",
@@ -159,6 +160,10 @@ class ModelConfig:
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
     mlp_bias: bool = False
     """Biases on the feed-forward projections."""
+
+    mamba: MambaConfig = MambaConfig()
+    """State-space layers."""
+
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
