@@ -15,7 +15,7 @@ from llm_jax.kernels.selective_scan.spec import ScanSpec
 CHUNK = 64
 """Tokens of a chunk: the backward pass holds so many states, the forward pass leaves one in so many."""
 UNROLL = 4
-"""Tokens of a turn of the loop."""
+"""Tokens of a turn of the forward loop. The backward one gets slower by it: XLA makes again what turns share."""
 
 
 def supports(spec: ScanSpec, platform: str) -> str | None:
@@ -94,16 +94,16 @@ def backward(
         made = (
             x.delta * d_input + skip32 * dy,
             x.u * d_input + jnp.sum(d_exponent * rates, axis=1),
-            jnp.sum(g * (x.delta * x.u)[:, None], axis=2),
-            jnp.sum(new * dy[:, None], axis=2),
+            _along_channels(g, x.delta * x.u),
+            _along_channels(new, dy),
         )
         return (_kept(g * decay, x), d_rates + jnp.sum(d_exponent * x.delta[:, None], axis=0)), made
 
     def chunk(carry: tuple[Array, Array], xs: tuple[_Token, Array, Array]) -> tuple[Any, Any]:
         x, dy, state = xs
         x = _wide(x)
-        _, held = jax.lax.scan(before, state, x, unroll=UNROLL)
-        carry, made = jax.lax.scan(token, carry, (x, dy.astype(jnp.float32), held), reverse=True, unroll=UNROLL)
+        _, held = jax.lax.scan(before, state, x)
+        carry, made = jax.lax.scan(token, carry, (x, dy.astype(jnp.float32), held), reverse=True)
         return carry, tuple(d.astype(like.dtype) for d, like in zip(made, (u, delta, B, C)))
 
     start = jnp.swapaxes(d_final, 1, 2), manual_axes.full(rates.shape, 0.0, (u, d_out))
@@ -116,6 +116,10 @@ def backward(
 
 def _step(rates: Float[Array, "N D"], state: Float[Array, "B N D"], x: _Token) -> Float[Array, "B N D"]:
     return jnp.exp(x.delta[:, None] * rates) * _kept(state, x) + (x.delta * x.u)[:, None] * x.b[:, :, None]
+
+
+def _along_channels(x: Float[Array, "B N D"], y: Float[Array, "B D"]) -> Float[Array, "B N"]:
+    return jnp.einsum("bnd,bd->bn", x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def _kept(state: Array, x: _Token) -> Array:
