@@ -14,8 +14,8 @@ from llm_jax.models.feed_forward import residual_std, swiglu
 from llm_jax.models.layers import Linear
 from llm_jax.models.norms import RMSNorm
 from llm_jax.models.shared import Shared
-from llm_jax.models.state_cache import StateCache, past
-from llm_jax.models.state_space import Rates, ShortConv
+from llm_jax.models.state_cache import StateCache
+from llm_jax.models.state_space import Rates, ShortConv, past
 from llm_jax.sharding import constrain, on_shards
 
 INNER = ("batch", "length", "inner")

@@ -15,8 +15,8 @@ from llm_jax.models.feed_forward import residual_std
 from llm_jax.models.layers import Linear
 from llm_jax.models.parameter import vector
 from llm_jax.models.shared import Shared
-from llm_jax.models.state_cache import StateCache, past
-from llm_jax.models.state_space import Rates, ShortConv
+from llm_jax.models.state_cache import StateCache
+from llm_jax.models.state_space import Rates, ShortConv, past
 from llm_jax.models.weights import gathered
 from llm_jax.sharding import axis_index, constrain, on_shards
 

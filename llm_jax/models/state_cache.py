@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llm_jax.base.errors import UserError
-from llm_jax.models.cache import Packed
 from llm_jax.models.mamba_config import MambaConfig
 
 
@@ -24,15 +21,6 @@ class StateCache:
     """The last inputs of each convolution, oldest first."""
     state: Float[Array, "B ..."]
     """float32: [B, I, N] of Mamba, [B, H, P, N] of Mamba-2."""
-
-
-def past(cache: Any) -> StateCache | None:
-    """The state that a layer goes on from; None where there is none (`Packed`). Raises UserError for other caches."""
-    if isinstance(cache, StateCache):
-        return cache
-    if isinstance(cache, Packed):
-        return None
-    raise UserError(f"a state-space layer has no use for a {type(cache).__name__}")
 
 
 def init_state(config: MambaConfig, batch: int, dtype: str = "float32") -> StateCache:

@@ -8,11 +8,23 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llm_jax import kernels
+from llm_jax.base.errors import UserError
+from llm_jax.models.cache import Cache, Packed
 from llm_jax.models.feed_forward import ACTIVATIONS
 from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import Declaration, Init, parameter, vector
+from llm_jax.models.state_cache import StateCache
 from llm_jax.models.weights import gathered
 from llm_jax.sharding import on_shards
+
+
+def past(cache: Cache | StateCache) -> StateCache | None:
+    """The state that a layer goes on from; None where there is none (`Packed`). Raises UserError for other caches."""
+    if isinstance(cache, StateCache):
+        return cache
+    if isinstance(cache, Packed):
+        return None
+    raise UserError(f"a state-space layer has no use for a {type(cache).__name__}")
 
 
 class ShortConv(nnx.Module):
