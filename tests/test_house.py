@@ -65,11 +65,14 @@ def test_imports_go_down(file):
         assert other == room or ROW[other] > ROW[room], f"{file}, line {line}: {room} imports {name}"
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.name == "config.py"], ids=lambda f: str(f.relative_to(PACKAGE)))
+DEFAULTS = [f for f in FILES if f.name in ("config.py", "mamba_config.py")]
+
+
+@pytest.mark.parametrize("file", DEFAULTS, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_defaults_import_nothing_heavy(file):
     for line, name in imports(file):
         top = name.split(".")[0]
-        light = name.endswith(".config") or name.startswith("llm_jax.base.")
+        light = name.endswith((".config", "_config")) or name.startswith("llm_jax.base.")
         assert top in sys.stdlib_module_names or (top == "llm_jax" and light), f"{file}, line {line}: {name}"
 
 

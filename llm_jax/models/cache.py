@@ -1,5 +1,5 @@
 """What attention sees of the past: `attend(q, k, v, meta, scoring)`. `Packed` keeps nothing; `ContiguousCache` keeps it
-all; `SlidingCache` keeps as much as a window shows."""
+all; `SlidingCache` keeps as much as a window shows. State-space layers have a `StateCache` in their place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from llm_jax import kernels
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.noise import Dropout
-from llm_jax.models.segments import layer_specs
+from llm_jax.models.segments import LayerSpec, layer_specs
+from llm_jax.models.state_cache import StateCache, init_state
 from llm_jax.sharding import on_shards
 
 QUERIES, KEYS = ("batch", "length", "heads", None), ("batch", "length", "kv_heads", None)
@@ -232,6 +233,15 @@ class Empty:
         return out, self.cache.write(k, v, meta)
 
 
+LayerCache = ContiguousCache | SlidingCache | StateCache | None
+"""What a layer keeps in decoding; one that mixes nothing keeps nothing."""
+
+
+def known_empty(cache: LayerCache) -> Any:
+    """A cache that holds nothing yet, for a first call that makes use of that where it can."""
+    return Empty(cache) if isinstance(cache, ContiguousCache | SlidingCache) else cache
+
+
 def attend_slots(
     q: Float[Array, "B 1 N H"],
     k: Float[Array, "B K S H"],
@@ -271,16 +281,19 @@ def write_slots(
     return on_shards(write, (KEPT, KEYS, TOKENS), KEPT)(kept, new, slots)
 
 
-def init_caches(
-    config: ModelConfig, batch: int, max_len: int, dtype: str = "float32"
-) -> tuple[ContiguousCache | SlidingCache, ...]:
+def init_caches(config: ModelConfig, batch: int, max_len: int, dtype: str = "float32") -> tuple[LayerCache, ...]:
     """Empty caches for every layer: `batch` rows of `max_len` slots, K heads of H numbers each for keys and values.
 
-    Those of sliding layers have no more slots than their window shows.
+    Those of sliding layers have no more slots than their window shows; state-space layers have states.
     """
     config = config.resolved()
 
-    def cache(sees: str) -> ContiguousCache | SlidingCache:
+    def cache(spec: LayerSpec) -> LayerCache:
+        if spec.mixer == "none":
+            return None
+        if spec.mixer != "attention":
+            return init_state(config.mamba, batch, dtype)
+        sees = spec.sees
         slots = min(max_len, config.window) if sees == "sliding" and config.window else max_len
         shape = (batch, config.num_kv_heads, slots, config.head_dim)
         k, v = (jnp.zeros(shape, dtype) for _ in range(2))  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -288,11 +301,16 @@ def init_caches(
             return SlidingCache(k, v, config.window)
         return ContiguousCache(k, v, config.chunk if sees == "chunked" else None)
 
-    return tuple(cache(spec.sees) for spec in layer_specs(config))
+    return tuple(cache(spec) for spec in layer_specs(config))
 
 
-def grown[C: ContiguousCache | SlidingCache](cache: C, max_len: int) -> C:
-    """The same cache with room for `max_len` tokens of a row, or for the window's; raises ValueError to shrink it."""
+def grown[C: LayerCache](cache: C, max_len: int) -> C:
+    """The same cache with room for `max_len` tokens of a row, or for the window's; raises ValueError to shrink it.
+
+    A state has room for any number.
+    """
+    if cache is None or isinstance(cache, StateCache):
+        return cache
     slots = max_len if cache.window is None else min(max_len, cache.window)
     more = ((0, 0), (0, 0), (0, slots - cache.k.shape[2]), (0, 0))
     return replace(cache, k=jnp.pad(cache.k, more), v=jnp.pad(cache.v, more))

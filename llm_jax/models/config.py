@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.models.mamba_config import MambaConfig
 
 POSITIVE = (
     "vocab_size",
@@ -16,6 +17,8 @@ POSITIVE = (
 )
 MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 
+Mixer = Literal["attention", "mamba", "mamba2", "none"]
+"""What mixes the tokens in a layer."""
 Sight = Literal["full", "sliding", "chunked"]
 """What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
 
@@ -159,6 +162,14 @@ class ModelConfig:
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
     mlp_bias: bool = False
     """Biases on the feed-forward projections."""
+
+    mixers: tuple[Mixer, ...] | None = None
+    """What mixes the tokens in each layer; None means attention in all."""
+    feed_forwards: tuple[Literal["dense", "none"], ...] | None = None
+    """The feed-forward of each layer; None means a dense one in all."""
+    mamba: MambaConfig = MambaConfig()
+    """Of state-space layers."""
+
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
@@ -201,11 +212,46 @@ class ModelConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             sights=self._sights(),
+            mixers=self._mixers(),
+            feed_forwards=self._feed_forwards(),
             rope_dim=self._rope_dim(head_dim),
             rope_layers=self._rope_layers(),
             embed_init_std=self.init_std if self.embed_init_std is None else self.embed_init_std,
             output_bias=self.attention_bias if self.output_bias is None else self.output_bias,
         )
+
+    def cut_sizes(self) -> dict[str, int]:
+        """Sizes that a mesh has to divide, by logical axes. Without a vocabulary where that is not known yet."""
+        sizes: dict[str, int] = {}
+        if self.mixers is None or "attention" in self.mixers:
+            sizes |= {"heads": self.num_heads, "kv_heads": self.num_kv_heads or self.num_heads}
+        if self.feed_forwards is None or "dense" in self.feed_forwards:
+            sizes["mlp"] = self.intermediate_size
+        if self.mamba.inner_size:
+            sizes["inner"] = self.mamba.inner_size
+        if self.mamba.num_heads:
+            sizes["ssm_heads"] = self.mamba.num_heads
+        return sizes if self.vocab_size is None else {**sizes, "vocab": self.vocab_size}
+
+    def _mixers(self) -> tuple[Mixer, ...]:
+        mixers = ("attention",) * self.num_layers if self.mixers is None else self.mixers
+        if len(mixers) != self.num_layers:
+            raise UserError(f"model.mixers has {len(mixers)} entries for model.num_layers={self.num_layers}")
+        if {"mamba", "mamba2"} <= set(mixers):
+            raise UserError("model.mixers has both mamba and mamba2; model.mamba says one of them")
+        if "mamba" in mixers or "mamba2" in mixers:
+            self.mamba.check(heads="mamba2" in mixers)
+        elif self.mamba != MambaConfig():
+            raise UserError("model.mamba is of layers that model.mixers does not have")
+        return mixers
+
+    def _feed_forwards(self) -> tuple[Literal["dense", "none"], ...]:
+        kinds = ("dense",) * self.num_layers if self.feed_forwards is None else self.feed_forwards
+        if len(kinds) != self.num_layers:
+            raise UserError(f"model.feed_forwards has {len(kinds)} entries for model.num_layers={self.num_layers}")
+        if "none" in kinds and self.parallel != "no":
+            raise UserError(f"model.parallel={self.parallel} needs a feed-forward in every layer")
+        return kinds
 
     def _sights(self) -> tuple[Sight, ...]:
         sights = self.sights

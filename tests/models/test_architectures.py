@@ -1,6 +1,7 @@
 """Whatever a decoder is put together from: packed = alone, cached = full, ragged = alone, scanned = unrolled."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.models.cache import Empty, Meta, init_caches
+from llm_jax.models.cache import Meta, init_caches, known_empty
 from llm_jax.models.config import ModelConfig, RopeScaling
 from llm_jax.models.decoder import unstack
 from llm_jax.models.families import family
+from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import bind
 from tests.models.cached import cached_model
 
@@ -41,7 +43,7 @@ def drawn(seed: int) -> ModelConfig:
             "local_rope_theta": draw.choice([None, 100.0]),
             "rope_scaling": draw.choice(SCALINGS),
         }
-    return ModelConfig(
+    config = ModelConfig(
         family="llm_jax",
         vocab_size=61,
         hidden_size=24,
@@ -76,6 +78,32 @@ def drawn(seed: int) -> ModelConfig:
         init_std=0.2,
         **fields,
     )
+    return replace(config, **hybrid(random.Random(1000 + seed)))
+
+
+def hybrid(draw: random.Random) -> dict[str, Any]:
+    """Two models in three have state-space layers among others, or layers of one sublayer only."""
+    kind: Any = draw.choice(["attention", "mamba", "mamba2"])
+    if kind == "attention":
+        return {}
+    mixers = [kind, *(draw.choice([kind, kind, "attention", "none"]) for _ in range(LAYERS - 1))]
+    mamba = MambaConfig(
+        inner_size=24,
+        state_size=5,
+        conv_width=draw.choice([2, 4]),
+        conv_bias=draw.random() < 0.5,
+        activation=draw.choice(["silu", "relu"]),
+        bias=draw.random() < 0.5,
+        dt_rank=3 if kind == "mamba" else 0,
+        num_heads=6 if kind == "mamba2" else 0,
+        num_groups=draw.choice([1, 2, 3]) if kind == "mamba2" else 1,
+        selection_norm=draw.choice(["none", "plain", "weighted"]) if kind == "mamba" else "none",
+        dt_min=draw.choice([0.0, 0.05]),
+        dt_max=draw.choice([None, 0.5]),
+        chunk_size=draw.choice([None, 5]),
+    )
+    feeds = tuple(draw.choice(["dense", "none"]) for _ in range(LAYERS))
+    return {"mixers": tuple(draw.sample(mixers, LAYERS)), "mamba": mamba, "feed_forwards": feeds, "parallel": "no"}
 
 
 def noisy(params: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +161,7 @@ def test_every_way_of_running_it_agrees(seed):
             logits[b].append(np.asarray(out[b, : end[b] - begin[b]]))
         return caches
 
-    caches = run(tuple(map(Empty, init_caches(config, 3, 32))), np.zeros(3, np.int32), prompts)
+    caches = run(tuple(map(known_empty, init_caches(config, 3, 32))), np.zeros(3, np.int32), prompts)
     caches = run(caches, prompts, np.array([7, 12, 3]))
     for step in range(2):
         begin = np.array([7, 12, 3]) + step
