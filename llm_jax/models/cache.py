@@ -21,6 +21,8 @@ from llm_jax.sharding import on_shards
 
 QUERIES, KEYS = ("batch", "length", "heads", None), ("batch", "length", "kv_heads", None)
 KEPT, TOKENS = ("batch", "kv_heads", None, None), ("batch", "length")
+SHARED = ("batch", None, None, None)
+"""One key head for all queries, which every shard of the heads holds whole."""
 FAR = 2**30
 """A position that no causal query sees."""
 
@@ -218,28 +220,68 @@ class SlidingCache:
         return jnp.where((held >= 0) & (held <= last), held, FAR)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["k"], meta_fields=["rank"])
+@dataclass(frozen=True)
+class LatentCache:
+    """Of latent attention: compressed vector and turned key of the token at position p lie side by side in slot p."""
+
+    k: Float[Array, "B 1 S R"]
+    rank: int
+    """Length of the compressed vector, which comes first."""
+
+    @property
+    def window(self) -> None:
+        return None
+
+    def attend(
+        self, q: Float[Array, "B T N R"], k: Float[Array, "B T 1 R"], meta: Meta, scoring: Scoring
+    ) -> tuple[Float[Array, "B T N C"], LatentCache]:
+        """Queries in the space of what is kept -> weighted sums of compressed vectors, and the cache with k in."""
+        new = self.write(k, meta)
+        if q.shape[1] == 1:
+            # The sum over the turned key comes along and is cut off: cheaper than a copy of the cache without it.
+            out = attend_slots(q, new.k, new.k, meta.positions[:, 0] + 1, None, scoring, SHARED)
+            return out[..., : self.rank], new
+
+        def attention(q: Array, k: Array, positions: Array) -> Array:
+            slots = jnp.broadcast_to(jnp.arange(k.shape[2], dtype=jnp.int32), (k.shape[0], k.shape[2]))
+            k = jnp.swapaxes(k, 1, 2).astype(q.dtype)
+            options = {"q_positions": positions, "kv_positions": slots, **scoring.options}
+            return kernels.flash_attention(q, k, k[..., : self.rank], causal=True, **options)
+
+        on = on_shards(attention, (QUERIES, SHARED, TOKENS), QUERIES)
+        return on(q, new.k, meta.positions), new
+
+    def write(self, k: Float[Array, "B T 1 R"], meta: Meta) -> LatentCache:
+        """The cache with the call's tokens in."""
+        size = self.k.shape[2]
+        slots = meta.positions if meta.segment_ids is None else jnp.where(meta.segment_ids > 0, meta.positions, size)
+        return replace(self, k=write_slots(self.k, k, slots, SHARED))
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=[])
 @dataclass(frozen=True)
 class Empty:
     """A cache known to hold nothing yet: the call's tokens see each other alone, and are then written."""
 
-    cache: ContiguousCache | SlidingCache
+    cache: ContiguousCache | SlidingCache | LatentCache
 
     def attend(
         self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN
     ) -> tuple[Array, ContiguousCache | SlidingCache]:
+        assert not isinstance(self.cache, LatentCache)  # Whose mixer attends without it, and writes.
         chunk = self.cache.chunk if isinstance(self.cache, ContiguousCache) else None
         out, _ = Packed(self.cache.window, chunk).attend(q, k, v, meta, scoring)
         return out, self.cache.write(k, v, meta)
 
 
-LayerCache = ContiguousCache | SlidingCache | StateCache | None
+LayerCache = ContiguousCache | SlidingCache | LatentCache | StateCache | None
 """What a layer keeps in decoding; one that mixes nothing keeps nothing."""
 
 
 def known_empty(cache: LayerCache) -> Any:
     """A cache that holds nothing yet, for a first call that makes use of that where it can."""
-    return Empty(cache) if isinstance(cache, ContiguousCache | SlidingCache) else cache
+    return Empty(cache) if isinstance(cache, ContiguousCache | SlidingCache | LatentCache) else cache
 
 
 def attend_slots(
@@ -249,6 +291,7 @@ def attend_slots(
     lengths: Int[Array, " B"],
     starts: Int[Array, " B"] | None,
     scoring: Scoring,
+    kept: tuple[str | None, ...] = KEPT,
 ) -> Float[Array, "B 1 N H"]:
     """What one token per row attends to: slots `starts[b]` (None: 0) to `lengths[b]`."""
 
@@ -257,12 +300,15 @@ def attend_slots(
         return kernels.decode_attention(q[:, 0], k, v, lengths, starts=starts, **options, **more)[:, None]
 
     rows = ("batch",)
-    on = on_shards(attention, (QUERIES, KEPT, KEPT, rows, None if starts is None else rows, scoring.axes), QUERIES)
+    on = on_shards(attention, (QUERIES, kept, kept, rows, None if starts is None else rows, scoring.axes), QUERIES)
     return on(q, k, v, lengths, starts, scoring.arrays)
 
 
 def write_slots(
-    kept: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slots: Int[Array, "B T"]
+    kept: Float[Array, "B K S H"],
+    new: Float[Array, "B T K H"],
+    slots: Int[Array, "B T"],
+    axes: tuple[str | None, ...] = KEPT,
 ) -> Float[Array, "B K S H"]:
     """The kept array with the new tokens in their slots; a slot past the end drops its token."""
 
@@ -278,19 +324,24 @@ def write_slots(
         # Else XLA writes once for attention and once for the loop's carry, which are then two buffers.
         return jax.lax.optimization_barrier(kept)
 
-    return on_shards(write, (KEPT, KEYS, TOKENS), KEPT)(kept, new, slots)
+    fresh = (axes[0], "length", axes[1], None)
+    return on_shards(write, (axes, fresh, TOKENS), axes)(kept, new, slots)
 
 
 def init_caches(config: ModelConfig, batch: int, max_len: int, dtype: str = "float32") -> tuple[LayerCache, ...]:
     """Empty caches for every layer: `batch` rows of `max_len` slots, K heads of H numbers each for keys and values.
 
-    Those of sliding layers have no more slots than their window shows; state-space layers have states.
+    Those of sliding layers have no more slots than their window shows; latent attention keeps its one vector a token,
+    and state-space layers have states.
     """
     config = config.resolved()
 
     def cache(spec: LayerSpec) -> LayerCache:
         if spec.mixer == "none":
             return None
+        if spec.mixer == "latent":
+            kept = config.latent.kv_rank + config.latent.rope_dim
+            return LatentCache(jnp.zeros((batch, 1, max_len, kept), dtype), config.latent.kv_rank)
         if spec.mixer != "attention":
             return init_state(config.mamba, batch, dtype)
         sees = spec.sees
@@ -313,4 +364,6 @@ def grown[C: LayerCache](cache: C, max_len: int) -> C:
         return cache
     slots = max_len if cache.window is None else min(max_len, cache.window)
     more = ((0, 0), (0, 0), (0, slots - cache.k.shape[2]), (0, 0))
+    if isinstance(cache, LatentCache):
+        return replace(cache, k=jnp.pad(cache.k, more))
     return replace(cache, k=jnp.pad(cache.k, more), v=jnp.pad(cache.v, more))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.models.latent_config import LatentConfig
 from llm_jax.models.mamba_config import MambaConfig
 
 POSITIVE = (
@@ -17,7 +18,7 @@ POSITIVE = (
 )
 MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 
-Mixer = Literal["attention", "mamba", "mamba2", "none"]
+Mixer = Literal["attention", "latent", "mamba", "mamba2", "none"]
 """What mixes the tokens in a layer."""
 Sight = Literal["full", "sliding", "chunked"]
 """What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
@@ -164,9 +165,11 @@ class ModelConfig:
     """Biases on the feed-forward projections."""
 
     mixers: tuple[Mixer, ...] | None = None
-    """What mixes the tokens in each layer; None means attention in all."""
+    """What mixes the tokens in each layer; None means attention in all, latent attention where it has sizes."""
     feed_forwards: tuple[Literal["dense", "none"], ...] | None = None
     """The feed-forward of each layer; None means a dense one in all."""
+    latent: LatentConfig = LatentConfig()
+    """Of layers with latent attention."""
     mamba: MambaConfig = MambaConfig()
     """Of state-space layers."""
 
@@ -225,6 +228,8 @@ class ModelConfig:
         sizes: dict[str, int] = {}
         if self.mixers is None or "attention" in self.mixers:
             sizes |= {"heads": self.num_heads, "kv_heads": self.num_kv_heads or self.num_heads}
+        if self.latent.kv_rank:
+            sizes["heads"] = self.num_heads
         if self.feed_forwards is None or "dense" in self.feed_forwards:
             sizes["mlp"] = self.intermediate_size
         if self.mamba.inner_size:
@@ -234,7 +239,8 @@ class ModelConfig:
         return sizes if self.vocab_size is None else {**sizes, "vocab": self.vocab_size}
 
     def _mixers(self) -> tuple[Mixer, ...]:
-        mixers = ("attention",) * self.num_layers if self.mixers is None else self.mixers
+        default: Mixer = "latent" if self.latent.kv_rank else "attention"
+        mixers = (default,) * self.num_layers if self.mixers is None else self.mixers
         if len(mixers) != self.num_layers:
             raise UserError(f"model.mixers has {len(mixers)} entries for model.num_layers={self.num_layers}")
         if {"mamba", "mamba2"} <= set(mixers):
@@ -243,7 +249,20 @@ class ModelConfig:
             self.mamba.check(heads="mamba2" in mixers)
         elif self.mamba != MambaConfig():
             raise UserError("model.mamba is of layers that model.mixers does not have")
+        if "latent" in mixers:
+            self._check_latent()
+        elif self.latent != LatentConfig():
+            raise UserError("model.latent is of layers that model.mixers does not have")
         return mixers
+
+    def _check_latent(self) -> None:
+        self.latent.check()
+        # What the layers with latent attention have no place for.
+        for name, wanted in (("positions", "rope"), ("qk_norm", "none"), ("sinks", False), ("attention_softcap", None)):
+            if getattr(self, name) != wanted:
+                raise UserError(f"model.{name}={getattr(self, name)!r}: latent attention has {wanted!r} only")
+        if self.head_dim != self.latent.rope_dim or self.sights is not None and set(self.sights) != {"full"}:
+            raise UserError("latent attention needs model.head_dim=model.latent.rope_dim, and full model.sights")
 
     def _feed_forwards(self) -> tuple[Literal["dense", "none"], ...]:
         kinds = ("dense",) * self.num_layers if self.feed_forwards is None else self.feed_forwards

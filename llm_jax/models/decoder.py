@@ -16,6 +16,7 @@ from llm_jax.models.attention import Attention
 from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.feed_forward import FeedForward
+from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import RESIDUAL, Embedding, Linear
 from llm_jax.models.mamba import Mamba
 from llm_jax.models.mamba2 import Mamba2
@@ -33,7 +34,7 @@ LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout")
 
 
 class Block(nnx.Module):
-    """A layer: a mixer (attention, a state space) and a feed-forward, or one of them alone.
+    """A layer: a mixer (attention, latent attention, a state space) and a feed-forward, or one of them alone.
 
     Each is added to the residual stream, with norms where the model has them.
     """
@@ -49,6 +50,8 @@ class Block(nnx.Module):
         self.attention_norm = norm((pre or post) and mixes)
         if spec.mixer == "attention":
             self.attention = Attention(config, spec)
+        elif spec.mixer == "latent":
+            self.latent = LatentAttention(config)
         elif spec.mixer == "mamba":
             self.mamba = Mamba(config)
         elif spec.mixer == "mamba2":
@@ -65,7 +68,7 @@ class Block(nnx.Module):
     ) -> tuple[Array, Cache, dict[str, Array]]:
         """`(params = self, hidden [B,T,D], shared, layer inputs, cache) -> (hidden, cache, the taps asked for)`."""
         inputs = layer_inputs or {}
-        if "attention_dropout" in inputs and self.mixer == "attention":
+        if "attention_dropout" in inputs and self.mixer in ("attention", "latent"):
             cache = with_dropout(cache, inputs["attention_dropout"])
 
         def added(out: Array, norm: Norm | None, site: int) -> Array:

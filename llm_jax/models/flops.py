@@ -28,9 +28,11 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     )
     if config.tie_embeddings:
         weights += config.hidden_size * config.vocab_size
-    keys = sum(_keys(config, spec, length) * segment.repeats for segment in decoder.groups for spec in segment.block)
+    keys = sum(
+        _attention(config, spec, length) * segment.repeats for segment in decoder.groups for spec in segment.block
+    )
     states = sum(_states(config, spec) * segment.repeats for segment in decoder.groups for spec in segment.block)
-    return 2.0 * weights + 4.0 * config.num_heads * config.head_dim * keys + states
+    return 2.0 * weights + keys + states
 
 
 def _states(config: ModelConfig, spec: LayerSpec) -> float:
@@ -41,10 +43,19 @@ def _states(config: ModelConfig, spec: LayerSpec) -> float:
     return 6.0 * mamba.inner_size * mamba.state_size + 2.0 * mamba.conv_width * (mamba.inner_size + shared)
 
 
+def _attention(config: ModelConfig, spec: LayerSpec, length: int) -> float:
+    assert config.head_dim is not None
+    if spec.mixer == "latent":
+        sizes = config.latent.head_dim + config.latent.value_dim
+    elif spec.mixer == "attention":
+        sizes = 2 * config.head_dim
+    else:
+        return 0.0
+    return 2.0 * config.num_heads * sizes * _keys(config, spec, length)
+
+
 def _keys(config: ModelConfig, spec: LayerSpec, length: int) -> float:
     """Keys that a query of the layer sees, on average over the sequence."""
-    if spec.mixer != "attention":
-        return 0.0
     if spec.sees == "chunked" and config.chunk is not None:
         chunks, rest = divmod(length, config.chunk)
         return (chunks * config.chunk * (config.chunk + 1) + rest * (rest + 1)) / (2 * length)

@@ -57,7 +57,7 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     assert config.sights is not None and config.mixers is not None and config.feed_forwards is not None
 
     def spec(layer: int, sees: Sight, mixer: Mixer, feed_forward: Literal["dense", "none"]) -> LayerSpec:
-        if mixer != "attention":
+        if mixer not in ("attention", "latent"):
             return LayerSpec(mixer, feed_forward, rope="none")
         turns = config.rope_layers is not None and config.rope_layers[layer]
         local = sees == "sliding" and config.local_rope_theta is not None

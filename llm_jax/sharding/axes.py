@@ -18,6 +18,7 @@ WEIGHT_AXES: dict[str, str | None] = {
     "conv_width": None,
     "embed": None,
     "norm": None,
+    "latent": None,
     "head_dim": None,
     "layers": None,
 }

@@ -155,7 +155,7 @@ def _local(config: ModelConfig, plan: Plan) -> ModelConfig:
     if mamba.inner_size:
         groups = math.gcd(mamba.num_groups, heads) if heads else mamba.num_groups
         mamba = replace(mamba, inner_size=mamba.inner_size // tensor, num_heads=heads, num_groups=groups)
-    attends = "attention" in (config.mixers or ())
+    attends = {"attention", "latent"} & set(config.mixers or ())
     return replace(
         config,
         mamba=mamba,
@@ -173,9 +173,12 @@ def _elements(shape: tuple[int, ...], plan: Plan, spec: Any) -> int:
 
 def _attention_bytes(config: ModelConfig, rows: int, window: int, platform: str) -> int:
     """Probabilities, their gradient and that of the scores, float32, of one tile of attention."""
-    if "attention" not in (config.mixers or ()):
+    if not {"attention", "latent"} & set(config.mixers or ()):
         return 0
-    q, k = ((rows, window, heads, config.head_dim) for heads in (config.num_heads, config.num_kv_heads))
+    kv_heads, size = config.num_kv_heads, config.head_dim
+    if config.latent.kv_rank:
+        kv_heads, size = config.num_heads, config.latent.head_dim
+    q, k = ((rows, window, heads, size) for heads in (config.num_heads, kv_heads))
     q, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q, k))  # pyright: ignore
     tiles = tiling(attention_spec(q, k, k), platform)
     return 3 * 4 * tiles.rows * config.num_heads * tiles.q_block * tiles.kv_block

@@ -13,11 +13,15 @@ from llm_jax.models.cache import Meta, init_caches, known_empty
 from llm_jax.models.config import ModelConfig, RopeScaling
 from llm_jax.models.decoder import unstack
 from llm_jax.models.families import family
+from llm_jax.models.latent_config import LatentConfig
 from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import bind
 from tests.models.cached import cached_model
 
 LAYERS, HEADS = 3, 4
+LATENT = (20, 21)
+"""Seeds of models with latent attention."""
+FAST = (*range(6), LATENT[0])
 TOKENS = np.random.RandomState(0).randint(0, 61, (3, 24)).astype(np.int32)
 LENGTHS = np.array([9, 24, 5], np.int32)
 BOUND = 1e-5
@@ -78,7 +82,25 @@ def drawn(seed: int) -> ModelConfig:
         init_std=0.2,
         **fields,
     )
-    return replace(config, **hybrid(random.Random(1000 + seed)))
+    return replace(config, **(latent(draw) if seed in LATENT else hybrid(random.Random(1000 + seed))))
+
+
+def latent(draw: random.Random) -> dict[str, Any]:
+    """Latent attention in all layers, and nothing that it has no place for."""
+    return {
+        "latent": LatentConfig(kv_rank=7, q_rank=draw.choice([None, 5]), nope_dim=3, rope_dim=4, value_dim=5),
+        "positions": "rope",
+        "head_dim": 4,
+        "rope_dim": None,
+        "rope_layers": None,
+        "local_rope_theta": None,
+        "rope_scaling": RopeScaling("yarn", 4.0, original_length=8, mscale=1.0, mscale_all_dim=0.7),
+        "sights": None,
+        "window": None,
+        "qk_norm": "none",
+        "sinks": False,
+        "attention_softcap": None,
+    }
 
 
 def hybrid(draw: random.Random) -> dict[str, Any]:
@@ -115,10 +137,7 @@ def noisy(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FAST = 6
-
-
-@pytest.mark.parametrize("seed", [pytest.param(s, marks=() if s < FAST else pytest.mark.slow) for s in range(20)])
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in range(22)])
 def test_every_way_of_running_it_agrees(seed):
     config = drawn(seed)
     model = cached_model(config)
@@ -171,7 +190,7 @@ def test_every_way_of_running_it_agrees(seed):
         close(done, alone[b][: len(done)])
 
 
-@pytest.mark.parametrize("seed", range(0, 20, 5))
+@pytest.mark.parametrize("seed", range(0, 22, 5))
 def test_our_own_family_says_all_of_it(seed):
     config = drawn(seed)
     own = family("llm_jax")
