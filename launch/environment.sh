@@ -33,4 +33,5 @@ fi
 # uv resolves and unpacks several times faster than pip.
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 echo "installing $requirement into $folder" >&2
-"$folder/bin/python" -m uv pip install --quiet --python "$folder/bin/python" -c constraints.txt -e "$requirement"
+# Compiled at once, as pip does: where Python may not write, each start would compile jax again (5 s).
+"$folder/bin/python" -m uv pip install --quiet --compile-bytecode --python "$folder/bin/python" -c constraints.txt -e "$requirement"

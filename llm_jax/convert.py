@@ -8,7 +8,7 @@ from llm_jax.base.door import run_door
 if TYPE_CHECKING:
     from llm_jax.models.loading import Model
 
-USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--verify]
+USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--kv-heads=G] [--verify]
 
 SRC a Hugging Face folder  -> DST a native folder (checkpoints, tokenizer, architecture)
 SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safetensors, tokenizer)
@@ -16,9 +16,10 @@ SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safe
 Which one SRC is, is recognised. DST must be empty or absent.
 Tensors keep their values and, going back, their dtypes, or get the one of --dtype.
 The checksum is over names, dtypes, shapes and values: both layouts of one model have the same.
+--kv-heads=G makes a model of G key and value heads, each the mean of those it stands for (then train on).
 --verify reads DST again and compares logits and greedy tokens of both."""
 
-FLAGS = {"--dtype": "float32"}
+FLAGS = {"--dtype": "float32", "--kv-heads": "2"}
 VERIFIED_TOKENS, GREEDY_TOKENS = 32, 16
 
 
@@ -49,6 +50,12 @@ def main(args: list[str]) -> None:
     if dtype is not None and not native:
         raise UserError("--dtype is for Hugging Face folders: a native one holds float32 and remembers dtypes")
     model = load(source)
+    if "--kv-heads" in given:
+        from llm_jax.models.grouping_heads import group_heads
+
+        if not given["--kv-heads"].isdecimal():
+            raise UserError(f"--kv-heads={given['--kv-heads']} is not a number")
+        model = group_heads(model, int(given["--kv-heads"]))
     if native:
         save(model, target, dtype)
     else:

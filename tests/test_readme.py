@@ -12,6 +12,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_names
 from llm_jax.jobs.config import JOBS
 from llm_jax.jobs.registry import load_config
+from llm_jax.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -73,3 +74,11 @@ def test_named_files_and_rooms_exist():
         path = ROOT / "llm_jax" / name
         assert path.is_dir() if name.endswith("/") else path.with_suffix(".py").is_file(), name
     assert (ROOT / "llm_jax" / "models" / "families").is_dir()
+
+
+def test_every_family_is_named():
+    table = README.partition("### Models")[2].partition("\n### ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows[1:]))) == sorted(FAMILIES)
+    smallest = ROOT / "llm_jax" / "models" / "families" / "mistral.py"
+    assert f"`mistral.py` is the smallest, {len(smallest.read_text().splitlines())} lines" in table

@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/startup.py [--repeats 3] [--config configs/pretrain.py]
 
-Each run starts in a workdir of its own. Cold: no compiled program and no prepared data are at hand. Warm: the compile
-cache of the run before.
+Each run starts in a workdir of its own. Cold: no compiled program, tokenizer or packed data is at hand. Warm: those of
+the run before.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def main() -> None:
 
         def first_step(i: int) -> float:
             workdir = Path(folder) / f"run-{i}"
-            flags = [f"--config={options.config}", f"--workdir={workdir}", *(f"--config.{o}" for o in OVERRIDES)]
+            overrides = (*OVERRIDES, f"data.cache_dir={folder}/data")
+            flags = [f"--config={options.config}", f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
             return seconds(run + flags, workdir / "metrics.jsonl", cache)
 
         row("first step, cold", [first_step(0)])

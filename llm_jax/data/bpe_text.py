@@ -9,6 +9,8 @@ from llm_jax.data.corpus import examples
 from llm_jax.data.formats import Text
 from llm_jax.data.holdout import place
 
+CHOICE = 1
+"""Version of what is below: another choice of texts is another tokenizer."""
 # Enough text for any vocabulary: merges hardly change beyond it. Bounded, as all of it is held in memory.
 BPE_CHARACTERS = 64_000_000
 # Per character of stories in the embedded mixture, whose text would otherwise be read whole.

@@ -1,4 +1,6 @@
-"""Packed sets under the hash of what they are made from: built once, by one process at a time, shared by all runs."""
+"""Packed sets, and tokenizers trained for them, under the hash of what they are made from.
+
+Made once, by one process at a time, and shared by all runs."""
 
 import contextlib
 import errno
@@ -69,12 +71,12 @@ def _lock(folder: epath.Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip()
             if holder != told:
-                log(f"waiting for {holder or 'another process'}, which packs {folder}")
+                log(f"waiting for {holder or 'another process'}, which makes {folder}")
                 told = holder
             time.sleep(POLL_SECONDS)
         if told:
             finished = (folder / MANIFEST).exists()
-            log(f"{folder} is {'packed' if finished else 'left unfinished by ' + told + '; going on with it'}")
+            log(f"{folder} is {'made' if finished else 'left unfinished by ' + told + '; going on with it'}")
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from llm_jax.inference.logits import RowParams
 from llm_jax.inference.sampling import request_keys, sample, top_logprobs
 from llm_jax.inference.steps import decode_step, extend, prefill
-from llm_jax.models.cache import ContiguousCache, SlidingCache, grown, init_caches
+from llm_jax.models.cache import LayerCache, grown, init_caches
 from llm_jax.models.decoder import Decoder
 
 NO_TOKEN = -1
-Caches = tuple[ContiguousCache | SlidingCache, ...]
+Caches = tuple[LayerCache, ...]
 
 
 class Drawn(NamedTuple):

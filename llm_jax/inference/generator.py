@@ -76,10 +76,12 @@ def default_buckets(max_positions: int, smallest: int = 64) -> tuple[int, ...]:
 
 
 def cache_bytes_per_token(config: ModelConfig, dtype: str) -> int:
-    """Bytes that one token takes in the caches of all layers: 2 (keys, values) x L x K x H x bytes of dtype."""
+    """Bytes that one token takes in the caches: 2 (keys, values) x attention layers x K x H x bytes of dtype."""
     config = config.resolved()
-    assert config.num_kv_heads is not None and config.head_dim is not None
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+    assert config.num_kv_heads is not None and config.head_dim is not None and config.mixers is not None
+    numbers = 2 * config.mixers.count("attention") * config.num_kv_heads * config.head_dim
+    numbers += config.mixers.count("latent") * (config.latent.kv_rank + config.latent.rope_dim)
+    return numbers * jnp.dtype(dtype).itemsize
 
 
 class Generator:

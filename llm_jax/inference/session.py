@@ -49,9 +49,10 @@ class Session:
         held, count = self._past.tokens, 0
         while count < min(len(held), len(ids) - 1) and held[count] == ids[count]:
             count += 1
-        # A full ring has lost the tokens that come before the one it would be cut back to.
+        # A full ring has lost the tokens that come before the one it would be cut back to; a state goes back to none.
         window = self.generator.config.window
-        cut_short = count < len(held) and window is not None and len(held) > window
+        ringed = window is not None and len(held) > window
+        cut_short = count < len(held) and (ringed or self.generator.config.mamba.inner_size > 0)
         turn = turning_length(self.generator.config)
         turned = turn is not None and (len(held) <= turn) != (len(ids) <= turn)
         if not count or cut_short or turned:
@@ -64,8 +65,9 @@ class Session:
         if caches is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(caches)):
             return
         # The newest token is in no cache yet. An interruption, or a stop string inside of a chunk, leaves later ones
-        # in the caches: a row of slots forgets them, a ring has lost others to them.
+        # in the caches: a row of slots forgets them, a ring has lost others to them, a state holds them for good.
         held = [*out.row.ids, *out.tracker.tokens, *out.pending][: int(batch.filled[0])]
         exact = out.reason is not None and len(held) == int(batch.filled[0])
-        if exact or self.generator.config.window is None:
+        config = self.generator.config
+        if exact or (config.window is None and not config.mamba.inner_size):
             self._past = Past(caches, batch.size, held)

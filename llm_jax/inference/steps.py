@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llm_jax.models.cache import Cache, ContiguousCache, Empty, Meta, SlidingCache
+from llm_jax.models.cache import Cache, LayerCache, Meta, known_empty
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import bind
@@ -27,7 +27,7 @@ def decoding_decoder(config: ModelConfig) -> Decoder:
 def prefill(
     decoder: Decoder,
     params: Mapping[str, Any],
-    caches: tuple[ContiguousCache | SlidingCache, ...],
+    caches: tuple[LayerCache, ...],
     tokens: Int[Any, "B T"],
     lengths: Int[Any, "B"],
     horizon: Int[Any, "B"] | None = None,
@@ -45,21 +45,22 @@ def prefill(
     Returns:
       float32 logits [B, V] after each row's last token, and the filled caches.
     """
-    return _run(decoder, params, tuple(map(Empty, caches)), tokens, jnp.zeros_like(lengths), lengths, horizon)
+    return _run(decoder, params, tuple(map(known_empty, caches)), tokens, jnp.zeros_like(lengths), lengths, horizon)
 
 
 @partial(jax.jit, static_argnames="decoder", donate_argnames="caches")
 def extend(
     decoder: Decoder,
     params: Mapping[str, Any],
-    caches: tuple[ContiguousCache | SlidingCache, ...],
+    caches: tuple[LayerCache, ...],
     tokens: Int[Any, "B T"],
     kept: Int[Any, "B"],
     lengths: Int[Any, "B"],
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
     """Runs `lengths[b] >= 1` further tokens of each row, which follow on the first `kept[b]` tokens of its caches.
 
-    What a contiguous cache holds beyond those is forgotten; a sliding one must hold no more. Otherwise as `prefill`.
+    What a contiguous cache holds beyond those is forgotten; a sliding one or a state must hold no more.
+    Otherwise as `prefill`.
     """
     return _run(decoder, params, caches, tokens, kept, lengths)
 
@@ -67,7 +68,7 @@ def extend(
 def _run(
     decoder: Decoder,
     params: Mapping[str, Any],
-    caches: tuple[Cache, ...],
+    caches: tuple[Any, ...],
     tokens: Array,
     starts: Array,
     lengths: Array,

@@ -145,8 +145,7 @@ def _cache_bytes(model: ModelConfig, batch: int, length: int, dtype: str) -> int
 def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]:
     train, model = setting.train, decoder.config
     plan = abstract_plan(setting.mesh, compute_dtype=train.compute_dtype)
-    sizes = {"heads": model.num_heads, "kv_heads": model.num_kv_heads, "mlp": model.intermediate_size}
-    check_divides(plan, {**sizes, "vocab": model.vocab_size})  # type: ignore[dict-item]
+    check_divides(plan, model.cut_sizes())
     for name in ("batch_size", "microbatches"):
         if getattr(train, name) < 1:
             raise UserError(f"{name} is {getattr(train, name)}; it must be at least 1")

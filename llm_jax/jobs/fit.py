@@ -95,14 +95,7 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
     """Raises UserError where the mesh does not divide the model, or the window is longer than its positions."""
-    sizes = {
-        "heads": model.num_heads,
-        "kv_heads": model.num_kv_heads or model.num_heads,
-        "mlp": model.intermediate_size,
-    }
-    if model.vocab_size is not None:
-        sizes["vocab"] = model.vocab_size
-    check_divides(plan, sizes)
+    check_divides(plan, model.cut_sizes())
     if config.data.window > model.max_position_embeddings:
         raise UserError(
             f"data.window={config.data.window} is longer than the model's {model.max_position_embeddings} positions"

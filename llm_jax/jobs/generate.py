@@ -74,8 +74,7 @@ def prepare(node: "Node") -> None:
     config: GenerateConfig = node.config
     source, tokenizer = open_model(node.parents["init_from"], "init_from")
     model = source.model.resolved()
-    sizes = {"heads": model.num_heads, "kv_heads": model.num_kv_heads, "mlp": model.intermediate_size}
-    check_divides(make_plan(config.mesh), {**sizes, "vocab": model.vocab_size})
+    check_divides(make_plan(config.mesh), model.cut_sizes())
     prompts = read_prompts(config, data_of(node))
     for prompt in prompts:
         ids = encode_prompt(tokenizer, prompt.content, config.raw)

@@ -1,16 +1,22 @@
 """The job `pretrain`: next-token prediction on packed documents, from random weights or from a model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
+
+from llm_jax.base.config import to_dict
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer, load_tokenizer, pretrain_texts, train_bpe, train_sentencepiece
 from llm_jax.data import source_manifest as data_manifest
+from llm_jax.data.bpe_text import CHOICE
 from llm_jax.data.config import TokenizerConfig
+from llm_jax.data.store import obtain
 from llm_jax.data.tokenizers import check_bpe_size, has_tokenizer, tokenizer_manifest
 from llm_jax.jobs.config import PretrainConfig
-from llm_jax.jobs.fit import check_shapes, check_training, fit, prepare_child, prepare_rows, setup
+from llm_jax.jobs.fit import check_shapes, check_training, fit, packed_sets, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.regularization import regularization
@@ -20,7 +26,7 @@ from llm_jax.models import init_params, load
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import make_plan
-from llm_jax.storage.remote import to_path
+from llm_jax.storage.remote import local_copy, to_path
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -79,7 +85,20 @@ def make_tokenizer(node: "Node") -> Tokenizer:
         return load_tokenizer(node.workdir.tokenizer)
     if config.tokenizer.path is not None:
         return load_tokenizer(tokenizer_folder(config.tokenizer))
-    texts, given = pretrain_texts(config.data), config.tokenizer
+
+    def train(folder: epath.Path) -> dict[str, Any]:
+        tokenizer = _trained(pretrain_texts(config.data), config.tokenizer)
+        tokenizer.save(folder)
+        return {"vocab_size": tokenizer.vocab_size}
+
+    # Kept beside the packed sets, under the hash of what it is made from.
+    store = packed_sets(node, local_copy(node.workdir.data, node.hash))
+    made_by = {"choice": CHOICE, **{name: version(name) for name in ("tokenizers", "sentencepiece")}}
+    inputs = {**source_manifest(config), "tokenizer": to_dict(config.tokenizer), "made_by": made_by}
+    return load_tokenizer(obtain(store, inputs, train))
+
+
+def _trained(texts: Iterable[str], given: TokenizerConfig) -> Tokenizer:
     match given.kind:
         case "bpe":
             return train_bpe(texts, given.vocab_size, given.split_digits)

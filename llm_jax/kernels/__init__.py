@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llm_jax.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from llm_jax.kernels.causal_conv1d import causal_conv1d as causal_conv1d
     from llm_jax.kernels.choice import explain as explain
     from llm_jax.kernels.choice import supports as supports
     from llm_jax.kernels.decode_attention import decode_attention as decode_attention
@@ -22,8 +23,19 @@ if TYPE_CHECKING:
     from llm_jax.kernels.matmul import QuantizedArray as QuantizedArray
     from llm_jax.kernels.matmul import matmul as matmul
     from llm_jax.kernels.matmul import quantize as quantize
+    from llm_jax.kernels.selective_scan import selective_scan as selective_scan
+    from llm_jax.kernels.ssd import ssd as ssd
 
-OPS = ("decode_attention", "flash_attention", "grouped_matmul", "linear_cross_entropy", "matmul")
+OPS = (
+    "causal_conv1d",
+    "decode_attention",
+    "flash_attention",
+    "grouped_matmul",
+    "linear_cross_entropy",
+    "matmul",
+    "selective_scan",
+    "ssd",
+)
 
 __getattr__ = lazy_exports(
     globals(),

@@ -1,5 +1,5 @@
 """What attention sees of the past: `attend(q, k, v, meta, scoring)`. `Packed` keeps nothing; `ContiguousCache` keeps it
-all; `SlidingCache` keeps as much as a window shows."""
+all; `SlidingCache` keeps as much as a window shows. State-space layers have a `StateCache` in their place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from llm_jax import kernels
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.noise import Dropout
-from llm_jax.models.segments import layer_specs
+from llm_jax.models.segments import LayerSpec, layer_specs
+from llm_jax.models.state_cache import StateCache, init_state
 from llm_jax.sharding import on_shards
 
 QUERIES, KEYS = ("batch", "length", "heads", None), ("batch", "length", "kv_heads", None)
 KEPT, TOKENS = ("batch", "kv_heads", None, None), ("batch", "length")
+SHARED = ("batch", None, None, None)
+"""One key head for all queries, which every shard of the heads holds whole."""
 FAR = 2**30
 """A position that no causal query sees."""
 
@@ -217,19 +220,68 @@ class SlidingCache:
         return jnp.where((held >= 0) & (held <= last), held, FAR)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["k"], meta_fields=["rank"])
+@dataclass(frozen=True)
+class LatentCache:
+    """Of latent attention: compressed vector and turned key of the token at position p lie side by side in slot p."""
+
+    k: Float[Array, "B 1 S R"]
+    rank: int
+    """Length of the compressed vector, which comes first."""
+
+    @property
+    def window(self) -> None:
+        return None
+
+    def attend(
+        self, q: Float[Array, "B T N R"], k: Float[Array, "B T 1 R"], meta: Meta, scoring: Scoring
+    ) -> tuple[Float[Array, "B T N C"], LatentCache]:
+        """Queries in the space of what is kept -> weighted sums of compressed vectors, and the cache with k in."""
+        new = self.write(k, meta)
+        if q.shape[1] == 1:
+            # The sum over the turned key comes along and is cut off: cheaper than a copy of the cache without it.
+            out = attend_slots(q, new.k, new.k, meta.positions[:, 0] + 1, None, scoring, SHARED)
+            return out[..., : self.rank], new
+
+        def attention(q: Array, k: Array, positions: Array) -> Array:
+            slots = jnp.broadcast_to(jnp.arange(k.shape[2], dtype=jnp.int32), (k.shape[0], k.shape[2]))
+            k = jnp.swapaxes(k, 1, 2).astype(q.dtype)
+            options = {"q_positions": positions, "kv_positions": slots, **scoring.options}
+            return kernels.flash_attention(q, k, k[..., : self.rank], causal=True, **options)
+
+        on = on_shards(attention, (QUERIES, SHARED, TOKENS), QUERIES)
+        return on(q, new.k, meta.positions), new
+
+    def write(self, k: Float[Array, "B T 1 R"], meta: Meta) -> LatentCache:
+        """The cache with the call's tokens in."""
+        size = self.k.shape[2]
+        slots = meta.positions if meta.segment_ids is None else jnp.where(meta.segment_ids > 0, meta.positions, size)
+        return replace(self, k=write_slots(self.k, k, slots, SHARED))
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=[])
 @dataclass(frozen=True)
 class Empty:
     """A cache known to hold nothing yet: the call's tokens see each other alone, and are then written."""
 
-    cache: ContiguousCache | SlidingCache
+    cache: ContiguousCache | SlidingCache | LatentCache
 
     def attend(
         self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN
     ) -> tuple[Array, ContiguousCache | SlidingCache]:
+        assert not isinstance(self.cache, LatentCache)  # Whose mixer attends without it, and writes.
         chunk = self.cache.chunk if isinstance(self.cache, ContiguousCache) else None
         out, _ = Packed(self.cache.window, chunk).attend(q, k, v, meta, scoring)
         return out, self.cache.write(k, v, meta)
+
+
+LayerCache = ContiguousCache | SlidingCache | LatentCache | StateCache | None
+"""What a layer keeps in decoding; one that mixes nothing keeps nothing."""
+
+
+def known_empty(cache: LayerCache) -> Any:
+    """A cache that holds nothing yet, for a first call that makes use of that where it can."""
+    return Empty(cache) if isinstance(cache, ContiguousCache | SlidingCache | LatentCache) else cache
 
 
 def attend_slots(
@@ -239,6 +291,7 @@ def attend_slots(
     lengths: Int[Array, " B"],
     starts: Int[Array, " B"] | None,
     scoring: Scoring,
+    kept: tuple[str | None, ...] = KEPT,
 ) -> Float[Array, "B 1 N H"]:
     """What one token per row attends to: slots `starts[b]` (None: 0) to `lengths[b]`."""
 
@@ -247,12 +300,15 @@ def attend_slots(
         return kernels.decode_attention(q[:, 0], k, v, lengths, starts=starts, **options, **more)[:, None]
 
     rows = ("batch",)
-    on = on_shards(attention, (QUERIES, KEPT, KEPT, rows, None if starts is None else rows, scoring.axes), QUERIES)
+    on = on_shards(attention, (QUERIES, kept, kept, rows, None if starts is None else rows, scoring.axes), QUERIES)
     return on(q, k, v, lengths, starts, scoring.arrays)
 
 
 def write_slots(
-    kept: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slots: Int[Array, "B T"]
+    kept: Float[Array, "B K S H"],
+    new: Float[Array, "B T K H"],
+    slots: Int[Array, "B T"],
+    axes: tuple[str | None, ...] = KEPT,
 ) -> Float[Array, "B K S H"]:
     """The kept array with the new tokens in their slots; a slot past the end drops its token."""
 
@@ -268,19 +324,27 @@ def write_slots(
         # Else XLA writes once for attention and once for the loop's carry, which are then two buffers.
         return jax.lax.optimization_barrier(kept)
 
-    return on_shards(write, (KEPT, KEYS, TOKENS), KEPT)(kept, new, slots)
+    fresh = (axes[0], "length", axes[1], None)
+    return on_shards(write, (axes, fresh, TOKENS), axes)(kept, new, slots)
 
 
-def init_caches(
-    config: ModelConfig, batch: int, max_len: int, dtype: str = "float32"
-) -> tuple[ContiguousCache | SlidingCache, ...]:
+def init_caches(config: ModelConfig, batch: int, max_len: int, dtype: str = "float32") -> tuple[LayerCache, ...]:
     """Empty caches for every layer: `batch` rows of `max_len` slots, K heads of H numbers each for keys and values.
 
-    Those of sliding layers have no more slots than their window shows.
+    Those of sliding layers have no more slots than their window shows; latent attention keeps its one vector a token,
+    and state-space layers have states.
     """
     config = config.resolved()
 
-    def cache(sees: str) -> ContiguousCache | SlidingCache:
+    def cache(spec: LayerSpec) -> LayerCache:
+        if spec.mixer == "none":
+            return None
+        if spec.mixer == "latent":
+            kept = config.latent.kv_rank + config.latent.rope_dim
+            return LatentCache(jnp.zeros((batch, 1, max_len, kept), dtype), config.latent.kv_rank)
+        if spec.mixer != "attention":
+            return init_state(config.mamba, batch, dtype)
+        sees = spec.sees
         slots = min(max_len, config.window) if sees == "sliding" and config.window else max_len
         shape = (batch, config.num_kv_heads, slots, config.head_dim)
         k, v = (jnp.zeros(shape, dtype) for _ in range(2))  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -288,11 +352,18 @@ def init_caches(
             return SlidingCache(k, v, config.window)
         return ContiguousCache(k, v, config.chunk if sees == "chunked" else None)
 
-    return tuple(cache(spec.sees) for spec in layer_specs(config))
+    return tuple(cache(spec) for spec in layer_specs(config))
 
 
-def grown[C: ContiguousCache | SlidingCache](cache: C, max_len: int) -> C:
-    """The same cache with room for `max_len` tokens of a row, or for the window's; raises ValueError to shrink it."""
+def grown[C: LayerCache](cache: C, max_len: int) -> C:
+    """The same cache with room for `max_len` tokens of a row, or for the window's; raises ValueError to shrink it.
+
+    A state has room for any number.
+    """
+    if cache is None or isinstance(cache, StateCache):
+        return cache
     slots = max_len if cache.window is None else min(max_len, cache.window)
     more = ((0, 0), (0, 0), (0, slots - cache.k.shape[2]), (0, 0))
+    if isinstance(cache, LatentCache):
+        return replace(cache, k=jnp.pad(cache.k, more))
     return replace(cache, k=jnp.pad(cache.k, more), v=jnp.pad(cache.v, more))

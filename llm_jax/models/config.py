@@ -1,11 +1,13 @@
 """What a decoder is made of, as plain fields. Families map a Hugging Face `config.json` to this and back."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.experts_config import ExpertsConfig
+from llm_jax.models.latent_config import LatentConfig
+from llm_jax.models.mamba_config import MambaConfig
 
 POSITIVE = (
     "vocab_size",
@@ -17,7 +19,9 @@ POSITIVE = (
 )
 MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 
-FeedForwardKind = Literal["dense", "experts"]
+Mixer = Literal["attention", "latent", "mamba", "mamba2", "none"]
+"""What mixes the tokens in a layer."""
+FeedForwardKind = Literal["dense", "experts", "none"]
 Sight = Literal["full", "sliding", "chunked"]
 """What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
 
@@ -163,10 +167,18 @@ class ModelConfig:
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
     mlp_bias: bool = False
     """Biases on the feed-forward projections."""
+
+    mixers: tuple[Mixer, ...] | None = None
+    """What mixes the tokens in each layer; None means attention in all, latent attention where it has sizes."""
     feed_forwards: tuple[FeedForwardKind, ...] | None = None
     """The feed-forward of each layer; None means experts in all where there are experts, dense ones where not."""
-    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    latent: LatentConfig = LatentConfig()
+    """Of layers with latent attention."""
+    mamba: MambaConfig = MambaConfig()
+    """Of state-space layers."""
+    experts: ExpertsConfig = ExpertsConfig()
     """Of layers with a mixture of experts."""
+
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
@@ -209,6 +221,7 @@ class ModelConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             sights=self._sights(),
+            mixers=self._mixers(),
             feed_forwards=self._feed_forwards(),
             experts=self._experts(),
             rope_dim=self._rope_dim(head_dim),
@@ -217,12 +230,62 @@ class ModelConfig:
             output_bias=self.attention_bias if self.output_bias is None else self.output_bias,
         )
 
+    def cut_sizes(self) -> dict[str, int]:
+        """Sizes that a mesh has to divide, by logical axes. Without a vocabulary where that is not known yet.
+
+        Of several widths of feed-forward layers it is their greatest common divisor.
+        """
+        sizes: dict[str, int] = {}
+        if self.mixers is None or "attention" in self.mixers:
+            sizes |= {"heads": self.num_heads, "kv_heads": self.num_kv_heads or self.num_heads}
+        if self.latent.kv_rank:
+            sizes["heads"] = self.num_heads
+        kinds = self._feed_forwards()
+        widths = [self.intermediate_size] if "dense" in kinds else []
+        if "experts" in kinds:
+            widths += [self.experts.intermediate_size or self.intermediate_size, self.experts.shared_size]
+        if widths:
+            sizes["mlp"] = math.gcd(*widths)
+        if self.mamba.inner_size:
+            sizes["inner"] = self.mamba.inner_size
+        if self.mamba.num_heads:
+            sizes["ssm_heads"] = self.mamba.num_heads
+        return sizes if self.vocab_size is None else {**sizes, "vocab": self.vocab_size}
+
+    def _mixers(self) -> tuple[Mixer, ...]:
+        default: Mixer = "latent" if self.latent.kv_rank else "attention"
+        mixers = (default,) * self.num_layers if self.mixers is None else self.mixers
+        if len(mixers) != self.num_layers:
+            raise UserError(f"model.mixers has {len(mixers)} entries for model.num_layers={self.num_layers}")
+        if {"mamba", "mamba2"} <= set(mixers):
+            raise UserError("model.mixers has both mamba and mamba2; model.mamba says one of them")
+        if "mamba" in mixers or "mamba2" in mixers:
+            self.mamba.check(heads="mamba2" in mixers)
+        elif self.mamba != MambaConfig():
+            raise UserError("model.mamba is of layers that model.mixers does not have")
+        if "latent" in mixers:
+            self._check_latent()
+        elif self.latent != LatentConfig():
+            raise UserError("model.latent is of layers that model.mixers does not have")
+        return mixers
+
+    def _check_latent(self) -> None:
+        self.latent.check()
+        # What the layers with latent attention have no place for.
+        for name, wanted in (("positions", "rope"), ("qk_norm", "none"), ("sinks", False), ("attention_softcap", None)):
+            if getattr(self, name) != wanted:
+                raise UserError(f"model.{name}={getattr(self, name)!r}: latent attention has {wanted!r} only")
+        if self.head_dim != self.latent.rope_dim or self.sights is not None and set(self.sights) != {"full"}:
+            raise UserError("latent attention needs model.head_dim=model.latent.rope_dim, and full model.sights")
+
     def _feed_forwards(self) -> tuple[FeedForwardKind, ...]:
         kinds = self.feed_forwards
         if kinds is None:
             kinds = (("experts" if self.experts.num else "dense"),) * self.num_layers
         if len(kinds) != self.num_layers:
             raise UserError(f"model.feed_forwards has {len(kinds)} entries for model.num_layers={self.num_layers}")
+        if "none" in kinds and self.parallel != "no":
+            raise UserError(f"model.parallel={self.parallel} needs a feed-forward in every layer")
         if ("experts" in kinds) != (self.experts.num > 0):
             raise UserError(f"model.feed_forwards={','.join(kinds)} does not go with experts.num={self.experts.num}")
         return kinds

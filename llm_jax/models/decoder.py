@@ -17,7 +17,10 @@ from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.experts import Experts
 from llm_jax.models.feed_forward import FeedForward
+from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import RESIDUAL, Embedding, Linear
+from llm_jax.models.mamba import Mamba
+from llm_jax.models.mamba2 import Mamba2
 from llm_jax.models.noise import router_noise
 from llm_jax.models.norms import Norm, make_norm
 from llm_jax.models.parameter import stack
@@ -33,7 +36,10 @@ LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout", "router_noi
 
 
 class Block(nnx.Module):
-    """A layer: attention and feed-forward, each added to the residual stream, with norms where the model has them."""
+    """A layer: a mixer (attention, latent attention, a state space) and a feed-forward, or one of them alone.
+
+    Each is added to the residual stream, with norms where the model has them.
+    """
 
     def __init__(self, config: ModelConfig, spec: LayerSpec):
         def norm(wanted: bool) -> Norm | None:
@@ -41,12 +47,22 @@ class Block(nnx.Module):
 
         pre, out = config.norm_at in ("pre", "sandwich"), config.norm_at in ("output", "sandwich")
         post = config.norm_at == "post"
-        self.attention_norm = norm(pre or post)
-        self.attention = Attention(config, spec)
-        self.attention_out_norm = norm(out)
-        self.mlp_norm = norm((pre or post) and config.parallel != "one_norm")
-        self.mlp = Experts(config) if spec.feed_forward == "experts" else FeedForward(config)
-        self.mlp_out_norm = norm(out)
+        self.mixer, self.feed_forward = spec.mixer, spec.feed_forward
+        mixes, feeds = spec.mixer != "none", spec.feed_forward != "none"
+        self.attention_norm = norm((pre or post) and mixes)
+        if spec.mixer == "attention":
+            self.attention = Attention(config, spec)
+        elif spec.mixer == "latent":
+            self.latent = LatentAttention(config)
+        elif spec.mixer == "mamba":
+            self.mamba = Mamba(config)
+        elif spec.mixer == "mamba2":
+            self.mamba2 = Mamba2(config)
+        self.attention_out_norm = norm(out and mixes)
+        self.mlp_norm = norm((pre or post) and feeds and config.parallel != "one_norm")
+        made = {"dense": FeedForward, "experts": Experts}
+        self.mlp: FeedForward | Experts | None = made[spec.feed_forward](config) if feeds else None
+        self.mlp_out_norm = norm(out and feeds)
         self.pre, self.post, self.parallel, self.scale = pre, post, config.parallel, config.residual_scale
         self.residual_normed = config.residual_normed
 
@@ -58,7 +74,7 @@ class Block(nnx.Module):
         Beside the taps, under `experts`, the router's statistics where the layer has one.
         """
         inputs = layer_inputs or {}
-        if "attention_dropout" in inputs:
+        if "attention_dropout" in inputs and self.mixer in ("attention", "latent"):
             cache = with_dropout(cache, inputs["attention_dropout"])
 
         def added(out: Array, norm: Norm | None, site: int) -> Array:
@@ -77,27 +93,32 @@ class Block(nnx.Module):
 
         hidden = constrain(hidden, RESIDUAL)
         normed = before(hidden, self.attention_norm)
-        attention_out, cache = self.attention(normed, shared, cache)
-        attention_out = added(attention_out, self.attention_out_norm, 0)
-        if self.residual_normed:
-            hidden = normed
-        if self.parallel == "no":
-            hidden = after(hidden + attention_out, self.attention_norm)
-        normed = normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm)
-        mlp_out, statistics = self._feed_forward(normed, shared, inputs)
-        if self.residual_normed:
-            hidden = normed
-        mlp_out = added(mlp_out, self.mlp_out_norm, 1)
-        if self.parallel != "no":
-            hidden = hidden + attention_out
-        hidden = after(hidden + mlp_out, self.mlp_norm)
+        attention_out = mlp_out = jnp.zeros_like(hidden)
+        statistics: dict[str, Any] = {}
+        if self.mixer != "none":
+            attention_out, cache = getattr(self, self.mixer)(normed, shared, cache)
+            attention_out = added(attention_out, self.attention_out_norm, 0)
+            if self.residual_normed:
+                hidden = normed
+            if self.parallel == "no":
+                hidden = after(hidden + attention_out, self.attention_norm)
+        if self.mlp is not None:
+            normed = normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm)
+            mlp_out, statistics = self._feed_forward(normed, shared, inputs)
+            if self.residual_normed:
+                hidden = normed
+            mlp_out = added(mlp_out, self.mlp_out_norm, 1)
+            if self.parallel != "no":
+                hidden = hidden + attention_out
+            hidden = after(hidden + mlp_out, self.mlp_norm)
         if "residual" in inputs:
             hidden = hidden + inputs["residual"].astype(hidden.dtype)
         seen = {"hidden": hidden, "attention_out": attention_out, "mlp_out": mlp_out}
         return hidden, cache, {name: seen[name] for name in taps} | statistics
 
     def _feed_forward(self, x: Array, shared: Shared, inputs: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        if isinstance(self.mlp, FeedForward):
+        if not isinstance(self.mlp, Experts):
+            assert self.mlp is not None
             return self.mlp(x), {}
         noise = None
         if "router_noise" in inputs:

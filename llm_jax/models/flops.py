@@ -13,9 +13,9 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     """Multiplications and additions of one token's forward pass in a causal sequence of `length` tokens.
 
     Two per weight of every matrix product (the lookup of an embedding is none), of experts those that a token is sent
-    to, and 4 * N * H per layer and key for
-    attention's two products, over the keys that a query sees on average. A training step takes three times that,
-    without recomputation.
+    to; and 4 * N * H per layer and key for attention's two products, over the keys that a query sees on average. A
+    state-space layer takes 6 * I * N for its states (they fade, take in, are read) and 2 * K for each channel of its
+    convolution. A training step takes three times that, without recomputation.
     """
     decoder = Decoder(config)
     config = decoder.config
@@ -29,8 +29,30 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     )
     if config.tie_embeddings:
         weights += config.hidden_size * config.vocab_size
-    keys = sum(_keys(config, spec, length) * segment.repeats for segment in decoder.groups for spec in segment.block)
-    return 2.0 * weights + 4.0 * config.num_heads * config.head_dim * keys
+    keys = sum(
+        _attention(config, spec, length) * segment.repeats for segment in decoder.groups for spec in segment.block
+    )
+    states = sum(_states(config, spec) * segment.repeats for segment in decoder.groups for spec in segment.block)
+    return 2.0 * weights + keys + states
+
+
+def _states(config: ModelConfig, spec: LayerSpec) -> float:
+    mamba = config.mamba
+    if spec.mixer not in ("mamba", "mamba2"):
+        return 0.0
+    shared = 2 * mamba.num_groups * mamba.state_size if spec.mixer == "mamba2" else 0
+    return 6.0 * mamba.inner_size * mamba.state_size + 2.0 * mamba.conv_width * (mamba.inner_size + shared)
+
+
+def _attention(config: ModelConfig, spec: LayerSpec, length: int) -> float:
+    assert config.head_dim is not None
+    if spec.mixer == "latent":
+        sizes = config.latent.head_dim + config.latent.value_dim
+    elif spec.mixer == "attention":
+        sizes = 2 * config.head_dim
+    else:
+        return 0.0
+    return 2.0 * config.num_heads * sizes * _keys(config, spec, length)
 
 
 def _keys(config: ModelConfig, spec: LayerSpec, length: int) -> float:

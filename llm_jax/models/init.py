@@ -28,11 +28,14 @@ def init_params(decoder: Decoder, seed: int, shardings: Mapping[str, Any] | None
     """
     shapes, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
     where = dict.fromkeys(shapes) if shardings is None else flatten(shardings)
-    key, table = jax.random.key(seed), jnp.asarray(_quantiles())
+    key, normal = jax.random.key(seed), jnp.asarray(_quantiles())
 
     def value(path: str) -> Array:
         shape, init = shapes[path].shape, declared[path].init
-        if init.kind != "normal":
+        if init.kind == "log_arange":
+            rates = np.log(np.arange(1, shape[-1] + 1)).astype(np.float32)
+            return place(np.array(np.broadcast_to(rates, shape)), where[path])
+        if init.kind in ("zeros", "ones"):
             return place(np.full(shape, 1.0 if init.kind == "ones" else 0.0, np.float32), where[path])
         name, layers = path, None
         if path.startswith("segments/"):
@@ -41,31 +44,33 @@ def init_params(decoder: Decoder, seed: int, shardings: Mapping[str, Any] | None
             layers = np.array(decoder.groups[int(segment)].layers(int(position)))
         # Parameters of one shape and place share a program: compiling Threefry takes longer than running it.
         draw = jax.jit(_draw, static_argnames="shape", out_shardings=where[path])
-        return draw(
-            key, np.uint32(zlib.crc32(name.encode())), layers, table, np.float32(init.std / 2**0.5), shape=shape
-        )
+        tables, scale = (normal, normal), init.std / 2**0.5
+        if init.steps is not None:
+            tables, scale = (jnp.asarray(_step_biases(*init.steps)), jnp.zeros_like(normal)), 1.0
+        return draw(key, np.uint32(zlib.crc32(name.encode())), layers, *tables, np.float32(scale), shape=shape)
 
     return unflatten({path: value(path) for path in shapes})
 
 
 def _draw(
-    key: Array, name: Array, layers: Array | None, table: Array, scale: Array, *, shape: tuple[int, ...]
+    key: Array, name: Array, layers: Array | None, first: Array, second: Array, scale: Array, *, shape: tuple[int, ...]
 ) -> Float[Array, "*shape"]:
-    """Normal numbers of standard deviation `sqrt(2) * scale`: `shape`, or `[layers, *shape]`.
+    """`scale` times the sum of a number of either table, drawn for each element: `shape`, or `[layers, *shape]`.
 
-    By table, with one rounding in a sum and one in a product. `jax.random.normal` differs in the last bit between
-    meshes: its erf_inv is rounded by how XLA cuts a loop into vectors (seen on a CPU: 4% of the elements of a weight).
+    Normal numbers come from two tables of a normal's quantiles, with one rounding in the sum and one in the product.
+    `jax.random.normal` differs in the last bit between meshes: its erf_inv is rounded by how XLA cuts a loop into
+    vectors (seen on a CPU: 4% of the elements of a weight).
     The sum of two draws of 65536 equally likely quantiles has a normal's moments to 1e-4 and reaches 6 sigma.
     """
     key = jax.random.fold_in(key, name)
 
-    def normal(key: Array) -> Array:
+    def numbers(key: Array) -> Array:
         bits = jax.random.bits(key, shape, jnp.uint32)
-        return (table[bits >> 16] + table[bits & 0xFFFF]) * scale
+        return (first[bits >> 16] + second[bits & 0xFFFF]) * scale
 
     if layers is None:
-        return normal(key)
-    return jax.vmap(lambda layer: normal(jax.random.fold_in(key, layer)))(layers)
+        return numbers(key)
+    return jax.vmap(lambda layer: numbers(jax.random.fold_in(key, layer)))(layers)
 
 
 @cache
@@ -74,3 +79,14 @@ def _quantiles() -> np.ndarray:
     upper = np.array([NormalDist().inv_cdf(0.5 + (i + 0.5) / 65536) for i in range(32768)])
     upper /= np.sqrt(np.mean(upper**2))
     return np.concatenate([-upper[::-1], upper]).astype(np.float32)
+
+
+@cache
+def _step_biases(low: float, high: float, floor: float) -> np.ndarray:
+    """float32[65536]: equally likely numbers whose softplus is log-uniform between `low` and `high`, at least `floor`.
+
+    Mamba (Gu & Dao 2023, arXiv:2312.00752), section 3.6.
+    """
+    shares = (np.arange(65536) + 0.5) / 65536
+    steps = np.maximum(np.exp(np.log(low) + shares * (np.log(high) - np.log(low))), floor)
+    return (steps + np.log(-np.expm1(-steps))).astype(np.float32)

@@ -220,8 +220,7 @@ def _shardings(decoder: Decoder, plan: Plan | None) -> dict[str, Any]:
     shapes, config = abstract_params(decoder), decoder.config
     if plan is None:
         return dict.fromkeys(flatten(shapes))
-    sizes = (config.num_heads, config.num_kv_heads, config.intermediate_size, config.vocab_size)
-    check_divides(plan, dict(zip(("heads", "kv_heads", "mlp", "vocab"), sizes)))  # type: ignore[arg-type]
+    check_divides(plan, config.cut_sizes())
     return flatten(storage_shardings(declarations(decoder), shapes, plan))
 
 

@@ -22,10 +22,13 @@ LAYERS = "layers"
 
 @dataclass(frozen=True)
 class Init:
-    """How a parameter starts: `normal` with mean 0 and standard deviation `std`, or a constant."""
+    """How a parameter starts: `normal` with mean 0 and standard deviation `std`; a constant; `log_arange`, log 1,
+    log 2, … along its last axis; `step_bias`, numbers whose softplus is log-uniform."""
 
-    kind: Literal["normal", "zeros", "ones"]
+    kind: Literal["normal", "zeros", "ones", "log_arange", "step_bias"]
     std: float = 0.0
+    steps: tuple[float, float, float] | None = None
+    """Of a `step_bias`: the range of its softplus, and the least that it may be."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
-from llm_jax.models.config import FeedForwardKind, ModelConfig, Sight
+from llm_jax.models.config import FeedForwardKind, Mixer, ModelConfig, Sight
 
 Grouping = Literal["scan", "unrolled"] | Sequence[int]
 Rope = Literal["none", "all", "local"]
@@ -25,7 +25,7 @@ Layout = dict[str, list[list[list[int]]]]
 class LayerSpec:
     """What a layer is made of; layers of equal specs can share a segment."""
 
-    mixer: Literal["attention"] = "attention"
+    mixer: Mixer = "attention"
     feed_forward: FeedForwardKind = "dense"
     sees: Sight = "full"
     rope: Rope = "all"
@@ -54,16 +54,18 @@ class Segment:
 def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     """One spec per layer, first to last."""
     config = config.resolved()
-    assert config.sights is not None and config.feed_forwards is not None
+    assert config.sights is not None and config.mixers is not None and config.feed_forwards is not None
 
-    def spec(layer: int, sees: Sight, feed_forward: FeedForwardKind) -> LayerSpec:
+    def spec(layer: int, sees: Sight, mixer: Mixer, feed_forward: FeedForwardKind) -> LayerSpec:
+        if mixer not in ("attention", "latent"):
+            return LayerSpec(mixer, feed_forward, rope="none")
         turns = config.rope_layers is not None and config.rope_layers[layer]
         local = sees == "sliding" and config.local_rope_theta is not None
         rope: Rope = ("local" if local else "all") if turns else "none"
-        divisor = layer + 1 if config.scale_by_depth else 1
-        return LayerSpec(feed_forward=feed_forward, sees=sees, rope=rope, divisor=divisor)
+        return LayerSpec(mixer, feed_forward, sees, rope, divisor=layer + 1 if config.scale_by_depth else 1)
 
-    return tuple(spec(layer, *kinds) for layer, kinds in enumerate(zip(config.sights, config.feed_forwards)))
+    layers = zip(range(config.num_layers), config.sights, config.mixers, config.feed_forwards)
+    return tuple(spec(*layer) for layer in layers)
 
 
 def _repeats(specs: Sequence[LayerSpec], start: int, period: int) -> int:

@@ -14,8 +14,13 @@ WEIGHT_AXES: dict[str, str | None] = {
     "mlp": "tensor",
     "experts": None,  # for the mesh axis `expert`
     "router": None,
+    "inner": "tensor",
+    "ssm_heads": "tensor",
+    "ssm_state": None,
+    "conv_width": None,
     "embed": None,
     "norm": None,
+    "latent": None,
     "head_dim": None,
     "layers": None,
 }
@@ -24,6 +29,9 @@ ACTIVATION_AXES: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "inner": "tensor",
+    "ssm_heads": "tensor",
+    "ssm_state": None,
     "vocab": "tensor",
     "experts": None,  # for the mesh axis `expert`
     "length": None,

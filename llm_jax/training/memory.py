@@ -151,12 +151,19 @@ def saved_bytes(decoder: Decoder, objective: Callable[[Decoder], Objective], row
 def _local(config: ModelConfig, plan: Plan) -> ModelConfig:
     """What one device sees of a model that is cut along the tensor axis."""
     config, tensor = config.resolved(), plan.axis_size("tensor")
+    mamba = config.mamba
+    heads = mamba.num_heads // tensor
+    if mamba.inner_size:
+        groups = math.gcd(mamba.num_groups, heads) if heads else mamba.num_groups
+        mamba = replace(mamba, inner_size=mamba.inner_size // tensor, num_heads=heads, num_groups=groups)
+    attends = {"attention", "latent"} & set(config.mixers or ())
     return replace(
         config,
+        mamba=mamba,
         vocab_size=(config.vocab_size or 0) // tensor,
-        num_heads=config.num_heads // tensor,
-        num_kv_heads=(config.num_kv_heads or 0) // tensor,
-        intermediate_size=config.intermediate_size // tensor,
+        num_heads=config.num_heads // tensor if attends else config.num_heads,
+        num_kv_heads=(config.num_kv_heads or 0) // tensor if attends else config.num_kv_heads,
+        intermediate_size=config.intermediate_size // tensor or 1,
         experts=_local_experts(config.experts, tensor),
     )
 
@@ -175,7 +182,12 @@ def _elements(shape: tuple[int, ...], plan: Plan, spec: Any) -> int:
 
 def _attention_bytes(config: ModelConfig, rows: int, window: int, platform: str) -> int:
     """Probabilities, their gradient and that of the scores, float32, of one tile of attention."""
-    q, k = ((rows, window, heads, config.head_dim) for heads in (config.num_heads, config.num_kv_heads))
+    if not {"attention", "latent"} & set(config.mixers or ()):
+        return 0
+    kv_heads, size = config.num_kv_heads, config.head_dim
+    if config.latent.kv_rank:
+        kv_heads, size = config.num_heads, config.latent.head_dim
+    q, k = ((rows, window, heads, size) for heads in (config.num_heads, kv_heads))
     q, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q, k))  # pyright: ignore
     tiles = tiling(attention_spec(q, k, k), platform)
     return 3 * 4 * tiles.rows * config.num_heads * tiles.q_block * tiles.kv_block

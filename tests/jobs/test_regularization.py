@@ -172,7 +172,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 def test_there_is_no_attention_dropout_over_a_cache():
     decoder = bind(DECODER, init_params(DECODER, 0))
     keys = layer_keys(example_keys(jax.random.key(0), 3, jnp.arange(1)), 2)
-    caches = init_caches(DECODER.config, 1, 8)
+    caches: Any = init_caches(DECODER.config, 1, 8)
     meta = Meta(jnp.zeros((1, 1), jnp.int32), None, jnp.zeros(1, jnp.int32))
     inputs = {"attention_dropout": Dropout(keys, 0.1)}
     with pytest.raises(UserError, match="attention_dropout"):

@@ -9,15 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.models.cache import Empty, Meta, init_caches
+from llm_jax.models.cache import Meta, init_caches, known_empty
 from llm_jax.models.config import ModelConfig, RopeScaling
 from llm_jax.models.decoder import unstack
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families import family
+from llm_jax.models.latent_config import LatentConfig
+from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import bind
 from tests.models.cached import cached_model
 
 LAYERS, HEADS = 3, 4
+LATENT = (20, 21)
+"""Seeds of models with latent attention."""
+FAST = (*range(6), LATENT[0])
 TOKENS = np.random.RandomState(0).randint(0, 61, (3, 24)).astype(np.int32)
 LENGTHS = np.array([9, 24, 5], np.int32)
 BOUND = 1e-5
@@ -57,7 +62,7 @@ def drawn(seed: int) -> ModelConfig:
             "local_rope_theta": draw.choice([None, 100.0]),
             "rope_scaling": draw.choice(SCALINGS),
         }
-    return ModelConfig(
+    config = ModelConfig(
         family="llm_jax",
         vocab_size=61,
         hidden_size=24,
@@ -92,6 +97,50 @@ def drawn(seed: int) -> ModelConfig:
         init_std=0.2,
         **fields,
     )
+    return replace(config, **(latent(draw) if seed in LATENT else hybrid(random.Random(1000 + seed))))
+
+
+def latent(draw: random.Random) -> dict[str, Any]:
+    """Latent attention in all layers, and nothing that it has no place for."""
+    return {
+        "latent": LatentConfig(kv_rank=7, q_rank=draw.choice([None, 5]), nope_dim=3, rope_dim=4, value_dim=5),
+        "positions": "rope",
+        "head_dim": 4,
+        "rope_dim": None,
+        "rope_layers": None,
+        "local_rope_theta": None,
+        "rope_scaling": RopeScaling("yarn", 4.0, original_length=8, mscale=1.0, mscale_all_dim=0.7),
+        "sights": None,
+        "window": None,
+        "qk_norm": "none",
+        "sinks": False,
+        "attention_softcap": None,
+    }
+
+
+def hybrid(draw: random.Random) -> dict[str, Any]:
+    """Two models in three have state-space layers among others, or layers of one sublayer only."""
+    kind: Any = draw.choice(["attention", "mamba", "mamba2"])
+    if kind == "attention":
+        return {}
+    mixers = [kind, *(draw.choice([kind, kind, "attention", "none"]) for _ in range(LAYERS - 1))]
+    mamba = MambaConfig(
+        inner_size=24,
+        state_size=5,
+        conv_width=draw.choice([2, 4]),
+        conv_bias=draw.random() < 0.5,
+        activation=draw.choice(["silu", "relu"]),
+        bias=draw.random() < 0.5,
+        dt_rank=3 if kind == "mamba" else 0,
+        num_heads=6 if kind == "mamba2" else 0,
+        num_groups=draw.choice([1, 2, 3]) if kind == "mamba2" else 1,
+        selection_norm=draw.choice(["none", "plain", "weighted"]) if kind == "mamba" else "none",
+        dt_min=draw.choice([0.0, 0.05]),
+        dt_max=draw.choice([None, 0.5]),
+        chunk_size=draw.choice([None, 5]),
+    )
+    feeds = tuple(draw.choice(["dense", "none"]) for _ in range(LAYERS))
+    return {"mixers": tuple(draw.sample(mixers, LAYERS)), "mamba": mamba, "feed_forwards": feeds, "parallel": "no"}
 
 
 def noisy(params: dict[str, Any]) -> dict[str, Any]:
@@ -103,10 +152,7 @@ def noisy(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FAST = 6
-
-
-@pytest.mark.parametrize("seed", [pytest.param(s, marks=() if s < FAST else pytest.mark.slow) for s in range(20)])
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in range(22)])
 def test_every_way_of_running_it_agrees(seed):
     config = drawn(seed)
     config = with_experts(config, seed) if seed % 2 else config
@@ -150,7 +196,7 @@ def test_every_way_of_running_it_agrees(seed):
             logits[b].append(np.asarray(out[b, : end[b] - begin[b]]))
         return caches
 
-    caches = run(tuple(map(Empty, init_caches(config, 3, 32))), np.zeros(3, np.int32), prompts)
+    caches = run(tuple(map(known_empty, init_caches(config, 3, 32))), np.zeros(3, np.int32), prompts)
     caches = run(caches, prompts, np.array([7, 12, 3]))
     for step in range(2):
         begin = np.array([7, 12, 3]) + step
@@ -160,7 +206,7 @@ def test_every_way_of_running_it_agrees(seed):
         close(done, alone[b][: len(done)])
 
 
-@pytest.mark.parametrize("seed", range(0, 20, 5))
+@pytest.mark.parametrize("seed", range(0, 22, 5))
 def test_our_own_family_says_all_of_it(seed):
     config = drawn(seed)
     own = family("llm_jax")

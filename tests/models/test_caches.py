@@ -1,5 +1,7 @@
 """Decoding through caches equals the full forward; ragged rows equal each alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,6 @@ def test_caches_need_meta(model):
 
 
 def test_cache_shapes():
-    caches = init_caches(CONFIG, 2, 7, "bfloat16")
+    caches: Any = init_caches(CONFIG, 2, 7, "bfloat16")
     assert len(caches) == 3
     assert caches[0].k.shape == (2, 2, 7, 6) and caches[0].v.dtype == jnp.bfloat16

@@ -1,5 +1,7 @@
 """Initial values depend on seed and path: equal on every mesh and under every grouping."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.init import init_params
+from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import abstract_params, declarations
 from llm_jax.models.segments import regroup
 from llm_jax.sharding import make_plan, storage_shardings
@@ -54,3 +57,19 @@ def test_distribution(expected):
     assert (block["attention_norm"]["weight"] == 1).all() and (block["attention"]["q"]["bias"] == 0).all()
     other = init_params(Decoder(CONFIG), 1)
     assert (np.asarray(other["embed"]["weight"]) != expected["embed"]["weight"]).any()
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_states_fade_as_published(kind):
+    """A at -1, -2, …; steps log-uniform in [0.001, 0.1] (median 0.01); the input itself added once."""
+    heads: dict[str, Any] = {"dt_rank": 3} if kind == "mamba" else {"num_heads": 800}
+    mamba = MambaConfig(inner_size=800, state_size=5, **heads)
+    fields: dict[str, Any] = {"mixers": (kind,), "feed_forwards": ("none",), "positions": "none", "mamba": mamba}
+    decoder = Decoder(ModelConfig(family="llm_jax", vocab_size=8, hidden_size=8, num_heads=1, num_layers=1, **fields))
+    rates = init_params(decoder, 0)["segments"]["0"]["0"][kind]["rates"]
+    counted = np.arange(1, rates["A_log"].shape[-1] + 1)
+    np.testing.assert_allclose(np.exp(rates["A_log"]), np.broadcast_to(counted, rates["A_log"].shape), rtol=1e-5)
+    np.testing.assert_array_equal(rates["skip"], 1.0)
+    steps = np.log10(np.asarray(jax.nn.softplus(rates["dt_bias"])))
+    assert steps.min() > -3.001 and steps.max() < -0.999
+    np.testing.assert_allclose(np.quantile(steps, [0.25, 0.5, 0.75]), [-2.5, -2.0, -1.5], atol=0.12)

@@ -1,6 +1,7 @@
 """Windows: the packed forward against a mask written out, and ring caches against the packed forward."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.models.cache import Empty, Meta, SlidingCache, grown, init_caches
+from llm_jax.models.cache import ContiguousCache, Empty, Meta, SlidingCache, grown, init_caches
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family
@@ -87,7 +88,7 @@ def test_ragged_prompts_longer_and_shorter_than_the_window(model, empty):
             np.testing.assert_allclose(logits[b, :count], expected[b, begin : begin + count], atol=1e-5)
         return caches
 
-    caches = init_caches(CONFIG, 3, 32)
+    caches: Any = init_caches(CONFIG, 3, 32)
     caches = feed(tuple(map(Empty, caches)) if empty else caches, jnp.zeros(3, jnp.int32), LENGTHS, 20)
     caches = feed(caches, LENGTHS, jnp.asarray([5, 2, 4]), 5)
     lengths = LENGTHS + jnp.asarray([5, 2, 4])
@@ -97,10 +98,12 @@ def test_ragged_prompts_longer_and_shorter_than_the_window(model, empty):
 
 
 def test_memory_is_bounded_by_the_window_and_grows_up_to_it():
-    short, long = init_caches(CONFIG, 2, 4)[0], init_caches(CONFIG, 2, 1000)[0]
+    full = dataclasses.replace(CONFIG, window=None)
+    short, long, whole = (init_caches(*of)[0] for of in ((CONFIG, 2, 4), (CONFIG, 2, 1000), (full, 2, 4)))
+    assert isinstance(short, SlidingCache) and isinstance(long, SlidingCache) and isinstance(whole, ContiguousCache)
     assert (short.k.shape[2], long.k.shape[2]) == (4, WINDOW)
     assert grown(short, 5).k.shape[2] == 5 and grown(short, 100).k.shape[2] == WINDOW
-    assert grown(init_caches(dataclasses.replace(CONFIG, window=None), 2, 4)[0], 100).v.shape[2] == 100
+    assert grown(whole, 100).v.shape[2] == 100
 
 
 def test_a_ring_not_yet_full_keeps_its_tokens_when_it_grows(model):

@@ -51,7 +51,7 @@ KNOWN_ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
-_SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
+SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
 
 SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
 LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
@@ -145,7 +145,7 @@ class Family:
         for name, (theirs, _) in self.FIELDS.items():
             value = getattr(config, name)
             if name == "activation" and self.ACTIVATIONS.get(fields.get(theirs, "")) != value:
-                fields[theirs] = _SPELLING[value]
+                fields[theirs] = SPELLING[value]
             elif name != "activation":
                 fields[theirs] = list(value) if isinstance(value, tuple) else value
         return fields | self.written(config)

@@ -1,0 +1,190 @@
+"""Chunks of tokens: products of matrices within one, a recurrence of states from one to the next.
+
+The forward pass keeps the state before each chunk; the backward pass makes the rest of one chunk at a time again.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from llm_jax.kernels import manual_axes
+from llm_jax.kernels.platform import target_platform
+from llm_jax.kernels.ssd.decay import decay, exponent_gradient
+from llm_jax.kernels.ssd.spec import SsdSpec
+
+CHUNK = {"cpu": 64, "gpu": 128, "tpu": 128}
+"""Tokens of a chunk. At most 256: see `decay`."""
+
+
+def supports(spec: SsdSpec, platform: str) -> str | None:
+    """Runs everything, everywhere."""
+    return None
+
+
+class _Chunk(NamedTuple):
+    """Arrays of a chunk, or of all of them with `chunks` in front."""
+
+    x: Float[Array, "B G R Q P"]
+    dt: Float[Array, "B G R Q"]
+    b: Float[Array, "B G Q N"]
+    c: Float[Array, "B G Q N"]
+    starts: Bool[Array, "B Q"] | None
+
+
+def forward(
+    spec: SsdSpec,
+    x: Float[Array, "B T H P"],
+    dt: Float[Array, "B T H"],
+    A: Float[Array, " H"],
+    B: Float[Array, "B T G N"],
+    C: Float[Array, "B T G N"],
+    skip: Float[Array, " H"],
+    starts: Bool[Array, "B T"] | None,
+    initial_state: Float[Array, "B H P N"],
+) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"], Float[Array, "chunks B G R P N"]]:
+    """Output in x's dtype, float32 final state, and the states before each chunk."""
+    rates, skip = _per_head(spec, A), _per_head(spec, skip)
+
+    def chunk(state: Array, at: _Chunk) -> tuple[Array, tuple[Array, Array]]:
+        left = decay(at.dt, rates, at.starts)
+        x32, inputs = _inputs(at)
+        weights = (_dot("bgtn,bgsn->bgts", at.c, at.b)[:, :, None] * left.between).astype(x.dtype)
+        y = _dot("bgrts,bgrsp->bgrtp", weights, inputs.astype(x.dtype))
+        y += left.since[..., None] * _dot("bgtn,bgrpn->bgrtp", at.c, state.astype(x.dtype))
+        y += skip[..., None, None] * x32
+        arriving = (left.until[..., None] * inputs).astype(x.dtype)
+        end = left.since[..., -1, None, None] * state + _dot("bgrsp,bgsn->bgrpn", arriving, at.b)
+        return end, (state, y.astype(x.dtype))
+
+    state = initial_state.reshape(spec.batch, spec.groups, spec.per_group, spec.head_dim, spec.states)
+    final, (states, y) = _over_chunks(chunk, state, _chunks(spec, x, dt, B, C, starts))
+    return _of_heads(spec, y), final.reshape(initial_state.shape), states
+
+
+def backward(
+    spec: SsdSpec,
+    x: Float[Array, "B T H P"],
+    dt: Float[Array, "B T H"],
+    A: Float[Array, " H"],
+    B: Float[Array, "B T G N"],
+    C: Float[Array, "B T G N"],
+    skip: Float[Array, " H"],
+    starts: Bool[Array, "B T"] | None,
+    states: Float[Array, "chunks B G R P N"],
+    d_out: Float[Array, "B T H P"],
+    d_final: Float[Array, "B H P N"],
+) -> tuple[Array, Array, Array, Array, Array, Array, Array]:
+    """Gradients of x, dt, A, B, C, skip and the initial state."""
+    rates, skip32 = _per_head(spec, A), _per_head(spec, skip)
+
+    def chunk(carry: tuple[Array, Array, Array], xs: tuple[_Chunk, Array, Array]) -> tuple[Any, Any]:
+        d_end, d_rates, d_skip = carry
+        at, dy, state = xs
+        left = decay(at.dt, rates, at.starts)
+        x32, inputs32 = _inputs(at)
+        inputs, d_end_low = inputs32.astype(x.dtype), d_end.astype(x.dtype)
+        products = _dot("bgtn,bgsn->bgts", at.c, at.b)[:, :, None]
+
+        # Within the chunk: y = (products * between) inputs.
+        d_weights = _dot("bgrtp,bgrsp->bgrts", dy, inputs) * left.between
+        d_products = jnp.sum(d_weights, axis=2).astype(x.dtype)
+        weights = (products * left.between).astype(x.dtype)
+        d_pairs = (d_weights * products).astype(x.dtype)
+        d_inputs = _dot("bgrts,bgrtp->bgrsp", weights, dy)
+
+        # From the state before: y += since (c state). To the state after: until inputs b, and what is left of before.
+        since_dy32 = left.since[..., None] * dy.astype(jnp.float32)
+        since_dy = since_dy32.astype(x.dtype)
+        from_state = _dot("bgtn,bgrpn->bgrtp", at.c, state.astype(x.dtype))
+        d_since = jnp.sum(since_dy32 * from_state, axis=-1)
+        to_inputs = left.until[..., None] * _dot("bgrpn,bgsn->bgrsp", d_end_low, at.b)
+        d_until = jnp.sum(to_inputs * inputs32, axis=-1)
+        last = left.since[..., -1]
+        d_last = last * jnp.sum(d_end * state, axis=(-2, -1))
+        d_exponent = exponent_gradient(d_pairs, d_since, d_until, d_last, left.seen, at.starts)
+        d_inputs += to_inputs
+
+        dc = _dot("bgts,bgsn->bgtn", d_products, at.b) + _dot("bgrtp,bgrpn->bgtn", since_dy, state.astype(x.dtype))
+        arriving = (left.until[..., None] * inputs32).astype(x.dtype)
+        db = _dot("bgts,bgtn->bgsn", d_products, at.c) + _dot("bgrsp,bgrpn->bgsn", arriving, d_end_low)
+        d_dt = rates[:, :, None] * d_exponent + jnp.sum(x32 * d_inputs, axis=-1)
+        dy32 = dy.astype(jnp.float32)
+        dx = at.dt[..., None] * d_inputs + skip32[..., None, None] * dy32
+        d_before = last[..., None, None] * d_end + _dot("bgrtp,bgtn->bgrpn", since_dy, at.c)
+        d_rates += jnp.sum(d_exponent * at.dt, axis=(0, 3))
+        d_skip += jnp.sum(x32 * dy32, axis=(0, 3, 4))
+        made = dx.astype(x.dtype), d_dt.astype(dt.dtype), db.astype(x.dtype), dc.astype(x.dtype)
+        return (d_before, d_rates, d_skip), made
+
+    zero = manual_axes.full(rates.shape, 0.0, (x, d_out))
+    start = d_final.reshape(states.shape[1:]), zero, zero
+    xs = _chunks(spec, x, dt, B, C, starts), _cut_heads(spec, d_out), states
+    (d_state, d_rates, d_skip), (dx, d_dt, db, dc) = _over_chunks(chunk, start, xs, reverse=True)
+    return (
+        _of_heads(spec, dx),
+        _of_heads(spec, d_dt),
+        d_rates.reshape(A.shape).astype(A.dtype),
+        _of_groups(spec, db),
+        _of_groups(spec, dc),
+        d_skip.reshape(skip.shape).astype(skip.dtype),
+        d_state.reshape(d_final.shape),
+    )
+
+
+def _dot(equation: str, a: Array, b: Array) -> Array:
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _inputs(at: _Chunk) -> tuple[Array, Array]:
+    """x and dt x in float32."""
+    x32 = at.x.astype(jnp.float32)
+    return x32, at.dt[..., None] * x32
+
+
+def _over_chunks(chunk: Any, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """`lax.scan`; a single chunk without a loop, so that a step of decoding is what is in it and no more."""
+    if jax.tree.leaves(xs)[0].shape[0] > 1:
+        return jax.lax.scan(chunk, carry, xs, reverse=reverse)
+    carry, made = chunk(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], made)
+
+
+def _per_head(spec: SsdSpec, x: Array) -> Float[Array, "G R"]:
+    return x.astype(jnp.float32).reshape(spec.groups, spec.per_group)
+
+
+def _chunks(spec: SsdSpec, x: Array, dt: Array, B: Array, C: Array, starts: Array | None) -> _Chunk:
+    b, c = (jnp.moveaxis(_cut(spec, y), 3, 2) for y in (B, C))
+    begins = None if starts is None else _cut(spec, starts)
+    return _Chunk(_cut_heads(spec, x), _cut_heads(spec, dt.astype(jnp.float32)), b, c, begins)
+
+
+def _cut(spec: SsdSpec, x: Array) -> Array:
+    """[B, T, ...] -> [chunks, B, Q, ...]. Tokens beyond the end have dt 0: they leave the state as it is."""
+    size = min(spec.chunk_size or CHUNK[target_platform()], spec.length)
+    count = math.ceil(spec.length / size)
+    x = jnp.pad(x, ((0, 0), (0, count * size - spec.length), *((0, 0),) * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+
+
+def _cut_heads(spec: SsdSpec, x: Array) -> Array:
+    """[B, T, H, ...] -> [chunks, B, G, R, Q, ...]."""
+    x = _cut(spec, x)
+    x = x.reshape(*x.shape[:3], spec.groups, spec.per_group, *x.shape[4:])
+    return jnp.moveaxis(x, 2, 4)
+
+
+def _of_heads(spec: SsdSpec, x: Array) -> Array:
+    """[chunks, B, G, R, Q, ...] -> [B, T, H, ...]."""
+    x = jnp.moveaxis(x, (0, 4), (1, 2))
+    return x.reshape(spec.batch, -1, spec.heads, *x.shape[5:])[:, : spec.length]
+
+
+def _of_groups(spec: SsdSpec, x: Array) -> Array:
+    """[chunks, B, G, Q, N] -> [B, T, G, N]."""
+    x = jnp.moveaxis(x, (0, 3), (1, 2))
+    return x.reshape(spec.batch, -1, *x.shape[3:])[:, : spec.length]

@@ -1,0 +1,120 @@
+"""causal_conv1d: `xla` against `reference` and NumPy; documents, states, padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import kernels
+from llm_jax.base.errors import UserError
+from tests.kernels.recurrences import RAGGED, documents, errors, normal, value_and_grads
+
+B, T, D = 2, 45, 5
+
+
+def make(width=4, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = (B, T, D), (width, D), (D,), (B, width - 1, D)
+    return [normal(rng, *shape, dtype=dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("packed", [False, True])
+def test_xla_equals_reference(width, packed):
+    options = {"activation": "silu"} | ({"segment_ids": jnp.asarray(RAGGED)} if packed else {})
+    got = value_and_grads(kernels.causal_conv1d, make(width), "xla", **options)
+    assert max(errors(got, value_and_grads(kernels.causal_conv1d, make(width), "reference", **options))) < 2e-6
+
+
+def test_equals_numpy():
+    x, weight, bias, _ = make()
+    want = np.stack([[np.convolve(x[b, :, d], weight[::-1, d])[:T] for d in range(D)] for b in range(B)])
+    np.testing.assert_allclose(kernels.causal_conv1d(x, weight, bias), want.swapaxes(1, 2) + bias, atol=2e-6)
+
+
+def test_packed_equals_each_document_alone():
+    x, weight, bias, state = make()
+    options = {"activation": "silu", "return_final_state": True}
+    y, final = kernels.causal_conv1d(x, weight, bias, segment_ids=jnp.asarray(RAGGED), initial_state=state, **options)
+    seen = set()
+    for row, place in documents(RAGGED):
+        before = None if row in seen else state[row : row + 1]
+        want, end = kernels.causal_conv1d(x[row : row + 1, place], weight, bias, initial_state=before, **options)
+        np.testing.assert_allclose(y[row, place], want[0], rtol=1e-6, atol=1e-6)
+        if place.stop == np.flatnonzero(RAGGED[row])[-1] + 1:
+            np.testing.assert_array_equal(final[row], end[0])
+        seen.add(row)
+    assert not np.asarray(y)[np.asarray(RAGGED) == 0].any()
+
+
+def test_documents_do_not_touch_each_other():
+    x, weight, bias, _ = make()
+    segments = jnp.asarray(RAGGED)
+    wild = jnp.where((segments == 2)[..., None], jnp.nan, x)
+    y, other = (kernels.causal_conv1d(a, weight, bias, segment_ids=segments) for a in (x, wild))
+    np.testing.assert_array_equal(np.isnan(other), np.broadcast_to(np.asarray(segments == 2)[..., None], y.shape))
+    np.testing.assert_array_equal(other[segments != 2], y[segments != 2])
+
+
+@pytest.mark.parametrize("sizes", [[1] * 6, [2, 4], [5, 1]])
+def test_a_row_in_pieces(sizes):
+    """Short pieces whose state reaches back beyond the piece; ragged ones with padding on either side."""
+    x, weight, bias, state = make()
+    want, end = kernels.causal_conv1d(x[:, :6], weight, bias, initial_state=state, return_final_state=True)
+    for left in (0, 3):
+        parts, held, done = [], state, 0
+        for size in sizes:
+            piece = jnp.pad(x[:, done : done + size], ((0, 0), (left, 3 - left), (0, 0)), constant_values=jnp.nan)
+            ids = jnp.pad(jnp.ones((B, size), jnp.int32), ((0, 0), (left, 3 - left)))
+            y, held = kernels.causal_conv1d(
+                piece, weight, bias, segment_ids=ids, initial_state=held, return_final_state=True
+            )
+            parts.append(y[:, left : left + size])
+            done += size
+        np.testing.assert_allclose(jnp.concatenate(parts, 1), want, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(held, end)
+
+
+def test_a_row_of_padding_leaves_the_state():
+    x, weight, bias, state = make()
+    options = {"segment_ids": jnp.zeros((B, T), jnp.int32), "return_final_state": True}
+    y, final = kernels.causal_conv1d(x, weight, bias, initial_state=state, **options)
+    np.testing.assert_array_equal(final, state)
+    assert not np.asarray(y).any()
+    assert not np.asarray(kernels.causal_conv1d(x, weight, **options)[1]).any()
+
+
+def test_bfloat16():
+    arrays = make(dtype=jnp.bfloat16)
+    got = value_and_grads(kernels.causal_conv1d, arrays, "xla", activation="silu")
+    want = value_and_grads(
+        kernels.causal_conv1d, [x.astype(jnp.float32) for x in arrays], "reference", activation="silu"
+    )
+    assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
+    assert max(errors(got, want)) < 5e-3
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(weight=jnp.ones((4, D + 1))), "weight"),
+        (dict(bias=jnp.ones(3)), "bias"),
+        (dict(activation="relu"), "activation"),
+        (dict(initial_state=jnp.ones((B, 4, D))), "initial_state"),
+        (dict(segment_ids=jnp.ones((B, T))), "segment_ids"),
+        (dict(x=jnp.ones((B, T, D), jnp.int32)), "x must"),
+        (dict(implementation="cuda"), "cuda"),
+    ],
+)
+def test_bad_calls_name_the_argument(change, word):
+    x, weight, bias, _ = make()
+    with pytest.raises(UserError, match=word):
+        kernels.causal_conv1d(**dict(x=x, weight=weight, bias=bias) | change)
+
+
+def test_explain_and_jit():
+    x, weight, bias, _ = make()
+    assert str(kernels.explain("causal_conv1d", x, weight, bias)).startswith("causal_conv1d: xla")
+    np.testing.assert_allclose(
+        jax.jit(kernels.causal_conv1d)(x, weight, bias), kernels.causal_conv1d(x, weight, bias), atol=1e-6
+    )
