@@ -72,5 +72,6 @@ def test_a_mixture_trains(tmp_path, monkeypatch):
         "wiki": round(48 / rows["wiki"], 3),
         "long_books": round(16 / rows["long_books"], 3),
     }
-    assert len(list((tmp_path / "runs" / "data").iterdir())) == 2
+    # Two packed sources and the tokenizer.
+    assert len(list((tmp_path / "runs" / "data").iterdir())) == 3
     jax.clear_caches()

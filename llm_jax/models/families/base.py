@@ -117,7 +117,7 @@ class Family:
         where = f"config.json: {theirs}"
         if name != "activation":
             return typed(field_types(ModelConfig)[name], value, where)
-        if value not in self.ACTIVATIONS:
+        if not isinstance(value, str) or value not in self.ACTIVATIONS:
             raise UserError(f"{where}={value!r} is not one of {', '.join(self.ACTIVATIONS)}")
         return self.ACTIVATIONS[value]
 

@@ -31,7 +31,7 @@ def read_rope(hf: Mapping[str, Any], values: Mapping[str, Any], theta: float) ->
         for name in ("rope_parameters", "rope_scaling")
     )
     where = f"rope_scaling={old!r}" if old else f"rope_parameters={new!r}"
-    return rope_fields({**new, **old}, hf, values, theta, f"config.json: {where}")
+    return rope_fields(old or new, hf, values, theta, f"config.json: {where}")
 
 
 def rope_fields(
@@ -48,7 +48,7 @@ def rope_fields(
         return found[0] if found else default
 
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" and kind not in KINDS:
+    if not isinstance(kind, str) or (kind != "default" and kind not in KINDS):
         raise UserError(f"{where}: the type {kind!r} is not one of default, {', '.join(KINDS)}")
     head_dim = values.get("head_dim") or values["hidden_size"] // max(values["num_heads"], 1)
     partial = said("partial_rotary_factor", float, 1.0)

@@ -89,7 +89,7 @@ class StateSpace(Family):
             for name, (theirs, default) in self.MAMBA.items()
         }
         act = hf.get("hidden_act", "silu")
-        if act not in self.ACTIVATIONS:
+        if not isinstance(act, str) or act not in self.ACTIVATIONS:
             raise UserError(f"config.json: hidden_act={act!r} is not one of {', '.join(self.ACTIVATIONS)}")
         mamba["activation"] = self.ACTIVATIONS[act]
         inner = typed(int, hf.get("expand", 2), "config.json: expand") * values["hidden_size"]
