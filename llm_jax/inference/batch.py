@@ -100,8 +100,9 @@ class Batch:
         )
         self.top = max(row.params.logprobs for row in rows)
         self.results = [Output(row, TextTracker(generator.tokenizer, row.params.stop)) for row in rows]
-        self.told = [list(row.ids) for row in padded]
-        """Tokens of each row so far, the newest among them."""
+        self.turn = turning_length(generator.config)
+        self.told = [list(row.ids) for row in padded] if self.turn is not None else []
+        """Tokens of each row so far, the newest among them; of models whose caches may be made anew."""
         self.caches: Caches | None = None
         self.size = 0
         """Slots of the caches now."""
@@ -155,6 +156,8 @@ class Batch:
             yield drawn
 
     def _tell(self, drawn: Drawn) -> None:
+        if self.turn is None:
+            return
         for told, tokens in zip(self.told, drawn.tokens.tolist()):
             told += [token for token in tokens if token != NO_TOKEN]
 
@@ -163,8 +166,9 @@ class Batch:
 
         Where one has, it is made here.
         """
-        g, turn = self.generator, turning_length(self.generator.config)
-        left = turn - self.filled[live & (self.filled <= turn)] if turn is not None else np.array([])
+        if self.turn is None:
+            return every
+        g, left = self.generator, self.turn - self.filled[live & (self.filled <= self.turn)]
         if not left.size:
             return every
         if left.min() > 0:

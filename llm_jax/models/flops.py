@@ -29,11 +29,12 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     )
     if config.tie_embeddings:
         weights += config.hidden_size * config.vocab_size
-    keys = sum(
-        _attention(config, spec, length) * segment.repeats for segment in decoder.groups for spec in segment.block
+    mixed = sum(
+        (_attention(config, spec, length) + _states(config, spec)) * segment.repeats
+        for segment in decoder.groups
+        for spec in segment.block
     )
-    states = sum(_states(config, spec) * segment.repeats for segment in decoder.groups for spec in segment.block)
-    return 2.0 * weights + keys + states
+    return 2.0 * weights + mixed
 
 
 def _states(config: ModelConfig, spec: LayerSpec) -> float:

@@ -236,3 +236,10 @@ def test_a_job_that_starts_from_a_converted_folder_keeps_the_extra_fields(hf_fol
     save_native(load(folder), tmp_path / "native")
     assert load(tmp_path / "native").extra["eos_token_id"] == 7
     assert read_extra(tmp_path / "native")["eos_token_id"] == 7
+
+
+def test_two_spellings_of_a_field_have_to_agree():
+    neox = family("gpt_neox")
+    assert neox.from_hf({"rotary_pct": 0.5, "partial_rotary_factor": 0.5}).rope_dim == 48
+    with pytest.raises(UserError, match="partial_rotary_factor=0.25, but another spelling of it says 0.5"):
+        neox.from_hf({"rotary_pct": 0.5, "partial_rotary_factor": 0.25})

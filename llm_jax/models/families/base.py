@@ -80,6 +80,8 @@ class Family:
     """Theirs -> ours."""
     THETA: ClassVar[float] = 10000.0
     """`rope_theta` where config.json has none."""
+    PARTIAL: ClassVar[float] = 1.0
+    """`partial_rotary_factor` where config.json has none."""
 
     TOP: ClassVar[dict[str, str]] = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     """Modules outside of the layers."""
@@ -95,7 +97,7 @@ class Family:
 
     def from_hf(self, hf: Mapping[str, Any]) -> ModelConfig:
         """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
-        hf = {self.ALIASES.get(name, name): value for name, value in hf.items()}
+        hf = self._today(hf)
         fixed = {**FIXED, **self.FIXED, "architectures": ([self.ARCHITECTURE], None)}
         read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields()
         for name, value in hf.items():
@@ -111,6 +113,16 @@ class Family:
         config = ModelConfig(family=self.MODEL_TYPE, **values)
         config.resolved()
         return config
+
+    def _today(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields in today's spelling. Raises UserError where two spellings of one say different things."""
+        fields: dict[str, Any] = {}
+        for name, value in hf.items():
+            today = self.ALIASES.get(name, name)
+            if today in fields and fields[today] != value:
+                raise UserError(f"config.json: {name}={value!r}, but another spelling of it says {fields[today]!r}")
+            fields[today] = value
+        return fields
 
     def value_from_hf(self, name: str, theirs: str, value: Any) -> Any:
         """A field's value as ours; raises UserError where it has another type or is an unknown activation."""
@@ -128,7 +140,7 @@ class Family:
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of ours that no single field of theirs says. `values`: those that one says."""
-        return read_rope(hf, values, self.THETA) if self.has_rope else {}
+        return read_rope(hf, values, self.THETA, self.PARTIAL) if self.has_rope else {}
 
     @property
     def has_rope(self) -> bool:

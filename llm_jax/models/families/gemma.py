@@ -6,7 +6,7 @@ from typing import Any
 from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.families.base import KNOWN_ACTIVATIONS, near, read_sights, write_sights
+from llm_jax.models.families.base import KNOWN_ACTIVATIONS, every, near, read_sights, write_sights
 from llm_jax.models.families.llama import Llama
 
 
@@ -70,7 +70,7 @@ class Gemma2Like(Gemma):
 
     def default_sights(self, hf: Mapping[str, Any], layers: int) -> list[str]:
         """Where config.json has no `layer_types`."""
-        raise NotImplementedError
+        return every(2, "full", "sliding", layers)
 
     def written(self, config: ModelConfig) -> dict[str, Any]:
         scale = config.query_scale or config.head_dim**-0.5  # type: ignore[operator]

@@ -1,8 +1,5 @@
 """GLM-4-0414 (THUDM 2025): norms on both sides of sublayers, half of each head turned, by neighbours."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from llm_jax.models.families.llama import Llama
 
 
@@ -28,11 +25,7 @@ class Glm4(Llama):
         "mlp_out_norm": "post_mlp_layernorm",
     }
     FUSED = {"mlp.gate_up_proj": ("mlp/gate", "mlp/up")}
-
-    def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        rope = hf.get("rope_parameters") or {}
-        said = "partial_rotary_factor" in hf or "partial_rotary_factor" in rope
-        return super().derived(hf if said else {**hf, "partial_rotary_factor": 0.5}, values)
+    PARTIAL = 0.5
 
 
 FAMILY = Glm4()

@@ -28,6 +28,7 @@ class GptNeoX(Family):
     CONSTANTS = {"norm": "layer", "mlp_bias": True, "gated": False}
     CARRIED = {"hidden_dropout", "classifier_dropout"}
     ALIASES = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    PARTIAL = 0.25
     TOP = {
         "embed": "gpt_neox.embed_in",
         "norm": "gpt_neox.final_layer_norm",
@@ -47,11 +48,8 @@ class GptNeoX(Family):
         return super().derived_fields() | {"use_parallel_residual"}
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        rope = hf.get("rope_parameters") or {}
-        said = "partial_rotary_factor" in hf or "partial_rotary_factor" in rope
-        found = super().derived(hf if said else {**hf, "partial_rotary_factor": 0.25}, values)
         parallel = typed(bool, hf.get("use_parallel_residual", True), "config.json: use_parallel_residual")
-        return found | {"parallel": "two_norms" if parallel else "no"}
+        return super().derived(hf, values) | {"parallel": "two_norms" if parallel else "no"}
 
     def written(self, config: ModelConfig) -> dict[str, Any]:
         fields = super().written(config)

@@ -24,18 +24,26 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 
-def read_rope(hf: Mapping[str, Any], values: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """`rope_theta`, `rope_dim` and `rope_scaling` of ours. `values`: the other fields; `theta`: where none is said."""
+def read_rope(hf: Mapping[str, Any], values: Mapping[str, Any], theta: float, partial: float = 1.0) -> dict[str, Any]:
+    """`rope_theta`, `rope_dim` and `rope_scaling` of ours.
+
+    `values`: the other fields; `theta` and `partial` (the share of a head that turns): where none is said.
+    """
     new, old = (
         typed(dict[str, Any] | None, hf.get(name), f"config.json: {name}") or {}
         for name in ("rope_parameters", "rope_scaling")
     )
     where = f"rope_scaling={old!r}" if old else f"rope_parameters={new!r}"
-    return rope_fields(old or new, hf, values, theta, f"config.json: {where}")
+    return rope_fields(old or new, hf, values, theta, f"config.json: {where}", partial)
 
 
 def rope_fields(
-    rope: Mapping[str, Any], hf: Mapping[str, Any], values: Mapping[str, Any], theta: float, where: str
+    rope: Mapping[str, Any],
+    hf: Mapping[str, Any],
+    values: Mapping[str, Any],
+    theta: float,
+    where: str,
+    partial: float = 1.0,
 ) -> dict[str, Any]:
     """The same from one flat dict of parameters, beside the fields at the top. `where` names it in errors."""
 
@@ -51,7 +59,7 @@ def rope_fields(
     if not isinstance(kind, str) or (kind != "default" and kind not in KINDS):
         raise UserError(f"{where}: the type {kind!r} is not one of default, {', '.join(KINDS)}")
     head_dim = values.get("head_dim") or values["hidden_size"] // max(values["num_heads"], 1)
-    partial = said("partial_rotary_factor", float, 1.0)
+    partial = said("partial_rotary_factor", float, partial)
     fields = {
         "rope_theta": said("rope_theta", float, theta),
         "rope_dim": None if partial == 1.0 else int(head_dim * partial),

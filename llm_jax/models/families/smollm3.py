@@ -22,11 +22,12 @@ class SmolLM3(Llama):
         "max_position_embeddings": ("max_position_embeddings", 32768),
         "tie_embeddings": ("tie_word_embeddings", True),
     }
+    CARRIED = {"max_window_layers"}
     THETA = 2e6
 
     def derived_fields(self) -> set[str]:
         own = {"no_rope_layers", "no_rope_layer_interval", "use_sliding_window", "sliding_window", "layer_types"}
-        return super().derived_fields() | own | {"max_window_layers"}
+        return super().derived_fields() | own
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         layers = range(values["num_layers"])
