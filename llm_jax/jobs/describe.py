@@ -12,12 +12,13 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.registry import load_config, split_reference
+from llm_jax.jobs.regularization import frozen_patterns, without_noise
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.flops import flops_per_token
+from llm_jax.models.flops import flops_per_token, training_flops_per_token
 from llm_jax.models.loading import read_model_config
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import abstract_plan, check_divides
@@ -26,9 +27,6 @@ from llm_jax.training.config import TrainConfig
 from llm_jax.training.memory import step_memory
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import abstract_state
-
-PER_TRAINING_STEP = 3
-"""Forward passes that a training step's products amount to, without recomputation: one forward, two backward."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
         "flops_per_token": {
             "window": setting.window,
             "forward": forward,
-            "training": PER_TRAINING_STEP * forward,
+            "training": training_flops_per_token(model, setting.window, setting.train.mtp_weight > 0),
             # A query over k keys costs what one costs on average in a sequence of 2k - 1 tokens.
             "decoding_first": flops_per_token(model, 1),
             "decoding_last": flops_per_token(model, 2 * setting.window - 1),
@@ -164,7 +162,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
         train.optimizer,
         {"policy": declared["policy"]},
         train.steps,
-        freeze=train.freeze,
+        freeze=frozen_patterns(train, model),
         layouts={"policy": layout(decoder)},
     )
     params = abstract_params(decoder)
@@ -176,7 +174,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
             state,
             declared,
             decoder,
-            sft_objective,
+            lambda decoder: sft_objective(decoder, without_noise(train, decoder.config)),
             plan,
             batch_size=train.batch_size,
             window=setting.window,

@@ -179,6 +179,9 @@ class ModelConfig:
     experts: ExpertsConfig = ExpertsConfig()
     """Of layers with a mixture of experts."""
 
+    mtp: int = 0
+    """Further tokens that training predicts at each position, by a layer each, like the last one (DeepSeek-V3)."""
+
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
     embed_init_std: float | None = None
@@ -195,6 +198,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is None or not 1 <= value < 2**31:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
+        if not 0 <= self.mtp < 2**31:
+            raise UserError(f"model.mtp is {self.mtp}, it has to be at least 0")
         for name in ("norm_eps", "init_std", "embed_init_std"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
