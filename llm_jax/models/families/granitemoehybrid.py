@@ -78,7 +78,8 @@ class GraniteMoeHybrid(WithMamba2, WithExperts, Granite):
     def written(self, config: ModelConfig) -> dict[str, Any]:
         assert config.mixers is not None
         fields = super().written(config)
-        fields["layer_types"] = ["full_attention" if m == "attention" else "linear_attention" for m in config.mixers]
+        # In the words that every release reads.
+        fields["layer_types"] = ["mamba" if mixer == "mamba2" else "attention" for mixer in config.mixers]
         fields["position_embedding_type"] = "rope" if config.positions == "rope" else "nope"
         if config.positions == "none":
             fields["rope_theta"] = config.rope_theta

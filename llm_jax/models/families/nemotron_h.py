@@ -175,7 +175,8 @@ def _layers(hf: Mapping[str, Any]) -> list[str]:
     types = typed(tuple[str, ...] | None, hf.get("layers_block_type"), "config.json: layers_block_type")
     pattern = typed(str | None, hf.get("hybrid_override_pattern"), "config.json: hybrid_override_pattern")
     spelled = {letter: name for name, (letter, _, _) in KINDS.items()}
-    found: list[str] = [OLDER.get(name, name) for name in types or ()]
+    names: tuple[str, ...] = types or ()
+    found = [OLDER.get(name, name) for name in names]
     for letter in pattern or ():
         if letter not in spelled:
             raise UserError(f"config.json: hybrid_override_pattern has {letter!r}, not one of {' '.join(spelled)}")
