@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_jax.models.families.base import Family
 
 FAMILIES = (
+    "bamba",
     "bloom",
     "cohere2",
     "falcon",
@@ -25,12 +26,15 @@ FAMILIES = (
     "gpt2",
     "gpt_neox",
     "granite",
+    "granitemoehybrid",
+    "jamba",
     "llama",
     "llm_jax",
     "mamba",
     "mamba2",
     "mistral",
     "mixtral",
+    "nemotron_h",
     "olmo2",
     "olmoe",
     "phi3",
