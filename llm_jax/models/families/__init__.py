@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 FAMILIES = (
     "bloom",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
     "falcon",
     "falcon_mamba",
     "gemma",
