@@ -1,4 +1,5 @@
-"""DeepSeek-V3 and R1 (arXiv:2412.19437): V2's layers, with experts chosen by sigmoid scores and a bias that load moves."""
+"""DeepSeek-V3 and R1 (arXiv:2412.19437): V2's layers, with experts chosen by sigmoid scores and a bias that follows
+their load."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +58,7 @@ class DeepseekV3(DeepseekV2):
         return super().written(config) | {"num_nextn_predict_layers": 0}
 
     def is_derived(self, name: str, config: ModelConfig) -> bool:
-        """Also the layers of multi-token prediction, which come after the others: transformers leaves them alone too."""
+        """Also the layers of multi-token prediction, which come after the others; transformers leaves them out too."""
         number = name.removeprefix(self.PREFIX).partition(".")[0]
         further = name.startswith(self.PREFIX) and number.isdecimal() and int(number) >= config.num_layers
         return further or super().is_derived(name, config)
