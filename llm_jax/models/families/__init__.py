@@ -31,6 +31,7 @@ FAMILIES = (
     "mamba2",
     "mistral",
     "mixtral",
+    "modernbert",
     "olmo2",
     "olmoe",
     "phi3",
