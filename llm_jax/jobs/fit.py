@@ -94,7 +94,9 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError where the mesh does not divide the model, or the window is longer than its positions."""
+    """Raises UserError for a model without logits of next tokens, where the mesh does not divide it, or where the
+    window is longer than its positions."""
+    model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     if config.data.window > model.max_position_embeddings:
         raise UserError(

@@ -157,9 +157,13 @@ class Family:
     def to_hf(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
         """The config.json that transformers reads as the same model, in the spelling of release 5 and of older ones.
 
-        `extra`: what `carried` kept of the one that the model came with.
+        `extra`: what `carried` kept of the one that the model came with. Raises UserError for a head that none of the
+        family's classes has.
         """
-        config = config.resolved()
+        fields = self._all_but_head(config.resolved(), extra)
+        return fields | write_head(config, self.heads(fields), extra)
+
+    def _all_but_head(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
         fields = {"model_type": self.MODEL_TYPE} | dict(extra)
         for name, (theirs, _) in self.FIELDS.items():
             value = getattr(config, name)
@@ -167,8 +171,7 @@ class Family:
                 fields[theirs] = SPELLING[value]
             elif name != "activation":
                 fields[theirs] = list(value) if isinstance(value, tuple) else value
-        fields |= self.written(config)
-        return fields | write_head(config, self.heads(fields), extra)
+        return fields | self.written(config)
 
     def heads(self, hf: Mapping[str, Any]) -> dict[str, HeadConfig]:
         """What the family's models end in, by their class in transformers; first the one that takes text on.
@@ -196,12 +199,17 @@ class Family:
         return {name: value for name, value in hf.items() if name in kept}
 
     def check(self, config: ModelConfig) -> None:
-        """Raises UserError naming a field of the config that the family's files could not say."""
+        """Raises UserError naming a field of the config that the family's files could not say.
+
+        A head for scores is free: what no class of the family has is kept in native folders alone.
+        """
         config = config.resolved()
-        again = self.from_hf(self.to_hf(config, {})).resolved()
+        scored = config.head.labels is not None
+        again = self.from_hf(self._all_but_head(config, {}) if scored else self.to_hf(config, {})).resolved()
+        free = (*START, "head") if scored else START
         for field in dataclasses.fields(config):
             here, there = getattr(config, field.name), getattr(again, field.name)
-            if field.name not in START and here != there:
+            if field.name not in free and here != there:
                 raise UserError(
                     f"model.{field.name}={here!r}: the {self.MODEL_TYPE} family has {there!r} there; "
                     "model.family=llm_jax takes any combination"

@@ -41,7 +41,7 @@ def write_head(config: ModelConfig, heads: Mapping[str, HeadConfig], extra: Mapp
     for name, head in heads.items():
         if head == wanted:
             return {"architectures": [name]} | ({} if labels is None else label_names(labels, extra))
-    raise UserError(f"model.head={config.head!r} is none of the {config.family} family ({', '.join(heads)})")
+    raise UserError(f"model.head={config.head!r} is none of the {config.family} family's ({', '.join(heads)})")
 
 
 def count_labels(hf: Mapping[str, Any]) -> int:
@@ -56,8 +56,9 @@ def count_labels(hf: Mapping[str, Any]) -> int:
 
 
 def label_names(count: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`id2label` and `label2id` for `count` labels: those of `extra`, or as transformers numbers them."""
-    if len(extra.get("id2label") or ()) == count:
+    """`id2label` and `label2id` for `count` labels, as transformers numbers them; none where `extra` names as many, nor
+    for the two that an absent field means."""
+    if len(extra.get("id2label") or "12") == count:
         return {}
     names = [f"LABEL_{i}" for i in range(count)]
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
