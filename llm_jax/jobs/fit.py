@@ -94,8 +94,9 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError where the mesh does not divide the model, the window is longer than its positions, or
-    it lacks what is to be trained (experts to balance, say)."""
+    """Raises UserError for a model without logits of next tokens, where the mesh does not divide it, the window is
+    longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
+    model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     check_of_model(config.train, model)
     if config.data.window > model.max_position_embeddings:

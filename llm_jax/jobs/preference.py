@@ -43,7 +43,9 @@ def prepare(node: "Node") -> None:
     """Renders and packs the pairs with the policy's tokenizer, which has to be the reference's too."""
     prepare_child(node, "preference")
     if "reference" in node.parents:
-        reference = load_tokenizer(origin(node.parents["reference"], "reference").tokenizer)
+        parent = origin(node.parents["reference"], "reference")
+        parent.model.check_predicts("reference")
+        reference = load_tokenizer(parent.tokenizer)
         policy = load_tokenizer(origin(node.parents["init_from"], "init_from").tokenizer)
         if reference.fingerprint != policy.fingerprint:
             raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.experts_config import ExpertsConfig
+from llm_jax.models.head_config import Activation, HeadConfig
 from llm_jax.models.latent_config import LatentConfig
 from llm_jax.models.mamba_config import MambaConfig
 
@@ -110,8 +111,10 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     """Longest sequence the model is meant for, in tokens."""
 
+    causal: bool = True
+    """Whether a token sees only what comes before it; in an encoder it sees all of its document."""
     window: int | None = None
-    """Tokens that a token of a sliding layer sees, itself included."""
+    """Tokens that a token of a sliding layer sees, itself included; in an encoder on either side."""
     chunk: int | None = None
     """Tokens of a chunk, of chunked layers (Llama 4): a token sees those of its own chunk before it."""
     sights: tuple[Sight, ...] | None = None
@@ -150,6 +153,8 @@ class ModelConfig:
     """Multiplies token vectors."""
     residual_scale: float = 1.0
     """Multiplies what a sublayer adds to the residual stream (Granite)."""
+    first_norm: bool = True
+    """Whether the first layer norms what goes into its mixer (ModernBERT does not: token vectors have their norm)."""
     logit_scale: float = 1.0
     """Multiplies logits."""
     logit_softcap: float | None = None
@@ -180,7 +185,7 @@ class ModelConfig:
     output_bias: bool | None = None
     """Bias on the o projection; None means as attention_bias says."""
 
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    activation: Activation = "silu"
     """Of the feed-forward layer."""
     gated: bool = True
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
@@ -197,6 +202,8 @@ class ModelConfig:
     """Of state-space layers."""
     experts: ExpertsConfig = ExpertsConfig()
     """Of layers with a mixture of experts."""
+    head: HeadConfig = HeadConfig()
+    """What the model ends in."""
 
     mtp: int = 0
     """Further tokens that training predicts at each position, by a layer each, like the last one (DeepSeek-V3)."""
@@ -244,6 +251,7 @@ class ModelConfig:
             raise UserError("model.query_growth_every says nothing without model.query_growth")
         if self.residual_normed and (self.norm_at != "pre" or self.parallel != "no"):
             raise UserError("model.residual_normed needs model.norm_at=pre and model.parallel=no")
+        self.head.check()
         return replace(
             self,
             num_kv_heads=kv_heads,
@@ -280,6 +288,16 @@ class ModelConfig:
             sizes["ssm_heads"] = self.mamba.num_heads
         return sizes if self.vocab_size is None else {**sizes, "vocab": self.vocab_size}
 
+    def check_predicts(self, what: str) -> None:
+        """Raises UserError for a model that gives no logits of next tokens, which `what` asks for."""
+        if not self.causal:
+            raise UserError(f"{what} needs a model that predicts next tokens; an encoder (model.causal=False) does not")
+        if self.head.labels is not None:
+            raise UserError(
+                f"{what} needs a model that predicts next tokens; this one ends in scores "
+                f"(model.head.labels={self.head.labels})"
+            )
+
     def _mixers(self) -> tuple[Mixer, ...]:
         default: Mixer = "latent" if self.latent.kv_rank else "attention"
         mixers = (default,) * self.num_layers if self.mixers is None else self.mixers
@@ -295,6 +313,8 @@ class ModelConfig:
             self._check_latent()
         elif self.latent != LatentConfig():
             raise UserError("model.latent is of layers that model.mixers does not have")
+        if not self.causal and set(mixers) - {"attention", "none"}:
+            raise UserError(f"model.causal=False needs attention in all layers, and model.mixers={','.join(mixers)}")
         return mixers
 
     def _check_latent(self) -> None:

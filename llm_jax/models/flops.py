@@ -11,7 +11,7 @@ from llm_jax.models.segments import LayerSpec, layer_specs
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Multiplications and additions of one token's forward pass in a causal sequence of `length` tokens.
+    """Multiplications and additions of one token's forward pass in a sequence of `length` tokens.
 
     The layers for further tokens (`mtp`) take no part.
 
@@ -46,7 +46,7 @@ def _forward(decoder: Decoder, length: int) -> float:
         for path, leaf in flat.items()
         if declared[path].matrix is not None and not path.endswith("embed/weight")
     )
-    if config.tie_embeddings:
+    if config.tie_embeddings and config.head.labels is None:
         weights += config.hidden_size * config.vocab_size
     mixed = sum(
         (_attention(config, spec, length) + _states(config, spec)) * segment.repeats
@@ -79,6 +79,8 @@ def _keys(config: ModelConfig, spec: LayerSpec, length: int) -> float:
     """Keys that a query of the layer sees, on average over the sequence."""
     if spec.sees == "chunked" and config.chunk is not None:
         chunks, rest = divmod(length, config.chunk)
-        return (chunks * config.chunk * (config.chunk + 1) + rest * (rest + 1)) / (2 * length)
+        before = (chunks * config.chunk * (config.chunk + 1) + rest * (rest + 1)) / (2 * length)
+        return before if config.causal else 2 * before - 1
     seen = min(length, config.window) if spec.sees == "sliding" and config.window is not None else length
-    return (seen * (seen + 1) / 2 + (length - seen) * seen) / length
+    before = (seen * (seen + 1) / 2 + (length - seen) * seen) / length
+    return before if config.causal else 2 * before - 1

@@ -28,11 +28,13 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
 
     `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
+    Raises UserError for a head that the family's folders do not have.
     """
     path = epath.Path(path)
+    fields = family(model.config.family).to_hf(model.config, model.extra)
+    tensors = hf_tensors(model, dtype)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").unlink(missing_ok=True)
-    tensors = hf_tensors(model, dtype)
     with Progress(f"writing {path.name}") as progress:
 
         def told(done: int, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -43,7 +45,6 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     if model.tokenizer_dir is not None:
         copy_tokenizer(model.tokenizer_dir, path)
     stored = {tensor.dtype for tensor in tensors.values()}
-    fields = family(model.config.family).to_hf(model.config, model.extra)
     if len(stored) == 1:
         # Releases of transformers before 4.56 know the old name only.
         fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()

@@ -38,6 +38,7 @@ FAMILIES = (
     "mamba2",
     "mistral",
     "mixtral",
+    "modernbert",
     "nemotron_h",
     "olmo2",
     "olmoe",
