@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from llm_jax.base.config import typed
@@ -132,6 +132,11 @@ class Family:
             fields[today] = value
         return fields
 
+    def as_stored(self, config: ModelConfig, names: Collection[str]) -> ModelConfig:
+        """The config of what a folder holds, by the names of its tensors, where its config.json says less than all."""
+        del names
+        return config
+
     def value_from_hf(self, name: str, theirs: str, value: Any) -> Any:
         """A field's value as ours; raises UserError where it has another type or is an unknown activation."""
         where = f"config.json: {theirs}"
@@ -224,7 +229,7 @@ class Family:
         """
         del present
         flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
-        top = {path: declared[path] for path in flat if not path.startswith("segments/")}
+        top = {path: declared[path] for path in flat if not path.startswith(("segments/", "mtp/"))}
         found = self._named(top, self.top_table(decoder.config), "", None, decoder.config)
         for s, segment in enumerate(decoder.groups):
             for position in range(len(segment.block)):
