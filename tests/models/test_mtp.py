@@ -77,9 +77,7 @@ def test_the_layers_may_be_absent_and_their_copies_too(folder, tmp_path):
         path = tmp_path / name
         path.mkdir()
         shutil.copy(folder / "config.json", path)
-        further = [
-            n for n in tensors if n.startswith(f"model.layers.{last}") or n.startswith(f"model.layers.{last + 1}")
-        ]
+        further = [n for n in tensors if n.startswith((f"model.layers.{last}", f"model.layers.{last + 1}"))]
         left_out = [n for n in further if name == "layers" or any(part in n for part in gone)]
         save_file({n: t for n, t in tensors.items() if n not in left_out}, path / "model.safetensors")
         assert read_model_config(path).mtp == load(path).config.mtp == wanted
