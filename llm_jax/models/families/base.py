@@ -57,7 +57,8 @@ SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_att
 LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
 
 START = ("init_std", "embed_init_std", "depth_scaled_init")
-"""Fields of ours that say how weights start, which no family's files have to keep."""
+MAMBA_START = ("dt_init_min", "dt_init_max", "dt_init_floor", "chunk_size")
+"""Fields of ours, and of `mamba`, that say how weights start or a scan is cut, which no family's files have to keep."""
 
 
 class Family:
@@ -175,11 +176,11 @@ class Family:
 
     def check(self, config: ModelConfig) -> None:
         """Raises UserError naming a field of the config that the family's files could not say."""
-        config = config.resolved()
-        again = self.from_hf(self.to_hf(config, {})).resolved()
+        again = _kept(self.from_hf(self.to_hf(config, {})))
+        config = _kept(config)
         for field in dataclasses.fields(config):
             here, there = getattr(config, field.name), getattr(again, field.name)
-            if field.name not in START and here != there:
+            if here != there:
                 raise UserError(
                     f"model.{field.name}={here!r}: the {self.MODEL_TYPE} family has {there!r} there; "
                     "model.family=llm_jax takes any combination"
@@ -248,6 +249,14 @@ class Family:
     def is_derived(self, name: str, config: ModelConfig) -> bool:
         """Whether a tensor of a folder holds nothing that the config and the other tensors do not say."""
         return name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == f"{self.TOP['head']}.weight")
+
+
+def _kept(config: ModelConfig) -> ModelConfig:
+    """The resolved config with defaults for what files need not keep."""
+    plain = ModelConfig()
+    mamba = dataclasses.replace(config.mamba, **{name: getattr(plain.mamba, name) for name in MAMBA_START})
+    start = {name: getattr(plain, name) for name in START}
+    return dataclasses.replace(config.resolved(), mamba=mamba, **start)
 
 
 def read_sights(hf: Mapping[str, Any], default: Sequence[str]) -> tuple[str, ...]:
