@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.registry import load_config, split_reference
+from llm_jax.jobs.regularization import frozen_patterns, without_noise
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, bind, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.flops import flops_per_token
+from llm_jax.models.flops import flops_per_token, training_flops_per_token
 from llm_jax.models.loading import read_model_config
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import abstract_plan, check_divides
@@ -27,9 +29,6 @@ from llm_jax.training.memory import step_memory
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import abstract_state
 from llm_jax.training.terms import Objective, Pairs, Params, Rows
-
-PER_TRAINING_STEP = 3
-"""Forward passes that a training step's products amount to, without recomputation: one forward, two backward."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
         "flops_per_token": {
             "window": setting.window,
             "forward": forward,
-            "training": PER_TRAINING_STEP * forward,
+            "training": training_flops_per_token(model, setting.window, setting.train.mtp_weight > 0),
             # A query over k keys costs what one costs on average in a sequence of 2k - 1 tokens.
             "decoding_first": flops_per_token(model, 1) if model.causal else None,
             "decoding_last": flops_per_token(model, 2 * setting.window - 1) if model.causal else None,
@@ -168,7 +167,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
         train.optimizer,
         {"policy": declared["policy"]},
         train.steps,
-        freeze=train.freeze,
+        freeze=frozen_patterns(train, model),
         layouts={"policy": layout(decoder)},
     )
     params = abstract_params(decoder)
@@ -180,7 +179,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
             state,
             declared,
             decoder,
-            sft_objective if model.head.labels is None else _scores_objective,
+            partial(_tokens_objective, train) if model.head.labels is None else _scores_objective,
             plan,
             batch_size=train.batch_size,
             window=setting.window,
@@ -201,6 +200,10 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
         "per_device": {**dataclasses.asdict(held), "persistent": held.persistent, "total": held.total},
         "all_parameters_float32": tree_bytes(flatten(params)),
     }
+
+
+def _tokens_objective(train: TrainConfig, decoder: Decoder) -> Objective:
+    return sft_objective(decoder, without_noise(train, decoder.config))
 
 
 def _scores_objective(decoder: Decoder) -> Objective:

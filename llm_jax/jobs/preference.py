@@ -32,6 +32,10 @@ def check(node: "Node") -> None:
         raise UserError(f"beta is {config.beta}; it must be positive")
     if not 0 <= config.label_smoothing < 0.5:
         raise UserError(f"label_smoothing is {config.label_smoothing}; it must be at least 0 and below 0.5")
+    if config.train.mtp_weight:
+        raise UserError(
+            f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
+        )
     check_training(node, "preference")
 
 

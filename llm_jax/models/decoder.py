@@ -21,6 +21,7 @@ from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import RESIDUAL, Bias, Embedding, Linear
 from llm_jax.models.mamba import Mamba
 from llm_jax.models.mamba2 import Mamba2
+from llm_jax.models.mtp import FurtherToken, ahead, same_document
 from llm_jax.models.noise import router_noise
 from llm_jax.models.norms import Norm, make_norm
 from llm_jax.models.parameter import stack
@@ -164,6 +165,9 @@ class Decoder(nnx.Module):
             }
         )
         self.norm = make_norm(config)
+        if config.mtp:
+            last = layer_specs(config)[-1]
+            self.mtp = nnx.Dict({str(k): FurtherToken(config, Block(config, last)) for k in range(config.mtp)})
         D, V, head = config.hidden_size, config.vocab_size, config.head
         assert V is not None
         self.transform = Transform(config) if head.transform else None
@@ -231,6 +235,30 @@ class Decoder(nnx.Module):
         if experts:
             aux["experts"] = jax.tree.map(lambda *layers: jnp.concatenate(layers), *experts)
         return self.norm(hidden), tuple(new_caches) if caches is not None else None, aux
+
+    def further(
+        self,
+        hidden: Float[Array, "B T D"],
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+    ) -> tuple[list[Float[Array, "B T D"]], dict[str, Array]]:
+        """Of a model with `mtp`: for k = 1, 2, … the states that the head predicts the token 1 + k ahead from, and the
+        statistics of their routers `{name: [mtp, ...]}`, empty where they have none.
+
+        `hidden` is what a call gave. Positions that have no token k ahead in their document hold nothing of use.
+        """
+        found, seen = [], []
+        spec = layer_specs(self.config)[-1]
+        apply = REMAT[self.remat](partial(_apply, cache=self._packed(spec), taps=()), scanned=False)
+        for k in range(self.config.mtp):
+            layer = self.mtp[str(k)]
+            meta = Meta(positions, jnp.where(same_document(segment_ids, k + 1), segment_ids, 0))
+            embedded = self._embedded(ahead(tokens, k + 1), meta)
+            hidden, _, statistics = apply(layer.block, layer.combined(hidden, embedded), self._shared(meta), {})
+            seen.append(statistics)
+            found.append(layer.norm(hidden))
+        return found, _stacked(seen, ()).get("experts", {})
 
     def _shared(self, meta: Meta) -> Shared:
         used = {spec.rope for segment in self.groups for spec in segment.block}

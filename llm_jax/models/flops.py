@@ -1,23 +1,42 @@
 """Floating-point operations of a model, by the usual convention."""
 
 import math
+from dataclasses import replace
 
 from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import abstract_params, declarations
-from llm_jax.models.segments import LayerSpec
+from llm_jax.models.segments import LayerSpec, layer_specs
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
     """Multiplications and additions of one token's forward pass in a sequence of `length` tokens.
 
+    The layers for further tokens (`mtp`) take no part.
+
     Two per weight of every matrix product (the lookup of an embedding is none), of experts those that a token is sent
     to; and 4 * N * H per layer and key for attention's two products, over the keys that a query sees on average. A
     state-space layer takes 6 * I * N for its states (they fade, take in, are read) and 2 * K for each channel of its
-    convolution. A training step takes three times that, without recomputation.
+    convolution.
     """
-    decoder = Decoder(config)
+    return _forward(Decoder(replace(config, mtp=0)), length)
+
+
+def training_flops_per_token(config: ModelConfig, length: int, further: bool) -> float:
+    """Of a training step: three times the forward pass, without recomputation. `further`: whether it trains the layers
+    for further tokens, each a layer like the last one, a projection, and the head once more."""
+    forward = flops_per_token(config, length)
+    if further:
+        decoder = Decoder(config)
+        config, layer = decoder.config, layer_specs(decoder.config)[-1]
+        head = 2.0 * config.hidden_size * (config.vocab_size or 0)
+        mixed = _attention(config, layer, length) + _states(config, layer)
+        forward = _forward(decoder, length) + config.mtp * (mixed + head)
+    return 3 * forward
+
+
+def _forward(decoder: Decoder, length: int) -> float:
     config = decoder.config
     assert config.head_dim is not None and config.vocab_size is not None
     flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))

@@ -27,8 +27,10 @@ class Row:
 
 
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
-    """Counts for embed, the modules of the layers, norms (all of them) and head, which is 0 where it is tied; `score`
-    is there in place of a head in models that end in scores."""
+    """Counts for embed, the modules of the layers, norms (all of them) and head, which is 0 where it is tied.
+
+    In a model that ends in scores, their projection is in the head's place.
+    """
     counts: dict[str, int] = {}
     for path, leaf in flatten(abstract_params(decoder)).items():
         part = _part(path)

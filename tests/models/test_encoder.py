@@ -36,9 +36,9 @@ CONFIG = ModelConfig(
     init_std=0.3,
 )
 DECODER = Decoder(CONFIG)
-TOKENS = np.random.default_rng(0).integers(0, 32, (2, 24)).astype(np.int32)
-SEGMENTS = np.array([[1] * 9 + [0] + [2] * 11 + [0] * 3, [1] * 24])
-POSITIONS = np.array([[*range(9), 0, *range(11), 0, 0, 0], [*range(24)]])
+TOKENS = jnp.array(np.random.default_rng(0).integers(0, 32, (2, 24)), jnp.int32)
+SEGMENTS = jnp.array([[1] * 9 + [0] + [2] * 11 + [0] * 3, [1] * 24])
+POSITIONS = jnp.array([[*range(9), 0, *range(11), 0, 0, 0], [*range(24)]])
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,7 @@ def test_packed_equals_alone(model):
 
 def test_what_is_seen(model):
     """A token's change reaches as far as the windows of the layers: 2, all, 2 tokens; without the full layer, 4."""
-    other = TOKENS.copy()
-    other[1, 12] = (other[1, 12] + 1) % 32
+    other = TOKENS.at[1, 12].set((TOKENS[1, 12] + 1) % 32)
 
     def changed(config: ModelConfig) -> list[int]:
         decoder = Decoder(config)
@@ -85,7 +84,7 @@ def test_scores_of_given_tokens(model, tied, mesh):
     config = dataclasses.replace(CONFIG, tie_embeddings=tied)
     decoder = Decoder(config)
     params = init_params(decoder, 0) | {"vocab_bias": model.params["vocab_bias"]}
-    mask = np.random.default_rng(1).random(TOKENS.shape) < 0.6
+    mask = jnp.array(np.random.default_rng(1).random(TOKENS.shape) < 0.6)
 
     def loss(params, chunked):
         bound = bind(decoder, params)

@@ -20,7 +20,7 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
 from llm_jax.models.families.rope import read_rope, write_rope
-from llm_jax.models.families.tensors import Form, Tensor
+from llm_jax.models.families.tensors import Form, Holding, Tensor
 from llm_jax.models.head_config import HeadConfig
 from llm_jax.models.parameter import abstract_params, declarations
 
@@ -189,7 +189,7 @@ class Family:
 
     def written(self, config: ModelConfig) -> dict[str, Any]:
         """Fields of theirs that `derived` reads."""
-        return write_rope(config) if self.has_rope else {}
+        return write_rope(config, self.PARTIAL) if self.has_rope and config.positions == "rope" else {}
 
     def carried(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a config.json that say nothing new to the decoder, for the next `to_hf`."""
@@ -244,14 +244,20 @@ class Family:
         del config
         return self.LAYER
 
+    def fused_table(self, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+        """`FUSED`, where it is not the same for all models."""
+        del config
+        return self.FUSED
+
     def _named(
         self, declared: Mapping[str, Any], table: Mapping[str, str], prefix: str, layer: int | None, config: ModelConfig
     ) -> list[Tensor]:
-        found, fused = [], {ours: theirs for theirs, parts in self.FUSED.items() for ours in parts}
+        holding = self.fused_table(config)
+        found, fused = [], {ours: theirs for theirs, parts in holding.items() for ours in parts}
         for path, declaration in declared.items():
             module, _, leaf = path.rpartition("/")
             if module in fused:
-                theirs, parts = fused[module], self.FUSED[fused[module]]
+                theirs, parts = fused[module], holding[fused[module]]
                 if module == parts[0]:
                     paths = tuple(f"{part}/{leaf}" for part in parts)
                     found.append(Tensor((f"{prefix}{theirs}.{leaf}",), paths, layer, self.fused_form(theirs, config)))
@@ -264,7 +270,7 @@ class Family:
             found.append(Tensor((prefix + name,), (path,), layer, form))
         return found
 
-    def fused_form(self, theirs: str, config: ModelConfig) -> Form:
+    def fused_form(self, theirs: str, config: ModelConfig) -> Holding:
         """How a tensor of `FUSED` holds its parts: side by side, or group by group (a head, a key head)."""
         del theirs, config
         return Form(transposed=self.TRANSPOSED)

@@ -92,18 +92,18 @@ def _scaling(
     return RopeScaling(kind=kind, **found)  # pyright: ignore[reportArgumentType]
 
 
-def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """Fields that both spellings read as the config's."""
-    parameters = rope_parameters(config)
+def write_rope(config: ModelConfig, partial: float = 1.0) -> dict[str, Any]:
+    """Fields that both spellings read as the config's. `partial`: the share of a head that turns where none is said."""
+    parameters = rope_parameters(config, partial)
     fields = {"rope_theta": config.rope_theta, "rope_parameters": parameters}
-    if config.rope_dim != config.head_dim:
+    if "partial_rotary_factor" in parameters:
         fields["partial_rotary_factor"] = parameters["partial_rotary_factor"]
     if config.rope_scaling is not None:
         fields["rope_scaling"] = {k: v for k, v in parameters.items() if k not in COMMON or k == "rope_type"}
     return fields
 
 
-def rope_parameters(config: ModelConfig) -> dict[str, Any]:
+def rope_parameters(config: ModelConfig, partial: float = 1.0) -> dict[str, Any]:
     """The flat dict of release 5."""
     config = config.resolved()
     assert config.rope_dim is not None and config.head_dim is not None
@@ -112,7 +112,7 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
         "rope_type": "default" if scaling is None else scaling.kind,
         "rope_theta": config.rope_theta,
     }
-    if config.rope_dim != config.head_dim:
+    if config.rope_dim != config.head_dim or partial != 1.0:
         parameters["partial_rotary_factor"] = config.rope_dim / config.head_dim
     for ours, theirs in KINDS[scaling.kind].items() if scaling is not None else ():
         value = getattr(scaling, ours)
