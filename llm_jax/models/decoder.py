@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.attention import Attention
@@ -26,6 +27,7 @@ from llm_jax.models.noise import router_noise
 from llm_jax.models.norms import Norm, make_norm
 from llm_jax.models.parameter import stack
 from llm_jax.models.pooling import pool
+from llm_jax.models.prefix import sight_ends
 from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rope, Rotation, rotation
 from llm_jax.models.segments import Grouping, LayerSpec, Layout, Segment, group, layer_specs, layout_of, regroup
@@ -186,6 +188,7 @@ class Decoder(nnx.Module):
         caches: Sequence[Cache] | None = None,
         layer_inputs: Mapping[str, Any] | None = None,
         embedding_noise: Float[Array, "B T D"] | None = None,
+        prefix: Bool[Array, "B T"] | None = None,
         taps: Sequence[str] = (),
         meta: Meta | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Cache, ...] | None, dict[str, dict[str, Array]]]:
@@ -196,7 +199,8 @@ class Decoder(nnx.Module):
         a `meta` in place of both. `layer_inputs`: `residual` [L, ...], added to the residual stream after each layer;
         `residual_dropout` (of both sublayers' outputs) and `attention_dropout`, `Dropout`s with keys [L, B];
         `router_noise`, keys [L, B], for noisy routers in training. `embedding_noise` is added to the token vectors.
-        `taps`: names in `TAPS`. Raises UserError for unknown names.
+        `prefix`: the tokens up to a document's last True one see each other from both sides (a prefix language model).
+        `taps`: names in `TAPS`. Raises UserError for unknown names, and for a prefix of layers that have none.
         """
         for name in [*(set(taps) - set(TAPS)), *(set(layer_inputs or ()) - set(LAYER_INPUTS))]:
             raise UserError(
@@ -212,6 +216,7 @@ class Decoder(nnx.Module):
             meta = Meta(positions, segment_ids)
         elif positions is not None or segment_ids is not None:
             raise UserError("positions and segment_ids are part of meta when meta is given")
+        ends = None if prefix is None else self._sight_ends(prefix, meta, caches)
         shared = self._shared(meta)
         hidden = self._embedded(tokens, meta)
         if embedding_noise is not None:
@@ -221,7 +226,7 @@ class Decoder(nnx.Module):
             blocks = [self.segments[str(s)][str(i)] for i in range(len(segment.block))]
             inputs = _inputs_of(segment, layer_inputs)
             if caches is None:
-                packed = [self._packed(spec) for spec in segment.block]
+                packed = [replace(self._packed(spec), ends=ends) for spec in segment.block]
                 run = partial(_scan, packed=packed, repeats=segment.repeats, remat=self.remat)
                 hidden, seen = run(blocks, hidden, shared, inputs, tuple(taps))
             else:
@@ -259,6 +264,12 @@ class Decoder(nnx.Module):
             seen.append(statistics)
             found.append(layer.norm(hidden))
         return found, _stacked(seen, ()).get("experts", {})
+
+    def _sight_ends(self, prefix: Array, meta: Meta, caches: Sequence[Cache] | None) -> Int[Array, "B T"]:
+        mixers = {spec.mixer for segment in self.groups for spec in segment.block}
+        if caches is not None or not self.config.causal or mixers & {"mamba", "mamba2"}:
+            raise UserError("a prefix is for causal attention in all layers, without a cache")
+        return sight_ends(prefix, meta.segment_ids)
 
     def _shared(self, meta: Meta) -> Shared:
         used = {spec.rope for segment in self.groups for spec in segment.block}

@@ -97,7 +97,7 @@ def test_saved_as_it_came(case, tmp_path):
 def test_is_no_language_model(case):
     with pytest.raises(UserError, match=r"ends in scores \(model.head.labels="):
         case.model(case.tokens)
-    with pytest.raises(UserError, match="generation needs a model that predicts next tokens; this one ends in scores"):
+    with pytest.raises(UserError, match="generation needs a model that predicts next tokens; "):
         Generator(case.model)
 
 
