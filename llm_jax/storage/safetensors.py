@@ -19,6 +19,7 @@ from etils import epath
 from llm_jax.base.errors import UserError
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.json_files import read_json
+from llm_jax.storage.pointers import refuse_pointer
 from llm_jax.storage.remote import is_remote, publish
 
 _DTYPES = {
@@ -57,7 +58,8 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
     """What a folder's safetensors hold, from the headers alone.
 
     Raises UserError for a folder with no weights or with pickles only (named; they are never read), for a truncated
-    or malformed file, and for an index that names a file or tensor that is not there.
+    or malformed file or a git-LFS pointer, and for an index that is not what the shards are: it names a file that is not
+    there, or a tensor that the file lacks, or leaves one out.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -77,7 +79,13 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
             raise UserError(f"{folder / _INDEX} names {file!r}, which is no file of the folder")
         if not (folder / file).exists():
             raise UserError(f"{folder / _INDEX} names {file}, which is not there")
-        found.update(_read_header(folder / file))
+        held = _read_header(folder / file)
+        for name in held:
+            if name not in weight_map:
+                raise UserError(f"{folder / file} holds the tensor {name}, which {_INDEX} does not name")
+            if weight_map[name] != file:
+                raise UserError(f"{folder / _INDEX} names {name} in {weight_map[name]}, but {file} holds one too")
+        found.update(held)
     missing = sorted(set(weight_map) - set(found))
     if missing:
         raise UserError(f"{folder / _INDEX} names the tensor {missing[0]}, which {weight_map[missing[0]]} lacks")
@@ -171,7 +179,10 @@ def _remove_weights(folder: epath.Path, keep: Container[str] = ()) -> None:
 def _read_header(file: epath.Path) -> dict[str, TensorInfo]:
     length = file.stat().length
     with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
+        start = stream.read(64)
+        refuse_pointer(file, start)
+        size = int.from_bytes(start[:8], "little")
+        stream.seek(8)
         if length < 8 or size > length - 8:
             raise UserError(f"{file} is truncated or not a safetensors file")
         raw = stream.read(size)
@@ -228,4 +239,5 @@ def _no_weights(folder: epath.Path) -> str:
     pickles = sorted(child.name for child in folder.iterdir() if child.name.endswith(_PICKLES))
     if pickles:
         return f"{folder / pickles[0]} is a pickle: only safetensors are read (convert it with transformers first)"
-    return f"{folder} has no {_SINGLE} and no {_INDEX}"
+    shards = sorted(child.name for child in folder.iterdir() if child.name.endswith(".safetensors"))
+    return f"{folder} has {shards[0]} but no {_INDEX}" if shards else f"{folder} has no {_SINGLE} and no {_INDEX}"
