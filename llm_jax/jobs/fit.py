@@ -16,6 +16,7 @@ from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokeni
 from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
+from llm_jax.jobs.balancing import check_balancing
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.jobs.regularization import check_regularization
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
@@ -94,8 +95,10 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError where the mesh does not divide the model, or the window is longer than its positions."""
+    """Raises UserError where the mesh does not divide the model, the window is longer than its positions, or experts
+    are to be balanced that it does not have."""
     check_divides(plan, model.cut_sizes())
+    check_balancing(config.train.balancing, model)
     if config.data.window > model.max_position_embeddings:
         raise UserError(
             f"data.window={config.data.window} is longer than the model's {model.max_position_embeddings} positions"

@@ -59,7 +59,7 @@ def run(node: "Node") -> None:
 
     fit(
         s,
-        dpo_objective(s.decoder, *loss, regularization(config.train), s.sources),
+        dpo_objective(s.decoder, *loss, regularization(config.train, s.decoder.config), s.sources),
         lambda: load(policy.path, mesh=config.mesh).params,
         evaluation=dpo_objective(s.decoder, *loss, sources=s.sources),
         frozen=frozen,

@@ -119,7 +119,7 @@ def tokenizer_folder(config: TokenizerConfig) -> str:
 def run(node: "Node") -> None:
     """Trains, compares the held-out text with n-gram models, and answers word problems."""
     s = setup(node, "pretrain")
-    objective = sft_objective(s.decoder, regularization(s.config.train), s.sources)
+    objective = sft_objective(s.decoder, regularization(s.config.train, s.decoder.config), s.sources)
     plain = sft_objective(s.decoder, sources=s.sources)
 
     def policy() -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run adds to its objective in training only: z-loss, NEFTune, dropout."""
+"""What a run adds to its objective in training only: z-loss, NEFTune, dropout, and what experts need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +7,17 @@ from typing import Any
 from jaxtyping import Array
 
 from llm_jax.base.errors import UserError
+from llm_jax.jobs.balancing import Balancing, moved_biases, summary
 from llm_jax.jobs.scoring import target_counts
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.noise import Dropout, example_keys, layer_keys, neftune_noise
+from llm_jax.models.parameter import bind
 from llm_jax.training.config import TrainConfig
-from llm_jax.training.terms import Rows
+from llm_jax.training.terms import Params, Rows, Statistics
 
 # Folded into the step's key.
-NEFTUNE, RESIDUAL, ATTENTION = 1, 2, 3
+NEFTUNE, RESIDUAL, ATTENTION, ROUTER = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,16 @@ class Regularization:
     neftune_noise_alpha: float | None = None
     residual_dropout: float = 0.0
     attention_dropout: float = 0.0
+    router_noise: bool = False
+    """Of models with noisy routers."""
+    balancing: Balancing | None = None
+    """Of models with experts."""
 
     @property
     def random(self) -> bool:
         """Whether training draws random numbers (`Objective.random`)."""
-        return bool(self.neftune_noise_alpha or self.residual_dropout or self.attention_dropout)
+        rates = self.neftune_noise_alpha, self.residual_dropout, self.attention_dropout
+        return any(rates) or self.router_noise
 
     def decoder_arguments(self, decoder: Decoder, key: Array, rows: Rows) -> dict[str, Any]:
         """Keyword arguments of a decoder's call; none where nothing is random. `rows` have `example`, int32[B]."""
@@ -45,6 +53,8 @@ class Regularization:
             if rate:
                 keys = example_keys(key, purpose, rows["example"])
                 inputs[name] = Dropout(layer_keys(keys, config.num_layers), rate)
+        if self.router_noise:
+            inputs["router_noise"] = layer_keys(example_keys(key, ROUTER, rows["example"]), config.num_layers)
         return arguments | ({"layer_inputs": inputs} if inputs else {})
 
     @property
@@ -52,25 +62,58 @@ class Regularization:
         """Further outputs of the head."""
         return ("lse",) if self.z_loss else ()
 
-    def terms(self, scores: Mapping[str, Array]) -> dict[str, Array]:
-        """The z-loss's sum (Chowdhery et al. 2022, arXiv:2204.02311, section 5): the squared log-sum-exp."""
-        return {"z_loss": (scores["lse"] ** 2).sum()} if self.z_loss else {}
+    def terms(self, scores: Mapping[str, Any], statistics: Statistics | None) -> dict[str, Array]:
+        """The z-loss's sum (Chowdhery et al. 2022, arXiv:2204.02311, section 5): the squared log-sum-exp; and those of
+        the balancing losses."""
+        own = {} if self.balancing is None else self.balancing.terms(scores["experts"], statistics)
+        return own | ({"z_loss": (scores["lse"] ** 2).sum()} if self.z_loss else {})
 
     def weights(self, batch: Rows) -> dict[str, Array]:
-        """Averaged over the target tokens of the whole batch."""
-        return {"z_loss": target_counts(batch).astype("float32")} if self.z_loss else {}
+        """The z-loss is averaged over the target tokens of the whole batch."""
+        own = {} if self.balancing is None else self.balancing.weights(batch)
+        return own | ({"z_loss": target_counts(batch).astype("float32")} if self.z_loss else {})
 
     @property
     def coefficients(self) -> dict[str, float]:
-        return {"z_loss": self.z_loss} if self.z_loss else {}
+        own = {} if self.balancing is None else self.balancing.coefficients
+        return own | ({"z_loss": self.z_loss} if self.z_loss else {})
+
+    def of_objective(self, decoder: Decoder) -> dict[str, Any]:
+        """Keyword arguments of `Objective` that are not of one loss: randomness, and what routers report."""
+        arguments: dict[str, Any] = {"random": self.random}
+        if not decoder.config.experts.num:
+            return arguments
+        arguments["summary"] = summary
+        if self.balancing is None:
+            return arguments
+        if self.balancing.config.bias_rate:
+            arguments["moved"] = moved_biases(decoder, self.balancing.config.bias_rate)
+        if self.balancing.needs_whole_batch:
+
+            def statistics(params: Params, frozen: Params, rows: Rows, key: Array) -> Any:
+                del frozen
+                given = self.decoder_arguments(decoder, key, rows)
+                policy = bind(decoder, params["policy"])
+                return policy(rows["tokens"], rows["positions"], rows["segment_ids"], **given)[2]["experts"]
+
+            arguments |= {"batch_statistics": statistics, "statistics_of_one": False}
+        return arguments
 
 
 NONE = Regularization()
 
 
-def regularization(config: TrainConfig) -> Regularization:
-    """What `train.*` asks for."""
-    return Regularization(config.z_loss, config.neftune_noise_alpha, config.residual_dropout, config.attention_dropout)
+def regularization(config: TrainConfig, model: ModelConfig) -> Regularization:
+    """What `train.*` asks for, of a model."""
+    experts = model.experts
+    return Regularization(
+        config.z_loss,
+        config.neftune_noise_alpha,
+        config.residual_dropout,
+        config.attention_dropout,
+        router_noise=experts.noisy,
+        balancing=Balancing(config.balancing, experts.num, experts.top_k) if experts.num else None,
+    )
 
 
 def check_regularization(config: TrainConfig) -> None:

@@ -41,15 +41,17 @@ def score_rows(
     """Runs a decoder with its parameters bound over rows; `outputs` of each position's prediction, and where it counts.
 
     Outputs are those of `kernels.linear_cross_entropy` (`logps`, `entropy`, `mean_logit`, ...), float32[B, T], and
-    `is_top1`, bool[B, T]: whether the target is the most likely token. 0 and False where the mask is false.
-    `arguments` go to the decoder's call.
+    `is_top1`, bool[B, T]: whether the target is the most likely token. 0 and False where the mask is false. Of a model
+    with experts also `experts`, its routers' statistics. `arguments` go to the decoder's call.
     """
     targets, mask = next_tokens(rows["tokens"], rows["segment_ids"], rows["loss_mask"])
-    hidden, _, _ = decoder(rows["tokens"], rows["positions"], rows["segment_ids"], **arguments)
+    hidden, _, aux = decoder(rows["tokens"], rows["positions"], rows["segment_ids"], **arguments)
     wanted = tuple("argmax" if name == "is_top1" else name for name in outputs)
-    scores = dict(token_scores(decoder, hidden, targets, mask, outputs=wanted))
+    scores: dict[str, Any] = dict(token_scores(decoder, hidden, targets, mask, outputs=wanted))
     if "is_top1" in outputs:
         scores["is_top1"] = mask & (scores.pop("argmax") == targets)
+    if "experts" in aux:
+        scores["experts"] = aux["experts"]
     return scores, mask
 
 

@@ -39,7 +39,7 @@ def run(node: "Node") -> None:
     parent = origin(node.parents["init_from"], "init_from")
     fit(
         s,
-        sft_objective(s.decoder, regularization(s.config.train), s.sources),
+        sft_objective(s.decoder, regularization(s.config.train, s.decoder.config), s.sources),
         lambda: load(parent.path, mesh=s.config.mesh).params,
         evaluation=sft_objective(s.decoder, sources=s.sources),
         finish=(problem_hook(s, before=parent),),

@@ -5,13 +5,14 @@ added over microbatches and devices before the one division. Roles: the trained 
 `ref`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llm_jax.jobs import balancing
 from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import answer_logps, score_rows, sum_by_answer, target_counts
 from llm_jax.models.decoder import Decoder
@@ -25,13 +26,13 @@ Sums = tuple[dict[str, Array], Pairs]
 def sft_objective(decoder: Decoder, extra: Regularization = NONE, sources: Sequence[str] = ()) -> Objective:
     """Mean negative log-likelihood over the target tokens of the whole batch (pretraining's: of all tokens).
 
-    `extra` adds noise and the term `z_loss`. Metrics: `entropy` and `mean_token_accuracy` over target tokens,
-    `num_tokens` (all but padding) as a count; `loss_NAME` over the target tokens of each of several `sources` (by
-    `source_id`).
+    `extra` adds noise and the terms `z_loss` and those of `Balancing`. Metrics: `entropy` and `mean_token_accuracy`
+    over target tokens, `num_tokens` (all but padding) as a count; `loss_NAME` over the target tokens of each of several
+    `sources` (by `source_id`); of a model with experts those of `balancing.summary`.
     """
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
-        del frozen, statistics
+        del frozen
         outputs = ("logps", "entropy", "is_top1", *extra.outputs)
         noise = extra.decoder_arguments(decoder, key, rows)
         scores, mask = score_rows(bind(decoder, params["policy"]), rows, outputs, **noise)
@@ -39,13 +40,15 @@ def sft_objective(decoder: Decoder, extra: Regularization = NONE, sources: Seque
         targets = mask.sum().astype(jnp.float32)
         averaged = {name: (values.sum(), targets) for name, values in metrics.items()}
         own = source_losses(rows, losses, mask, sources)
-        return {"nll": losses.sum()} | extra.terms(scores), averaged | token_count(rows) | own
+        return {"nll": losses.sum()} | extra.terms(scores, statistics), averaged | token_count(rows) | routing(
+            scores
+        ) | own
 
     def weights(batch: Rows) -> dict[str, Array]:
         return {"nll": target_counts(batch).astype(jnp.float32)} | extra.weights(batch)
 
     coefficients = {"nll": 1.0} | extra.coefficients
-    return Objective(terms, weights, coefficients, random=extra.random, sparse=source_metrics(sources))
+    return Objective(terms, weights, coefficients, sparse=source_metrics(sources), **extra.of_objective(decoder))
 
 
 def dpo_objective(
@@ -69,7 +72,6 @@ def dpo_objective(
     """
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
-        del statistics
         outputs = ("logps", "entropy", "mean_logit", "is_top1", *extra.outputs)
         noise = extra.decoder_arguments(decoder, key, rows)
         scores, mask = score_rows(bind(decoder, params["policy"]), rows, outputs, **noise)
@@ -100,13 +102,20 @@ def dpo_objective(
             "logits/rejected": over_tokens(scores["mean_logit"], rejected),
         }
         own = source_losses(rows, losses, present, sources)
-        return {"dpo": over_pairs(losses)} | extra.terms(scores), averaged | token_count(rows) | own
+        return {"dpo": over_pairs(losses)} | extra.terms(scores, statistics), averaged | token_count(rows) | routing(
+            scores
+        ) | own
 
     def weights(batch: Rows) -> dict[str, Array]:
         return {"dpo": (batch["pair_index"] >= 0).sum().astype(jnp.float32)} | extra.weights(batch)
 
     coefficients = {"dpo": 1.0} | extra.coefficients
-    return Objective(terms, weights, coefficients, random=extra.random, sparse=source_metrics(sources))
+    return Objective(terms, weights, coefficients, sparse=source_metrics(sources), **extra.of_objective(decoder))
+
+
+def routing(scores: Mapping[str, Any]) -> Pairs:
+    """What the routers of a model with experts report, for `balancing.summary`."""
+    return balancing.metrics(scores["experts"]) if "experts" in scores else {}
 
 
 def source_metrics(sources: Sequence[str]) -> tuple[str, ...]:

@@ -253,15 +253,22 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
     meta, shardings = checkpoints.read_meta(step), _shardings(decoder, plan)
     # A run that averages its weights is known by their average, as its evaluation and export are.
     part = "ema" if checkpoints.holds(step, f"ema/{ROLE}") else "params"
-    shapes = flatten(abstract_params(decoder))
+    shapes, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
+    parts = {name: part if declared[name].learned else "model_state" for name in shapes}
     if meta["layout"] == layout(decoder):
-        wanted = {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name]) for name, s in shapes.items()}
-        restored = checkpoints.restore({part: {ROLE: unflatten(wanted)}}, step, partial=True)
+        wanted = {
+            f"{parts[name]}/{ROLE}/{name}": jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
+            for name, s in shapes.items()
+        }
+        restored = checkpoints.restore(unflatten(wanted), step, partial=True)
         assert restored is not None
-        flat = {name: leaf.astype(dtype) for name, leaf in flatten(restored[1][part][ROLE]).items()}
+        leaves = flatten(restored[1])
+        flat = {name: leaves[f"{parts[name]}/{ROLE}/{name}"].astype(dtype) for name in shapes}
     else:
-        saved = checkpoints.restore_numpy(step, f"{part}/{ROLE}")
-        regrouped = flatten(regroup(saved, meta["layout"], layout(decoder)))
+        saved: dict[str, Any] = {}
+        for of in dict.fromkeys(parts.values()):
+            saved |= flatten(checkpoints.restore_numpy(step, f"{of}/{ROLE}"))
+        regrouped = flatten(regroup(unflatten(saved), meta["layout"], layout(decoder)))
         flat = {name: place(leaf.astype(dtype), shardings[name]) for name, leaf in regrouped.items()}
     tokenizer = workdir.tokenizer if workdir.tokenizer.exists() else None
     hf = meta.get("hf", {})

@@ -40,6 +40,8 @@ class Declaration:
     decay: bool
     """Whether weight decay applies."""
     init: Init
+    learned: bool = True
+    """Whether gradients move it. Otherwise a rule of its own does, and it lies in the train state's `model_state`."""
 
     def stacked(self) -> Declaration:
         """The same parameter with a leading layers axis."""

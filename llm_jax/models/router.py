@@ -54,7 +54,8 @@ class Router(nnx.Module):
         self.config = experts
         self.weight = matrix(D, experts.num, ("embed", "router"), config.init_std)
         self.bias = vector(experts.num, "router", "zeros") if experts.router_bias else None
-        self.correction = vector(experts.num, "router", "zeros") if experts.correction_bias else None
+        moved = Declaration(("router",), None, False, Init("zeros"), learned=False)
+        self.correction = parameter((experts.num,), moved) if experts.correction_bias else None
         if experts.noisy:
             declared = Declaration(("embed", "router"), ((0,), (1,)), True, Init("zeros"))
             self.noise = parameter((D, experts.num), declared)

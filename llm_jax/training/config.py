@@ -110,6 +110,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class BalancingConfig:
+    load_balance: float = 0.0
+    """Coefficient of Switch's loss on the experts' load: E times the sum over experts of load share and probability."""
+    sequence_balance: float = 0.0
+    """Coefficient of DeepSeek's, the same within each document."""
+    router_z: float = 0.0
+    """Coefficient of the mean squared log-sum-exp of the router's logits (ST-MoE)."""
+    importance: float = 0.0
+    """Coefficient of the squared coefficient of variation of the experts' summed weights (Shazeer et al. 2017)."""
+    load: float = 0.0
+    """Coefficient of the same of a noisy router's smooth load."""
+    bias_rate: float = 0.0
+    """Step of the correction biases towards an equal load, after each batch (DeepSeek-V3: 0.001)."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     steps: int = 1000
     """Optimizer steps."""
@@ -133,6 +149,8 @@ class TrainConfig:
     """Share of attention weights that is dropped, in training only; runs the plain attention, in memory B N T T."""
     z_loss: float = 0.0
     """Coefficient of the squared log-sum-exp of the logits, averaged over target tokens, in the training loss."""
+    balancing: BalancingConfig = field(default_factory=BalancingConfig)
+    """What keeps experts equally busy, in training only; nothing of it is on by itself."""
     freeze: tuple[str, ...] = ()
     """Regular expressions on `layers.3.attention.q.weight`, `embed.weight`, ...: these keep their values."""
     log_every: int = 10

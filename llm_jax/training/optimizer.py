@@ -10,6 +10,7 @@ from jaxtyping import Array
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.training.config import OptimizerConfig
 from llm_jax.training.groups import Rule, check_optimizer, make_rules
+from llm_jax.training.model_state import split
 from llm_jax.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon, UpdateRule
 from llm_jax.training.schedule import Schedule, make_schedule
 
@@ -50,16 +51,18 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer that a configuration describes.
 
-    `declarations_by_role`: `{role: nested dict of declarations}`, of the trained roles only. `freeze` and `layouts` as
-    for `make_rules`. State: `{"count": int32[]}` and, by name, what rules keep (`mu` and `nu` of AdamW, ...), each a
-    tree of the parameters that have it, float32; nothing for frozen parameters. `update(grads, state, params)` clips
-    by global norm first, as configured; gradients and updates have the trained parameters only.
+    `declarations_by_role`: `{role: nested dict of declarations}`, of the trained roles only; what is not `learned` is
+    left out. `freeze` and `layouts` as for `make_rules`. State: `{"count": int32[]}` and, by name, what rules keep
+    (`mu` and `nu` of AdamW, ...), each a tree of the parameters that have it, float32; nothing for frozen parameters.
+    `update(grads, state, params)` clips by global norm first, as configured; gradients and updates have the trained
+    parameters only.
     Raises UserError as `check_optimizer` and `make_rules`.
     """
     check_optimizer(config, steps)
     schedule = make_schedule(config, steps)
-    rules = make_rules(config, declarations_by_role, freeze, layouts)
-    declared = flatten(declarations_by_role)
+    learned, _ = split(declarations_by_role, declarations_by_role)
+    rules = make_rules(config, learned, freeze, layouts)
+    declared = flatten(learned)
     by_name: dict[str, UpdateRule] = {
         "adamw": AdamW(config.beta1, config.beta2, config.eps),
         "lion": Lion(config.lion),

@@ -1,5 +1,6 @@
 """The train state: a plain dict `{step, params, frozen, model_state, opt_state}`, parameters by role.
 
+`params` is what the optimizer trains, `model_state` the trained roles' parameters that it does not (see `model_state`).
 With a moving average of the weights also `ema`, which has the shape of `params`.
 """
 
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.sharding.placement import place
 from llm_jax.sharding.plan import Plan, storage_shardings
+from llm_jax.training.model_state import join, split
 from llm_jax.training.optimizer import Optimizer
 from llm_jax.training.optimizers.rule import slot_axes
 
@@ -27,7 +29,6 @@ def init_state(
     plan: Plan,
     *,
     frozen: Tree | None = None,
-    model_state: Tree | None = None,
     ema: bool = False,
 ) -> State:
     """The state of step 0, every leaf where `state_shardings` puts it.
@@ -39,7 +40,8 @@ def init_state(
     def make(params: Tree, frozen: Tree, model_state: Tree) -> State:
         return _state(params, optimizer, frozen, model_state, ema)
 
-    given = (dict(params), dict(frozen or {}), dict(model_state or {}))
+    learned, model_state = split(params, declarations)
+    given = (learned, dict(frozen or {}), model_state)
     shardings = state_shardings(jax.eval_shape(make, *given), declarations, plan)
     placed = tuple(place(tree, shardings[key]) for tree, key in zip(given, ("params", "frozen", "model_state")))
     return jax.jit(make, out_shardings=shardings, donate_argnums=(0, 1, 2))(*placed)
@@ -52,11 +54,11 @@ def abstract_state(
     plan: Plan,
     *,
     frozen: Tree | None = None,
-    model_state: Tree | None = None,
     ema: bool = False,
 ) -> State:
     """ShapeDtypeStructs with shardings of what `init_state` makes; takes arrays or ShapeDtypeStructs."""
-    like = jax.eval_shape(lambda p, f, m: _state(p, optimizer, f, m, ema), params, frozen or {}, model_state or {})
+    learned, model_state = split(params, declarations)
+    like = jax.eval_shape(lambda p, f, m: _state(p, optimizer, f, m, ema), learned, frozen or {}, model_state)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         like,
@@ -76,8 +78,9 @@ def _state(params: Tree, optimizer: Optimizer, frozen: Tree, model_state: Tree, 
 
 
 def weights_in_use(state: Tree) -> Tree:
-    """Trained parameters by role as evaluation, samples and export take them: the moving average where there is one."""
-    return state.get("ema", state["params"])
+    """Whole parameters of the trained roles as evaluation, samples and export take them: where there is a moving
+    average, of what the optimizer trains that."""
+    return join(state.get("ema", state["params"]), state["model_state"])
 
 
 def state_shardings(state: Tree, declarations: Tree, plan: Plan) -> State:
@@ -89,8 +92,10 @@ def state_shardings(state: Tree, declarations: Tree, plan: Plan) -> State:
     """
     replicated = plan.sharding(PartitionSpec())
 
-    def by_role(tree: Tree) -> dict[str, Any]:
-        return {role: storage_shardings(declarations[role], leaves, plan) for role, leaves in tree.items()}
+    learned, _ = split(declarations, declarations)
+
+    def by_role(tree: Tree, declared: Tree) -> dict[str, Any]:
+        return {role: storage_shardings(declared[role], leaves, plan) for role, leaves in tree.items()}
 
     declared = flatten(declarations)
 
@@ -104,12 +109,12 @@ def state_shardings(state: Tree, declarations: Tree, plan: Plan) -> State:
 
     shardings = {
         "step": replicated,
-        "params": by_role(state["params"]),
-        "frozen": by_role(state["frozen"]),
+        "params": by_role(state["params"], learned),
+        "frozen": by_role(state["frozen"], declarations),
         "model_state": jax.tree.map(lambda _: replicated, state["model_state"]),
         "opt_state": {
             key: slots(key, value) if isinstance(value, Mapping) else jax.tree.map(lambda _: replicated, value)
             for key, value in state["opt_state"].items()
         },
     }
-    return {**shardings, "ema": by_role(state["ema"])} if "ema" in state else shardings
+    return {**shardings, "ema": by_role(state["ema"], learned)} if "ema" in state else shardings

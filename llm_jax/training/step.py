@@ -22,6 +22,7 @@ from llm_jax.base.trees import flatten, unflatten
 from llm_jax.sharding.context import constrain, constrain_spec, use
 from llm_jax.sharding.plan import Plan
 from llm_jax.sharding.weights import Gathered, gather_all
+from llm_jax.training.model_state import join
 from llm_jax.training.optimizer import Optimizer, global_norm
 from llm_jax.training.state import State, state_shardings, weights_in_use
 from llm_jax.training.terms import (
@@ -91,9 +92,8 @@ def make_train_step(
     def step(state: State, batch: Rows) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP_PURPOSE), state["step"])
         batch = _numbered(batch) if objective.random else batch
-        grads, pairs = gradients(
-            objective, plan, declarations, state["params"], state["frozen"], batch, key, trained=trained
-        )
+        params = join(state["params"], state["model_state"])
+        grads, pairs = gradients(objective, plan, declarations, params, state["frozen"], batch, key, trained=trained)
         axes = {path: flatten(declarations)[path].axes for path in trained}
         grads = {path: constrain_spec(g, plan.storage_spec(axes[path], g.shape)) for path, g in grads.items()}
         grads = optimizer.masked(grads)
@@ -101,10 +101,12 @@ def make_train_step(
         updates, opt_state = optimizer.update(unflatten(grads), state["opt_state"], state["params"])
         flat = flatten(state["params"])
         params = unflatten(flat | {path: flat[path] + update for path, update in flatten(updates).items()})
-        metrics = divide_pairs(pairs, objective.coefficients)
+        metrics = _values(objective, pairs)
         metrics |= {name: jnp.stack(pairs[name]) for name in objective.sparse}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}
+        if objective.moved is not None:
+            new["model_state"] = objective.moved(state["model_state"], pairs)
         if ema_decay is not None:
             share = 1 - ema_decay
             new["ema"] = jax.tree.map(lambda e, p: e + share * (p - e), state["ema"], params)
@@ -127,7 +129,7 @@ def make_grads(objective: Objective, plan: Plan, declarations: Mapping[str, Any]
 
     def run(params: Params, frozen: Params, batch: Rows) -> tuple[Array, dict[str, Array], dict[str, Any]]:
         grads, pairs = gradients(objective, plan, declarations, params, frozen, batch, jax.random.key(0))
-        metrics = divide_pairs(pairs, objective.coefficients)
+        metrics = _values(objective, pairs)
         return metrics.pop("loss"), metrics, unflatten(grads)
 
     return Program(plan, lambda *_: jax.jit(run))
@@ -149,7 +151,7 @@ def make_eval_step(objective: Objective, plan: Plan, declarations: Mapping[str, 
             sums, metrics = objective.terms(params, frozen, rows, statistics, jax.random.key(0))
             return {**loss_pairs(sums, weights), **metrics}
 
-        pairs = _over_microbatches(one, batch, _statistics(objective, params, frozen, batch))
+        pairs = _over_microbatches(one, batch, _statistics(objective, params, frozen, batch, jax.random.key(0)))
         return _added(pairs, weights)
 
     return Program(plan, lambda *_: jax.jit(run))
@@ -162,7 +164,7 @@ def evaluate(eval_step: Callable[[State, Rows], Pairs], objective: Objective, st
         pairs = add_pairs(pairs, jax.device_get(eval_step(state, batch)))
     # Where the evaluated batches hold nothing of a sparse metric, it has no value.
     pairs = {n: pair for n, pair in (pairs or {}).items() if n not in objective.sparse or pair[1] > 0}
-    values = divide_pairs(pairs, objective.coefficients)
+    values = _values(objective, pairs)
     return {name: float(value) for name, value in values.items()}
 
 
@@ -200,7 +202,7 @@ def gradients(
         return unflatten(flat_params | at)
 
     weights = objective.weights(batch)
-    statistics = _statistics(objective, params, frozen, batch)
+    statistics = _statistics(objective, params, frozen, batch, key)
 
     def loss(at: dict[str, Array], rows: Rows, statistics: Any) -> tuple[Array, Pairs]:
         sums, metrics = objective.terms(bound(at), frozen, rows, statistics, key)
@@ -257,12 +259,18 @@ def _over_microbatches(f: Callable[[Rows, Any], Any], batch: Rows, statistics: A
     return jax.lax.scan(body, None, (jnp.arange(_count(batch), dtype=jnp.int32), dict(batch)))[1]
 
 
-def _statistics(objective: Objective, params: Params, frozen: Params, batch: Rows) -> Any:
-    """The first pass: leaves [k, ...], without gradient; None where the objective declares none."""
-    if objective.batch_statistics is None:
+def _statistics(objective: Objective, params: Params, frozen: Params, batch: Rows, key: Array) -> Any:
+    """The first pass: leaves [k, ...], without gradient; None where the objective declares none, or needs none."""
+    if objective.batch_statistics is None or (_count(batch) == 1 and not objective.statistics_of_one):
         return None
     compute = objective.batch_statistics
-    return jax.lax.stop_gradient(_over_microbatches(lambda rows, _: compute(params, frozen, rows), batch, None))
+    return jax.lax.stop_gradient(_over_microbatches(lambda rows, _: compute(params, frozen, rows, key), batch, None))
+
+
+def _values(objective: Objective, pairs: Pairs) -> dict[str, Array]:
+    """What is reported of a whole batch or evaluation."""
+    reported = pairs if objective.summary is None else objective.summary(pairs)
+    return divide_pairs(reported, objective.coefficients)
 
 
 def _added(pairs: Pairs, weights: Mapping[str, Array]) -> Pairs:

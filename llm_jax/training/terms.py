@@ -29,9 +29,16 @@ class Objective:
     """`batch of arrays [k, n, ...]` -> float32[] by name; a term of weight 0 counts as 0."""
     coefficients: Mapping[str, float] = field(default_factory=dict)
     """Factor of each term; 1 where it has none."""
-    batch_statistics: Callable[[Params, Params, Rows], Any] | None = None
-    """`(params, frozen, microbatch)` -> pytree, computed without gradient for all microbatches in a first pass; terms
-    then receive `Statistics`. None: no pass, and terms receive None."""
+    batch_statistics: Callable[[Params, Params, Rows, Array], Any] | None = None
+    """`(params, frozen, microbatch, key)` -> pytree, computed without gradient for all microbatches in a first pass;
+    terms then receive `Statistics`. None: no pass, and terms receive None."""
+    statistics_of_one: bool = True
+    """Whether a batch of a single microbatch needs that pass too; otherwise its terms receive None."""
+    summary: Callable[[Pairs], Pairs] | None = None
+    """From the whole batch's metrics, or those of an evaluation, to the ones that are reported: for what is no ratio of
+    two sums. Terms may hand out arrays for it."""
+    moved: Callable[[Params, Pairs], dict[str, Any]] | None = None
+    """`(model_state, metrics of the whole batch before summary)` -> the model state after the step. None: it stays."""
     random: bool = False
     """Whether terms draw random numbers in training: rows then have `example`, int32[n], each one's place in the global
     batch. With it and the step's key the numbers are the same on any mesh and for any microbatches."""

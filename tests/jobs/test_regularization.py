@@ -114,7 +114,7 @@ def test_with_none_set_the_program_is_the_one_without():
     state = init_state({"policy": init_params(DECODER, 0)}, optimizer, DECLS, plan)
     texts = [
         make_train_step(objective, optimizer, plan, DECLS).lower(state, rows("sft", 2)).as_text()
-        for objective in (before, sft_objective(DECODER, regularization(TrainConfig())))
+        for objective in (before, sft_objective(DECODER, regularization(TrainConfig(), DECODER.config)))
     ]
     assert texts[0] == texts[1] and "threefry" not in texts[0]
 

@@ -55,7 +55,7 @@ def scores(params, rows):
     return -token_scores(model, hidden, targets, here.at[:, -1].set(0) > 0)["logps"]
 
 
-def per_row(params, frozen, rows):
+def per_row(params, frozen, rows, key):
     return scores(params, rows).sum(-1)
 
 

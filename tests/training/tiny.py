@@ -16,6 +16,7 @@ V, D, F, L, T = 32, 16, 32, 3, 6
 class Declared:
     axes: tuple[str, ...]
     decay: bool = True
+    learned: bool = True
 
     @property
     def matrix(self):
@@ -99,7 +100,7 @@ def several() -> Objective:
     def per_row(params, rows):
         return nll(params, rows).sum(-1)
 
-    def statistics(params, frozen, rows):
+    def statistics(params, frozen, rows, key):
         return {"loss": per_row(params["policy"], rows), "other": per_row(frozen["ref"], rows)}
 
     def terms(params, frozen, rows, statistics, key):
