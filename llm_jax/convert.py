@@ -1,5 +1,6 @@
 """`python -m llm_jax.convert SRC DST`: a Hugging Face folder to a native one, and back."""
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,15 @@ USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|fl
 SRC a Hugging Face folder  -> DST a native folder (checkpoints, tokenizer, architecture)
 SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safetensors, tokenizer)
 
-Which one SRC is, is recognised. DST must be empty or absent.
+Which one SRC is, is recognised. DST must be empty or absent, or what a conversion that was stopped has left.
 Tensors keep their values and, going back, their dtypes, or get the one of --dtype.
 The checksum is over names, dtypes, shapes and values: both layouts of one model have the same.
 --kv-heads=G makes a model of G key and value heads, each the mean of those it stands for (then train on).
 --verify reads DST again and compares logits and greedy tokens of both."""
 
 FLAGS = {"--dtype": "float32", "--kv-heads": "2"}
+WRITTEN = re.compile(r"[\w.-]+\.(safetensors|part|json|model|txt|jinja|new)|checkpoints|tokenizer|lock")
+"""Names of what a conversion writes."""
 VERIFIED_TOKENS, GREEDY_TOKENS = 32, 16
 
 
@@ -35,12 +38,13 @@ def main(args: list[str]) -> None:
         raise UserError(f"convert takes SRC and DST, not {len(words)} arguments (see --help)")
 
     from llm_jax.storage.remote import to_path
+    from llm_jax.storage.unfinished import check_free, written
 
     source, target = map(to_path, words)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is not empty")
+    check_free(target, WRITTEN)
 
-    from llm_jax.models.loading import FLOATS, load, read_hf_config
+    from llm_jax.models.hf_folders import FLOATS
+    from llm_jax.models.loading import load, read_hf_config
     from llm_jax.models.saving import checksum, save, save_native
 
     dtype = given.get("--dtype")
@@ -56,10 +60,11 @@ def main(args: list[str]) -> None:
         if not given["--kv-heads"].isdecimal():
             raise UserError(f"--kv-heads={given['--kv-heads']} is not a number")
         model = group_heads(model, int(given["--kv-heads"]))
-    if native:
-        save(model, target, dtype)
-    else:
-        save_native(model, target)
+    with written(target, WRITTEN):
+        if native:
+            save(model, target, dtype)
+        else:
+            save_native(model, target)
     print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout)")
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")

@@ -23,7 +23,8 @@ def read_model_folder(folder: epath.Path, config: dict[str, Any]) -> tuple[hf.To
     `add_eos_token` is true, and `added_tokens_decoder` may add tokens behind the model's.
 
     Raises:
-      UserError: as `convert`; the model is a git-LFS pointer; or the ids of the folder's `tokenizer_class` are not the model's.
+      UserError: as `convert`; the model is a git-LFS pointer; or the ids of the folder's `tokenizer_class` are not
+        the model's.
     """
     file = folder / MODEL_FILE
     name = str(config.get("tokenizer_class") or "")

@@ -18,10 +18,11 @@ from llm_jax.models import Decoder, abstract_params, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.flops import flops_per_token
-from llm_jax.models.loading import read_model_config
+from llm_jax.models.loading import check_folder, read_model_config
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import abstract_plan, check_divides
 from llm_jax.sharding.config import MeshConfig
+from llm_jax.storage.safetensors import has_weights
 from llm_jax.training.config import TrainConfig
 from llm_jax.training.memory import step_memory
 from llm_jax.training.optimizer import make_optimizer
@@ -53,7 +54,7 @@ def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Settin
     if split_reference(reference) is None:
         if overrides:
             raise UserError(f"--config.{overrides[0][0]} is for a config file; {reference} is none")
-        model = read_model_config(reference)
+        model = _of_folder(reference)
         return Setting(reference, model, window=min(model.max_position_embeddings, 2048))
     config, model = _of_config(reference, overrides, (Path(),), ())
     if not hasattr(config, "train"):
@@ -88,8 +89,15 @@ def _of_config(
 def _model(reference: str, folders: tuple[Path, ...], trail: tuple[str, ...]) -> ModelConfig:
     if split_reference(reference) is not None:
         return _of_config(reference, (), folders, trail)[1]
-    folder = next((f / reference for f in folders if (f / reference).is_dir()), Path(reference))
-    return read_model_config(folder)
+    return _of_folder(next((f / reference for f in folders if (f / reference).is_dir()), reference))
+
+
+def _of_folder(path: str | Path) -> ModelConfig:
+    """The architecture. A config.json is enough; but weights that lie beside it have to be its own."""
+    model = read_model_config(path)
+    if has_weights(path):
+        check_folder(path)
+    return model
 
 
 def _vocabulary(tokenizer: Any) -> int:

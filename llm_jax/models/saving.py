@@ -30,9 +30,11 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
     """
     path = epath.Path(path)
+    # First whatever may find the model wanting: then nothing is written.
+    tensors = hf_tensors(model, dtype)
+    fields = family(model.config.family).to_hf(model.config, model.extra)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").unlink(missing_ok=True)
-    tensors = hf_tensors(model, dtype)
     with Progress(f"writing {path.name}") as progress:
 
         def told(done: int, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -43,7 +45,6 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     if model.tokenizer_dir is not None:
         copy_tokenizer(model.tokenizer_dir, path)
     stored = {tensor.dtype for tensor in tensors.values()}
-    fields = family(model.config.family).to_hf(model.config, model.extra)
     if len(stored) == 1:
         # Releases of transformers before 4.56 know the old name only.
         fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()

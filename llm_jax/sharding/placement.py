@@ -1,6 +1,6 @@
 """Between the memory of this process and arrays that lie on the devices of several."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -45,6 +45,28 @@ def place(tree: Any, shardings: Any) -> Any:
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(one, tree, shardings)
+
+
+def place_pieces(shape: tuple[int, ...], sharding: Any, piece: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+    """An array that is never whole in this process's memory, unless one of its devices holds it so.
+
+    Args:
+        shape: of the whole array.
+        sharding: None for this process's default device.
+        piece: gives the part at an index. Called once for each different part that devices of this process hold, and
+            again when the one before has been copied to them.
+    """
+    if sharding is None:
+        return jax.block_until_ready(jax.device_put(piece(tuple(slice(0, size) for size in shape))))
+    holders: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        where = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+        holders.setdefault(where, []).append(device)
+    arrays = []
+    for where, devices in holders.items():
+        value = piece(tuple(slice(*part) for part in where))
+        arrays += jax.block_until_ready([jax.device_put(value, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def row_part(plan: Plan) -> Part:

@@ -58,8 +58,8 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
     """What a folder's safetensors hold, from the headers alone.
 
     Raises UserError for a folder with no weights or with pickles only (named; they are never read), for a truncated
-    or malformed file or a git-LFS pointer, and for an index that is not what the shards are: it names a file that is not
-    there, or a tensor that the file lacks, or leaves one out.
+    or malformed file or a git-LFS pointer, and for an index that is not what the shards are: it names a file that is
+    not there, or a tensor that the file lacks, or leaves one out.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -92,17 +92,31 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
     return {name: found[name] for name in weight_map}
 
 
+def has_weights(folder: epath.PathLike) -> bool:
+    """Whether a folder holds weights or a part of them, readable ones or not."""
+    names = [child.name for child in epath.Path(folder).iterdir()]
+    return any(name == _INDEX or name.endswith((".safetensors", *_PICKLES)) for name in names)
+
+
 class LazyTensors(Mapping[str, np.ndarray]):
-    """A folder's tensors by name; each is read, read-only, when it is asked for. Raises as `read_index`."""
+    """A folder's tensors by name, read-only. Raises as `read_index`.
+
+    Those of a local file are views of it, mapped: its bytes are read where they are looked at, and are the system's to
+    drop. Those of a remote one are read when they are asked for.
+    """
 
     def __init__(self, folder: epath.PathLike) -> None:
         self.index = read_index(folder)
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, shape, dtype, start = self.index[name]
+        count = math.prod(shape)
+        # NumPy maps no empty range, and a tensor that starts between two numbers would be slow to work with.
+        if count and start % dtype.itemsize == 0 and not is_remote(file):
+            return np.memmap(file, dtype, "r", start, shape).view(np.ndarray)
         with file.open("rb") as stream:
             stream.seek(start)
-            data = stream.read(int(np.prod(shape)) * dtype.itemsize)
+            data = stream.read(count * dtype.itemsize)
         return np.frombuffer(data, dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
