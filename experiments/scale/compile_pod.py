@@ -30,7 +30,7 @@ from llm_jax.jobs.registry import load_config
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params, declarations
-from llm_jax.models.flops import flops_per_token
+from llm_jax.models.flops import training_flops_per_token
 from llm_jax.sharding import MeshConfig, make_plan
 from llm_jax.training import abstract_state, make_optimizer, make_train_step
 from llm_jax.training.peaks import peak_flops
@@ -106,7 +106,7 @@ def main() -> None:
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = compiled.as_text()
     tokens = args.microbatches * rows * config.data.window / len(devices)
-    flops = 3 * flops_per_token(decoder.config, config.data.window) * tokens
+    flops = training_flops_per_token(decoder.config, config.data.window, False) * tokens
     peak = peak_flops(devices[0], "bfloat16")
     figures = {
         "topology": args.topology,

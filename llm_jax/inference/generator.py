@@ -117,6 +117,7 @@ class Generator:
         max_positions: int | None = None,
     ):
         self.config = model.config.resolved()
+        self.config.check_predicts("generation")
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_positions = self.config.max_position_embeddings if max_positions is None else max_positions

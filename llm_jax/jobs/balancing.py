@@ -118,10 +118,14 @@ def moved_biases(decoder: Decoder, rate: float) -> Callable[[Params, Pairs], dic
     def move(state: Params, pairs: Pairs) -> dict[str, Any]:
         assigned, flat = pairs[f"{PREFIX}assigned"][0], flatten(state)
         for path, bias in flat.items():
-            _, _, segment, position, _ = path.split("/", 4)
-            layers = decoder.groups[int(segment)].layers(int(position))
-            rows = jnp.array([with_experts.index(layer) for layer in layers])
-            flat[path] = experts.bias_update(bias, assigned[rows], rate)
+            _, part, number, position, _ = path.split("/", 4)
+            if part == "segments":
+                layers = decoder.groups[int(number)].layers(int(position))
+                rows = jnp.array([with_experts.index(layer) for layer in layers])
+                flat[path] = experts.bias_update(bias, assigned[rows], rate)
+            elif len(assigned) > len(with_experts):
+                # The routers of further tokens come behind the others, where they take part.
+                flat[path] = experts.bias_update(bias, assigned[len(with_experts) + int(number)], rate)
         return unflatten(flat)
 
     return move

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.registry import load_config, split_reference
+from llm_jax.jobs.regularization import frozen_patterns, without_noise
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
-from llm_jax.models import Decoder, abstract_params, declarations, layout
+from llm_jax.models import Decoder, abstract_params, bind, declarations, layout
 from llm_jax.models.cache import init_caches
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.flops import flops_per_token
+from llm_jax.models.flops import flops_per_token, training_flops_per_token
 from llm_jax.models.loading import check_folder, read_model_config
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import abstract_plan, check_divides
@@ -27,9 +29,7 @@ from llm_jax.training.config import TrainConfig
 from llm_jax.training.memory import step_memory
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import abstract_state
-
-PER_TRAINING_STEP = 3
-"""Forward passes that a training step's products amount to, without recomputation: one forward, two backward."""
+from llm_jax.training.terms import Objective, Pairs, Params, Rows
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,20 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
     parts = parameters_by_part(decoder)
     dtype, sequences = train.compute_dtype, train.batch_size if batch is None else batch
     one, two = (_cache_bytes(model, 1, length, dtype) for length in (1, 2))
+    tied = model.tie_embeddings and model.head.labels is None
     forward = flops_per_token(model, setting.window)
     return {
         "model": setting.label,
         "family": model.family,
         "layers": [dataclasses.asdict(row) for row in rows(decoder)],
-        "parameters": {**parts, "total": sum(parts.values()), "tied_head": model.tie_embeddings},
+        "parameters": {**parts, "total": sum(parts.values()), "tied_head": tied},
         "flops_per_token": {
             "window": setting.window,
             "forward": forward,
-            "training": PER_TRAINING_STEP * forward,
+            "training": training_flops_per_token(model, setting.window, setting.train.mtp_weight > 0),
             # A query over k keys costs what one costs on average in a sequence of 2k - 1 tokens.
-            "decoding_first": flops_per_token(model, 1),
-            "decoding_last": flops_per_token(model, 2 * setting.window - 1),
+            "decoding_first": flops_per_token(model, 1) if model.causal else None,
+            "decoding_last": flops_per_token(model, 2 * setting.window - 1) if model.causal else None,
         },
         "cache": {
             "dtype": dtype,
@@ -146,6 +147,8 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
 
 
 def _cache_bytes(model: ModelConfig, batch: int, length: int, dtype: str) -> int:
+    if not model.causal:
+        return 0
     caches = jax.eval_shape(lambda: init_caches(model, batch, length, dtype))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(caches))
 
@@ -172,7 +175,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
         train.optimizer,
         {"policy": declared["policy"]},
         train.steps,
-        freeze=train.freeze,
+        freeze=frozen_patterns(train, model),
         layouts={"policy": layout(decoder)},
     )
     params = abstract_params(decoder)
@@ -184,7 +187,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
             state,
             declared,
             decoder,
-            sft_objective,
+            partial(_tokens_objective, train) if model.head.labels is None else _scores_objective,
             plan,
             batch_size=train.batch_size,
             window=setting.window,
@@ -207,6 +210,22 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
     }
 
 
+def _tokens_objective(train: TrainConfig, decoder: Decoder) -> Objective:
+    return sft_objective(decoder, without_noise(train, decoder.config))
+
+
+def _scores_objective(decoder: Decoder) -> Objective:
+    """The sum of all scores: its backward pass keeps what that of any loss of them does."""
+
+    def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Any) -> tuple[dict[str, Any], Pairs]:
+        del frozen, statistics, key
+        bound = bind(decoder, params["policy"])
+        hidden, _, _ = bound(rows["tokens"], rows["positions"], rows["segment_ids"])
+        return {"scores": bound.scores(hidden, rows["segment_ids"]).sum()}, {}
+
+    return Objective(terms, lambda batch: {})
+
+
 def text(described: Mapping[str, Any]) -> str:
     """The same for a terminal."""
     counts, flops, cache, memory = (described[key] for key in ("parameters", "flops_per_token", "cache", "memory"))
@@ -226,18 +245,25 @@ def text(described: Mapping[str, Any]) -> str:
             tied = "   tied to embed" if part == "head" and counts["tied_head"] else ""
             lines.append(f"  {part:<12}{count:>18,}  {count / total:6.1%}{tied}")
     lines.append(f"  {'total':<12}{total:>18,}")
-    window = flops["window"]
+    window, decodes = flops["window"], flops["decoding_first"] is not None
     lines += [
         "",
         "flops per token: 2 for each weight of a matrix product, and attention's two products over the keys it sees",
         f"  {f'forward, {window} tokens':<28}{flops['forward']:>12.4g}",
         f"  {'training, 3 x forward':<28}{flops['training']:>12.4g}   without recomputation",
-        f"  {'decoding, over 1 key':<28}{flops['decoding_first']:>12.4g}",
-        f"  {f'decoding, over {window} keys':<28}{flops['decoding_last']:>12.4g}",
-        "",
-        f"cache, {cache['dtype']}",
-        f"  {'per token':<28}{cache['bytes_per_token']:>12,} bytes",
-        f"  {f'{cache["sequences"]} x {cache["window"]} tokens':<28}{_size(cache['bytes']):>12}",
+    ]
+    if decodes:
+        lines += [
+            f"  {'decoding, over 1 key':<28}{flops['decoding_first']:>12.4g}",
+            f"  {f'decoding, over {window} keys':<28}{flops['decoding_last']:>12.4g}",
+            "",
+            f"cache, {cache['dtype']}",
+            f"  {'per token':<28}{cache['bytes_per_token']:>12,} bytes",
+            f"  {f'{cache["sequences"]} x {cache["window"]} tokens':<28}{_size(cache['bytes']):>12}",
+        ]
+    else:
+        lines += ["", "cache: none, an encoder's tokens see those that come later"]
+    lines += [
         "",
         f"training memory per device: data={memory['data']} tensor={memory['tensor']} zero={memory['zero']}, "
         f"{memory['compute_dtype']}, batch {memory['batch_size']} x {memory['window']} in {memory['microbatches']} "

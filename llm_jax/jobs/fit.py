@@ -16,12 +16,11 @@ from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokeni
 from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
-from llm_jax.jobs.balancing import check_balancing
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
-from llm_jax.jobs.regularization import check_regularization
+from llm_jax.jobs.regularization import check_of_model, check_regularization, frozen_patterns
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.flops import flops_per_token
+from llm_jax.models.flops import training_flops_per_token
 from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.remote import fetch, is_remote, local_copy, publish, to_path
@@ -95,10 +94,11 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError where the mesh does not divide the model, the window is longer than its positions, or experts
-    are to be balanced that it does not have."""
+    """Raises UserError for a model without logits of next tokens, where the mesh does not divide it, the window is
+    longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
+    model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
-    check_balancing(config.train.balancing, model)
+    check_of_model(config.train, model)
     if config.data.window > model.max_position_embeddings:
         raise UserError(
             f"data.window={config.data.window} is longer than the model's {model.max_position_embeddings} positions"
@@ -244,7 +244,7 @@ def fit(
             regroup=regroup,
             logging=s.config.logging,
             profile=s.config.profile,
-            flops_per_token=3 * flops_per_token(s.decoder.config, s.config.data.window),
+            flops_per_token=training_flops_per_token(s.decoder.config, s.config.data.window, config.mtp_weight > 0),
         )
     )
 
@@ -259,7 +259,8 @@ def policy_optimizer(config: TrainConfig, decoder: Decoder) -> Optimizer:
     """The optimizer of the role `policy`. Raises UserError as `make_optimizer`."""
     layouts = {"policy": layout(decoder)}
     declared = {"policy": declarations(decoder)}
-    return make_optimizer(config.optimizer, declared, config.steps, freeze=config.freeze, layouts=layouts)
+    freeze = frozen_patterns(config, decoder.config)
+    return make_optimizer(config.optimizer, declared, config.steps, freeze=freeze, layouts=layouts)
 
 
 def policy_of(state: Any) -> Params:

@@ -84,6 +84,7 @@ def prepare(node: "Node") -> None:
 def open_model(parent: Any, field: str) -> tuple[Origin, Tokenizer]:
     """Where a model lies and its tokenizer, which fits it. Raises UserError."""
     source = origin(parent, field)
+    source.model.check_predicts(field)
     tokenizer = load_tokenizer(source.tokenizer)
     check_tokenizer(source.model, tokenizer.vocab_size, field)
     return source, tokenizer

@@ -32,6 +32,10 @@ def check(node: "Node") -> None:
         raise UserError(f"beta is {config.beta}; it must be positive")
     if not 0 <= config.label_smoothing < 0.5:
         raise UserError(f"label_smoothing is {config.label_smoothing}; it must be at least 0 and below 0.5")
+    if config.train.mtp_weight:
+        raise UserError(
+            f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
+        )
     check_training(node, "preference")
 
 
@@ -39,7 +43,9 @@ def prepare(node: "Node") -> None:
     """Renders and packs the pairs with the policy's tokenizer, which has to be the reference's too."""
     prepare_child(node, "preference")
     if "reference" in node.parents:
-        reference = load_tokenizer(origin(node.parents["reference"], "reference").tokenizer)
+        parent = origin(node.parents["reference"], "reference")
+        parent.model.check_predicts("reference")
+        reference = load_tokenizer(parent.tokenizer)
         policy = load_tokenizer(origin(node.parents["init_from"], "init_from").tokenizer)
         if reference.fingerprint != policy.fingerprint:
             raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")

@@ -52,6 +52,8 @@ def check(node: "Node") -> None:
         known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
         family(config.model.family).check(known)
         check_shapes(config, make_plan(config.mesh), config.model)
+        if config.model.mtp and not config.train.mtp_weight:
+            raise UserError(f"model.mtp={config.model.mtp} is not trained without train.mtp_weight (DeepSeek-V3: 0.3)")
         check_bpe_size(config.tokenizer.vocab_size)
     path, default = config.tokenizer.path, TokenizerConfig()
     for name in ("kind", "vocab_size", "split_digits"):

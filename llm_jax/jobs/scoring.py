@@ -12,46 +12,59 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.head import token_scores
+from llm_jax.models.mtp import ahead, same_document
 from llm_jax.training.terms import Rows
 
 
-def next_tokens(
-    tokens: Int[Array, "*batch T"], segment_ids: Int[Array, "*batch T"], loss_mask: Integer[Array, "*batch T"]
-) -> tuple[Int[Array, "*batch T"], Bool[Array, "*batch T"]]:
-    """Each position's target (the next token; 0 at the window's end) and whether it is one.
+def next_tokens(rows: Rows, by: int = 1) -> tuple[Int[Array, "*batch T"], Bool[Array, "*batch T"]]:
+    """Each position's target (the token `by` places on; 0 beyond the window's end) and whether it is one.
 
     The first token of a document is never a target: nothing of its document precedes it.
     """
-
-    def next_of(x: Array) -> Array:
-        return jnp.concatenate([x[..., 1:], jnp.zeros_like(x[..., :1])], axis=-1)
-
-    targets, next_segments, next_mask = (next_of(x) for x in (tokens, segment_ids, loss_mask))
-    return targets, (next_mask != 0) & (next_segments == segment_ids) & (segment_ids != 0)
+    return ahead(rows["tokens"], by), (ahead(rows["loss_mask"], by) != 0) & same_document(rows["segment_ids"], by)
 
 
-def target_counts(rows: Rows) -> Integer[Array, ""]:
-    """Number of target tokens in rows with any leading axes (microbatches, batch)."""
-    return next_tokens(rows["tokens"], rows["segment_ids"], rows["loss_mask"])[1].sum()
+def target_counts(rows: Rows, by: int = 1) -> Integer[Array, ""]:
+    """Number of target tokens, `by` places on, in rows with any leading axes (microbatches, batch)."""
+    return next_tokens(rows, by)[1].sum()
+
+
+def run_rows(
+    decoder: Decoder, rows: Rows, *, further: bool = False, **arguments: Any
+) -> tuple[Float[Array, "B T D"], list[Float[Array, "B T D"]], dict[str, Array]]:
+    """A decoder over rows: its states; with `further` those for the tokens after the next one; and the statistics of
+    all routers that took part, `[layers, ...]` each. `arguments` go to the decoder's call."""
+    tokens, positions, segment_ids = (rows[name] for name in ("tokens", "positions", "segment_ids"))
+    hidden, _, aux = decoder(tokens, positions, segment_ids, **arguments)
+    routers = aux.get("experts", {})
+    if not further:
+        return hidden, [], routers
+    states, own = decoder.further(hidden, tokens, positions, segment_ids)
+    return hidden, states, {name: jnp.concatenate([x, own[name]]) if own else x for name, x in routers.items()}
 
 
 def score_rows(
-    decoder: Decoder, rows: Rows, outputs: tuple[str, ...], **arguments: Any
+    decoder: Decoder, rows: Rows, outputs: tuple[str, ...], *, further: bool = False, **arguments: Any
 ) -> tuple[dict[str, Any], Bool[Array, "B T"]]:
     """Runs a decoder with its parameters bound over rows; `outputs` of each position's prediction, and where it counts.
 
     Outputs are those of `kernels.linear_cross_entropy` (`logps`, `entropy`, `mean_logit`, ...), float32[B, T], and
     `is_top1`, bool[B, T]: whether the target is the most likely token. 0 and False where the mask is false. Of a model
-    with experts also `experts`, its routers' statistics. `arguments` go to the decoder's call.
+    with experts also `experts`, its routers' statistics. With `further` also `logps_further`, a list of what is said
+    of the targets 2, 3, … places on, 0 where there is none. `arguments` go to the decoder's call.
     """
-    targets, mask = next_tokens(rows["tokens"], rows["segment_ids"], rows["loss_mask"])
-    hidden, _, aux = decoder(rows["tokens"], rows["positions"], rows["segment_ids"], **arguments)
+    targets, mask = next_tokens(rows)
+    hidden, states, routers = run_rows(decoder, rows, further=further, **arguments)
     wanted = tuple("argmax" if name == "is_top1" else name for name in outputs)
     scores: dict[str, Any] = dict(token_scores(decoder, hidden, targets, mask, outputs=wanted))
     if "is_top1" in outputs:
         scores["is_top1"] = mask & (scores.pop("argmax") == targets)
-    if "experts" in aux:
-        scores["experts"] = aux["experts"]
+    if routers:
+        scores["experts"] = routers
+    if further:
+        scores["logps_further"] = [
+            token_scores(decoder, state, *next_tokens(rows, by))["logps"] for by, state in enumerate(states, start=2)
+        ]
     return scores, mask
 
 

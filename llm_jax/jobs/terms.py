@@ -35,7 +35,8 @@ def sft_objective(decoder: Decoder, extra: Regularization = NONE, sources: Seque
         del frozen
         outputs = ("logps", "entropy", "is_top1", *extra.outputs)
         noise = extra.decoder_arguments(decoder, key, rows)
-        scores, mask = score_rows(bind(decoder, params["policy"]), rows, outputs, **noise)
+        policy = bind(decoder, params["policy"])
+        scores, mask = score_rows(policy, rows, outputs, further=extra.depth > 0, **noise)
         losses, metrics = sft(scores["logps"], mask, scores["entropy"], scores["is_top1"])
         targets = mask.sum().astype(jnp.float32)
         averaged = {name: (values.sum(), targets) for name, values in metrics.items()}

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from llm_jax.models.families import family as family
     from llm_jax.models.families import family_for as family_for
     from llm_jax.models.head import token_scores as token_scores
+    from llm_jax.models.head_config import HeadConfig as HeadConfig
     from llm_jax.models.init import init_params as init_params
     from llm_jax.models.loading import Model as Model
     from llm_jax.models.loading import load as load
+    from llm_jax.models.new_head import with_head as with_head
     from llm_jax.models.parameter import abstract_params as abstract_params
     from llm_jax.models.parameter import bind as bind
     from llm_jax.models.parameter import declarations as declarations
@@ -42,6 +44,8 @@ __getattr__ = lazy_exports(
         "init_caches": "llm_jax.models.cache",
         "init_params": "llm_jax.models.init",
         "token_scores": "llm_jax.models.head",
+        "HeadConfig": "llm_jax.models.head_config",
+        "with_head": "llm_jax.models.new_head",
         "Model": "llm_jax.models.loading",
         "load": "llm_jax.models.loading",
         "save": "llm_jax.models.saving",

@@ -13,7 +13,7 @@ from llm_jax.models.cache import Cache, Scoring
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.feed_forward import residual_std
 from llm_jax.models.layers import Linear
-from llm_jax.models.norms import RMSNorm
+from llm_jax.models.norms import RMSNorm, plain_norm
 from llm_jax.models.parameter import vector
 from llm_jax.models.rope import rotate
 from llm_jax.models.segments import LayerSpec
@@ -36,12 +36,14 @@ class Attention(nnx.Module):
         self.k = Linear(D, K, ("embed", "kv_heads"), bias=bias, std=std)
         self.v = Linear(D, K, ("embed", "kv_heads"), bias=bias, std=std)
         self.o = Linear(N, D, ("heads", "embed"), bias=config.output_bias, std=residual_std(config))
-        if config.qk_norm != "none":
+        if config.qk_norm in ("head", "whole"):
             whole, offset = config.qk_norm == "whole", config.norm == "rms_offset"
             sizes = ((N, "heads"), (K, "kv_heads")) if whole else ((H, "head_dim"),) * 2
             self.q_norm, self.k_norm = (
                 RMSNorm(size, config.norm_eps, offset=offset, axis=axis) for size, axis in sizes
             )
+        self.plain_eps = config.norm_eps if config.qk_norm == "plain" and spec.rope != "none" else None
+        self.growth = (config.query_growth, config.query_growth_every) if spec.rope == "none" else (None, 0)
         self.sinks = Sinks(config.num_heads) if config.sinks else None
         self.head_dim, self.qk_norm, self.interleaved = H, config.qk_norm, config.rope_interleaved
         self.scale = (H**-0.5 if config.query_scale is None else config.query_scale) / spec.divisor
@@ -64,6 +66,12 @@ class Attention(nnx.Module):
         turned = shared.local_rope if self.rope == "local" else shared.rope
         if self.rope != "none" and turned is not None:
             q, k = rotate(q, turned, self.interleaved), rotate(k, turned, self.interleaved)
+        if self.plain_eps is not None:
+            q, k = plain_norm(q, self.plain_eps), plain_norm(k, self.plain_eps)
+        growth, every = self.growth
+        if growth is not None:
+            steps = jnp.floor((shared.meta.positions + 1) / every)
+            q = (q * (1 + growth * jnp.log1p(steps))[..., None, None]).astype(q.dtype)
         scoring = Scoring(
             self.scale,
             self.softcap,

@@ -80,10 +80,10 @@ class Cache(Protocol):
         ...
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["dropout"], meta_fields=["window", "chunk"])
+@partial(jax.tree_util.register_dataclass, data_fields=["dropout"], meta_fields=["window", "chunk", "causal"])
 @dataclass(frozen=True)
 class Packed:
-    """No past: tokens attend causally within their own document of the same row. Used by training and scoring."""
+    """No past: tokens attend within their own document of the same row. Used by training and scoring."""
 
     window: int | None = None
     """Tokens that a token sees, itself included; None means all before it."""
@@ -91,9 +91,16 @@ class Packed:
     """Positions of a chunk, beyond which no token sees; None means there are none."""
     dropout: Dropout | None = None
     """Of attention weights, with keys [B]; the plain attention then runs, the only one that has it."""
+    causal: bool = True
+    """Whether to tokens before them alone; else to both sides, in a window to `window` - 1 on either."""
 
     def attend(self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN) -> tuple[Array, Packed]:
-        options: dict[str, Any] = {"window": self.window, "chunk": self.chunk, **scoring.options}
+        options: dict[str, Any] = {
+            "causal": self.causal,
+            "window": self.window,
+            "chunk": self.chunk,
+            **scoring.options,
+        }
         if self.dropout is not None:
             options |= {"dropout_rate": self.dropout.rate, "implementation": "reference"}
         # Chunks are counted from the start of a document; the other masks are the same by index.
@@ -103,7 +110,7 @@ class Packed:
             q: Array, k: Array, v: Array, at: Array | None, segment_ids: Array | None, keys: Array | None, more: Any
         ) -> Array:
             where = {"segment_ids": segment_ids, "q_positions": at, "kv_positions": at}
-            return kernels.flash_attention(q, k, v, causal=True, dropout_keys=keys, **where, **options, **more)
+            return kernels.flash_attention(q, k, v, dropout_keys=keys, **where, **options, **more)
 
         at, segments = (None if x is None else TOKENS for x in (positions, meta.segment_ids))
         keys, keys_axes = None, None
@@ -332,9 +339,11 @@ def init_caches(config: ModelConfig, batch: int, max_len: int, dtype: str = "flo
     """Empty caches for every layer: `batch` rows of `max_len` slots, K heads of H numbers each for keys and values.
 
     Those of sliding layers have no more slots than their window shows; latent attention keeps its one vector a token,
-    and state-space layers have states.
+    and state-space layers have states. Raises UserError for an encoder, which sees what comes later.
     """
     config = config.resolved()
+    if not config.causal:
+        raise UserError("an encoder (model.causal=False) has no cache: its tokens see those that come later")
 
     def cache(spec: LayerSpec) -> LayerCache:
         if spec.mixer == "none":

@@ -6,6 +6,7 @@ from typing import Literal
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.experts_config import ExpertsConfig
+from llm_jax.models.head_config import Activation, HeadConfig
 from llm_jax.models.latent_config import LatentConfig
 from llm_jax.models.mamba_config import MambaConfig
 
@@ -16,8 +17,21 @@ POSITIVE = (
     "num_layers",
     "num_heads",
     "max_position_embeddings",
+    "query_growth_every",
+)
+POSITIVE_OR_NONE = (
+    "rope_theta",
+    "local_rope_theta",
+    "query_scale",
+    "query_growth",
+    "attention_softcap",
+    "logit_softcap",
+    "qkv_clip",
 )
 MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
+
+# What the layers with latent attention have no place for.
+LATENT_ONLY = {"positions": "rope", "qk_norm": "none", "sinks": False, "attention_softcap": None, "query_growth": None}
 
 Mixer = Literal["attention", "latent", "mamba", "mamba2", "none"]
 """What mixes the tokens in a layer."""
@@ -97,8 +111,10 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     """Longest sequence the model is meant for, in tokens."""
 
+    causal: bool = True
+    """Whether a token sees only what comes before it; in an encoder it sees all of its document."""
     window: int | None = None
-    """Tokens that a token of a sliding layer sees, itself included."""
+    """Tokens that a token of a sliding layer sees, itself included; in an encoder on either side."""
     chunk: int | None = None
     """Tokens of a chunk, of chunked layers (Llama 4): a token sees those of its own chunk before it."""
     sights: tuple[Sight, ...] | None = None
@@ -137,6 +153,8 @@ class ModelConfig:
     """Multiplies token vectors."""
     residual_scale: float = 1.0
     """Multiplies what a sublayer adds to the residual stream (Granite)."""
+    first_norm: bool = True
+    """Whether the first layer norms what goes into its mixer (ModernBERT does not: token vectors have their norm)."""
     logit_scale: float = 1.0
     """Multiplies logits."""
     logit_softcap: float | None = None
@@ -144,10 +162,16 @@ class ModelConfig:
     tie_embeddings: bool = False
     """Whether the output head is the transposed embedding."""
 
-    qk_norm: Literal["none", "head", "whole"] = "none"
-    """RMSNorm of queries and keys before they turn: of each head (Qwen 3), or of all heads at once (OLMo 2)."""
+    qk_norm: Literal["none", "head", "whole", "plain"] = "none"
+    """RMSNorm of queries and keys before they turn: of each head (Qwen 3), or of all heads at once (OLMo 2). `plain`:
+    of each head after it has turned, without weights, in layers that turn them (Llama 4)."""
     query_scale: float | None = None
     """Multiplies attention's scores; None means head_dim ** -0.5."""
+    query_growth: float | None = None
+    """Where set, queries at position p of layers that don't turn them are multiplied by
+    1 + query_growth log(1 + floor((p + 1) / query_growth_every)) (Llama 4)."""
+    query_growth_every: int = 8192
+    """Positions after which that factor grows."""
     scale_by_depth: bool = False
     """Whether scores of layer l, from 0, are also divided by l + 1 (an option of GPT-2)."""
     attention_softcap: float | None = None
@@ -161,7 +185,7 @@ class ModelConfig:
     output_bias: bool | None = None
     """Bias on the o projection; None means as attention_bias says."""
 
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    activation: Activation = "silu"
     """Of the feed-forward layer."""
     gated: bool = True
     """Whether it multiplies a second projection, as SwiGLU and GeGLU do."""
@@ -178,6 +202,11 @@ class ModelConfig:
     """Of state-space layers."""
     experts: ExpertsConfig = ExpertsConfig()
     """Of layers with a mixture of experts."""
+    head: HeadConfig = HeadConfig()
+    """What the model ends in."""
+
+    mtp: int = 0
+    """Further tokens that training predicts at each position, by a layer each, like the last one (DeepSeek-V3)."""
 
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
@@ -195,6 +224,10 @@ class ModelConfig:
             value = getattr(self, name)
             if value is None or not 1 <= value < 2**31:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
+        if not 0 <= self.mtp < 2**31:
+            raise UserError(f"model.mtp is {self.mtp}, it has to be at least 0")
+        if self.mtp:
+            self.check_predicts(f"model.mtp={self.mtp}")
         for name in ("norm_eps", "init_std", "embed_init_std"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -202,7 +235,7 @@ class ModelConfig:
         for name in MULTIPLIERS:
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"model.{name} is {getattr(self, name)}, it has to be a finite number")
-        for name in ("rope_theta", "local_rope_theta", "query_scale", "attention_softcap", "logit_softcap", "qkv_clip"):
+        for name in POSITIVE_OR_NONE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number")
@@ -214,8 +247,13 @@ class ModelConfig:
         head_dim = self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
         if not 1 <= head_dim < 2**31:
             raise UserError(f"model.head_dim is {head_dim}, it has to be a positive number that fits 32 bits")
+        if self.qk_norm == "plain" and self.positions != "rope":
+            raise UserError(f"model.qk_norm=plain is for model.positions=rope, which is {self.positions}")
+        if self.query_growth is None and self.query_growth_every != ModelConfig.query_growth_every:
+            raise UserError("model.query_growth_every says nothing without model.query_growth")
         if self.residual_normed and (self.norm_at != "pre" or self.parallel != "no"):
             raise UserError("model.residual_normed needs model.norm_at=pre and model.parallel=no")
+        self.head.check()
         return replace(
             self,
             num_kv_heads=kv_heads,
@@ -252,6 +290,16 @@ class ModelConfig:
             sizes["ssm_heads"] = self.mamba.num_heads
         return sizes if self.vocab_size is None else {**sizes, "vocab": self.vocab_size}
 
+    def check_predicts(self, what: str) -> None:
+        """Raises UserError for a model that gives no logits of next tokens, which `what` asks for."""
+        if not self.causal:
+            raise UserError(f"{what} needs a model that predicts next tokens; an encoder (model.causal=False) does not")
+        if self.head.labels is not None:
+            raise UserError(
+                f"{what} needs a model that predicts next tokens; this one ends in scores "
+                f"(model.head.labels={self.head.labels})"
+            )
+
     def _mixers(self) -> tuple[Mixer, ...]:
         default: Mixer = "latent" if self.latent.kv_rank else "attention"
         mixers = (default,) * self.num_layers if self.mixers is None else self.mixers
@@ -267,12 +315,13 @@ class ModelConfig:
             self._check_latent()
         elif self.latent != LatentConfig():
             raise UserError("model.latent is of layers that model.mixers does not have")
+        if not self.causal and set(mixers) - {"attention", "none"}:
+            raise UserError(f"model.causal=False needs attention in all layers, and model.mixers={','.join(mixers)}")
         return mixers
 
     def _check_latent(self) -> None:
         self.latent.check()
-        # What the layers with latent attention have no place for.
-        for name, wanted in (("positions", "rope"), ("qk_norm", "none"), ("sinks", False), ("attention_softcap", None)):
+        for name, wanted in LATENT_ONLY.items():
             if getattr(self, name) != wanted:
                 raise UserError(f"model.{name}={getattr(self, name)!r}: latent attention has {wanted!r} only")
         if self.head_dim != self.latent.rope_dim or self.sights is not None and set(self.sights) != {"full"}:

@@ -18,16 +18,19 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.experts import Experts
 from llm_jax.models.feed_forward import FeedForward
 from llm_jax.models.latent import LatentAttention
-from llm_jax.models.layers import RESIDUAL, Embedding, Linear
+from llm_jax.models.layers import RESIDUAL, Bias, Embedding, Linear
 from llm_jax.models.mamba import Mamba
 from llm_jax.models.mamba2 import Mamba2
+from llm_jax.models.mtp import FurtherToken, ahead, same_document
 from llm_jax.models.noise import router_noise
 from llm_jax.models.norms import Norm, make_norm
 from llm_jax.models.parameter import stack
+from llm_jax.models.pooling import pool
 from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rope, Rotation, rotation
 from llm_jax.models.segments import Grouping, LayerSpec, Layout, Segment, group, layer_specs, layout_of, regroup
 from llm_jax.models.shared import Shared
+from llm_jax.models.transform import Transform
 from llm_jax.models.weights import in_compute
 from llm_jax.sharding import constrain
 
@@ -49,7 +52,7 @@ class Block(nnx.Module):
         post = config.norm_at == "post"
         self.mixer, self.feed_forward = spec.mixer, spec.feed_forward
         mixes, feeds = spec.mixer != "none", spec.feed_forward != "none"
-        self.attention_norm = norm((pre or post) and mixes)
+        self.attention_norm = norm((pre or post) and mixes and spec.normed)
         if spec.mixer == "attention":
             self.attention = Attention(config, spec)
         elif spec.mixer == "latent":
@@ -128,7 +131,9 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A decoder-only transformer. Built abstract: parameters have shapes and declarations, `bind` puts arrays in.
+    """A decoder-only transformer, or an encoder (`config.causal`).
+
+    Built abstract: parameters have shapes and declarations, `bind` puts arrays in.
 
     `segments`: how layers are grouped (see `segments.group`); it changes no number. `remat`: what the backward
     pass recomputes, a name in `remat.REMAT`. Raises UserError for sizes that do not fit together.
@@ -160,14 +165,17 @@ class Decoder(nnx.Module):
             }
         )
         self.norm = make_norm(config)
-        if not config.tie_embeddings:
-            self.head = Linear(
-                config.hidden_size,
-                config.vocab_size,  # type: ignore[arg-type]
-                ("embed", "vocab"),
-                bias=False,
-                std=config.init_std,
-            )
+        if config.mtp:
+            last = layer_specs(config)[-1]
+            self.mtp = nnx.Dict({str(k): FurtherToken(config, Block(config, last)) for k in range(config.mtp)})
+        D, V, head = config.hidden_size, config.vocab_size, config.head
+        assert V is not None
+        self.transform = Transform(config) if head.transform else None
+        if head.labels is not None:
+            self.score = Linear(D, head.labels, ("embed", "labels"), bias=head.bias, std=config.init_std)
+        elif not config.tie_embeddings:
+            self.head = Linear(D, V, ("embed", "vocab"), bias=False, std=config.init_std)
+        self.vocab_bias = Bias(V, "vocab") if head.labels is None and head.bias else None
 
     def __call__(
         self,
@@ -228,6 +236,30 @@ class Decoder(nnx.Module):
             aux["experts"] = jax.tree.map(lambda *layers: jnp.concatenate(layers), *experts)
         return self.norm(hidden), tuple(new_caches) if caches is not None else None, aux
 
+    def further(
+        self,
+        hidden: Float[Array, "B T D"],
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+    ) -> tuple[list[Float[Array, "B T D"]], dict[str, Array]]:
+        """Of a model with `mtp`: for k = 1, 2, … the states that the head predicts the token 1 + k ahead from, and the
+        statistics of their routers `{name: [mtp, ...]}`, empty where they have none.
+
+        `hidden` is what a call gave. Positions that have no token k ahead in their document hold nothing of use.
+        """
+        found, seen = [], []
+        spec = layer_specs(self.config)[-1]
+        apply = REMAT[self.remat](partial(_apply, cache=self._packed(spec), taps=()), scanned=False)
+        for k in range(self.config.mtp):
+            layer = self.mtp[str(k)]
+            meta = Meta(positions, jnp.where(same_document(segment_ids, k + 1), segment_ids, 0))
+            embedded = self._embedded(ahead(tokens, k + 1), meta)
+            hidden, _, statistics = apply(layer.block, layer.combined(hidden, embedded), self._shared(meta), {})
+            seen.append(statistics)
+            found.append(layer.norm(hidden))
+        return found, _stacked(seen, ()).get("experts", {})
+
     def _shared(self, meta: Meta) -> Shared:
         used = {spec.rope for segment in self.groups for spec in segment.block}
 
@@ -258,27 +290,63 @@ class Decoder(nnx.Module):
         return hidden if self.embed_norm is None else self.embed_norm(hidden)
 
     def _packed(self, spec: LayerSpec) -> Packed:
-        config = self.config
-        return Packed(
-            config.window if spec.sees == "sliding" else None, config.chunk if spec.sees == "chunked" else None
-        )
+        window = self.config.window if spec.sees == "sliding" else None
+        chunk = self.config.chunk if spec.sees == "chunked" else None
+        return Packed(window, chunk, causal=self.config.causal)
 
-    def head_weight(self) -> Float[Array, "D V"]:
-        """The output head in compute dtype; of tied models the transposed embedding."""
-        if self.config.tie_embeddings:
-            return in_compute(self.embed).weight.get_value().T
-        return in_compute(self.head).weight.get_value()
+    def head_inputs(self, hidden: Float[Array, "B T D"]) -> tuple[Float[Array, "B T E"], Float[Array, "E V"]]:
+        """Two factors, in compute dtype, whose product is the logits before `logit_scale` and `logit_softcap`.
+
+        Of tied models the second is the transposed embedding; a bias is one more row of it, and of the first a column
+        of ones. Raises UserError for a model that ends in scores.
+        """
+        labels = self.config.head.labels
+        if labels is not None:
+            raise UserError(f"the model ends in scores (model.head.labels={labels}) and has no logits of tokens")
+        hidden = hidden if self.transform is None else self.transform(hidden)
+        weight = in_compute(self.embed if self.config.tie_embeddings else self.head).weight.get_value()
+        weight = weight.T if self.config.tie_embeddings else weight
+        if self.vocab_bias is not None:
+            bias = in_compute(self.vocab_bias).bias.get_value()
+            weight = jnp.concatenate([weight, bias[None]])
+            hidden = jnp.concatenate([hidden, jnp.ones_like(hidden[..., :1])], axis=-1)
+        return hidden, weight
+
+    def scores(
+        self, hidden: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None, documents: int = 1
+    ) -> Float[Array, "B documents labels"] | Float[Array, "B T labels"]:
+        """float32 scores of hidden states that went through the final norm, of a model with `config.head.labels`.
+
+        Those of the documents 1, …, `documents` of each row, zeros for one that is not there; `segment_ids` None: the
+        row is one. Where the head's pooling is `none`, those of each token. Raises UserError for a model that ends in
+        logits.
+        """
+        head = self.config.head
+        if head.labels is None:
+            raise UserError("the model ends in logits of tokens and has no scores (model.head.labels is None)")
+        there = None
+        if head.pooling != "none":
+            hidden, there = pool(hidden, segment_ids, documents, head.pooling)
+        hidden = hidden if self.transform is None else self.transform(hidden)
+        score = in_compute(self.score)
+        out = _product(hidden, score.weight.get_value())
+        if score.bias is not None:
+            out = out + score.bias.get_value().astype(jnp.float32)
+        return out if there is None else jnp.where(there[..., None], out, 0.0)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """float32 logits of hidden states that went through the final norm."""
-        weight = self.head_weight()
-        precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-        out = jnp.einsum("btd,dv->btv", hidden, weight, precision=precision, preferred_element_type=jnp.float32)
+        """float32 logits of hidden states that went through the final norm; raises UserError as `head_inputs`."""
+        out = _product(*self.head_inputs(hidden))
         if self.config.logit_scale != 1.0:
             out = out * self.config.logit_scale
         if self.config.logit_softcap is not None:
             out = self.config.logit_softcap * jnp.tanh(out / self.config.logit_softcap)
         return constrain(out, ("batch", "length", "vocab"))
+
+
+def _product(x: Array, weight: Array) -> Float[Array, "B T O"]:
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum("btd,do->bto", x, weight, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _inputs_of(segment: Segment, layer_inputs: Any) -> Any:

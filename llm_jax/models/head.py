@@ -47,7 +47,7 @@ def token_scores(
         return {name: jnp.where(mask, value, 0) for name, value in found.items()}
 
     run = on_shards(scores, ((*ROWS, "embed"), ("embed", "vocab"), ROWS, ROWS), dict.fromkeys(outputs, ROWS))
-    return run(hidden, decoder.head_weight(), targets, mask)
+    return run(*decoder.head_inputs(hidden), targets, mask)
 
 
 def across_shards(local: Mapping[str, Array], start: Array, vocab: int) -> dict[str, Array]:

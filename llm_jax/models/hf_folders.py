@@ -13,7 +13,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family_for
-from llm_jax.models.families.tensors import Shape
+from llm_jax.models.families.tensors import Shape, Tensor
 from llm_jax.models.parameter import abstract_params
 from llm_jax.storage.safetensors import LazyTensors, TensorInfo
 
@@ -41,9 +41,9 @@ class HfFolder:
                 that is not read, or the files are not whole (`storage.safetensors.read_index`).
         """
         self.path, self.family = path, family_for(hf)
-        self.decoder = Decoder(self.family.from_hf(hf))
-        self.shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(self.decoder)).items()}
         self._stored = LazyTensors(path)
+        self.decoder = Decoder(self.family.as_stored(self.family.from_hf(hf), self._stored.index))
+        self.shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(self.decoder)).items()}
         self._names = {self.family.canonical(name): name for name in self._stored}
         if len(self._names) < len(self._stored):
             raise UserError(f"{path} has tensors that are one in two spellings")
@@ -78,8 +78,16 @@ class HfFolder:
                     f"{self.path}: tensor {name} has dtype {index[name].dtype}, not one of {', '.join(FLOATS)}"
                 )
 
-    def check_tied(self) -> None:
-        """Raises UserError where a head is stored that should be the embedding, and is not. Reads both."""
+    def check_copies(self) -> None:
+        """Raises UserError where two tensors are one parameter, and differ: a tied head, or what further-token layers
+        have again. Reads both."""
+        first: dict[Any, Tensor] = {}
+        for tensor in self._table:
+            other = first.setdefault((tensor.paths, tensor.layer), tensor)
+            for name, again in zip(other.names, tensor.names):
+                stored = [self._stored[self._names[each]] for each in (name, again)]
+                if name != again and not np.array_equal(stored[0], stored[1]):
+                    raise UserError(f"{self.path}: tensors {name} and {again} differ, but are one parameter")
         embed, head = (self._names.get(f"{self.family.TOP.get(name)}.weight") for name in ("embed", "head"))
         if not self.decoder.config.tie_embeddings or embed is None or head is None:
             return
@@ -126,7 +134,7 @@ class HfFolder:
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An array that jax on a CPU takes as its own, where it would copy one at any other address than a multiple of 64."""
+    """An array that jax on a CPU takes as it is; it copies one that lies at no multiple of 64 bytes."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

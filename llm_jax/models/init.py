@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from statistics import NormalDist
 from typing import Any
@@ -19,8 +19,13 @@ from llm_jax.models.parameter import abstract_params, declarations
 from llm_jax.sharding.placement import place
 
 
-def init_params(decoder: Decoder, seed: int, shardings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """float32 parameters of an abstract decoder, made where `shardings` puts them.
+def init_params(
+    decoder: Decoder,
+    seed: int,
+    shardings: Mapping[str, Any] | None = None,
+    wanted: Callable[[str], bool] = lambda path: True,
+) -> dict[str, Any]:
+    """float32 parameters of an abstract decoder, made where `shardings` puts them: those whose path is `wanted`.
 
     Equal, bit for bit, under every grouping of layers, on every mesh and on every kind of device: layer 3's query
     weight draws from `fold_in(fold_in(key(seed), name), 3)`, Threefry numbers each element of an array by its index,
@@ -49,7 +54,7 @@ def init_params(decoder: Decoder, seed: int, shardings: Mapping[str, Any] | None
             tables, scale = (jnp.asarray(_step_biases(*init.steps)), jnp.zeros_like(normal)), 1.0
         return draw(key, np.uint32(zlib.crc32(name.encode())), layers, *tables, np.float32(scale), shape=shape)
 
-    return unflatten({path: value(path) for path in shapes})
+    return unflatten({path: value(path) for path in shapes if wanted(path)})
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""The two smallest modules: projection and embedding."""
+"""The smallest modules: projection, embedding, a bias alone."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -41,3 +41,10 @@ class Embedding(nnx.Module):
             return axis_sum(jnp.where(here[..., None], weight[jnp.where(here, row, 0)], 0), "vocab")
 
         return on_shards(lookup, (("vocab", "embed"), ("batch", "length")), RESIDUAL)(self.weight.get_value(), tokens)
+
+
+class Bias(nnx.Module):
+    """What a projection adds whose weight is another module's."""
+
+    def __init__(self, size: int, axis: str):
+        self.bias = vector(size, axis, "zeros")

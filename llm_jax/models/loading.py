@@ -26,6 +26,7 @@ from llm_jax.sharding.plan import Plan
 from llm_jax.storage.json_files import read_json
 from llm_jax.storage.pointers import refuse_pointer
 from llm_jax.storage.remote import to_path
+from llm_jax.storage.safetensors import has_weights, read_index
 from llm_jax.storage.unfinished import refuse_unfinished
 from llm_jax.storage.workdir import Workdir, is_workdir
 
@@ -64,6 +65,7 @@ class Model:
         self.tokenizer_dir = None if tokenizer_dir is None else epath.Path(tokenizer_dir)
         self.plan, self.extra, self.dtypes = plan, dict(extra or {}), dict(dtypes or {})
         self._forward = jax.jit(self._logits)
+        self._score = jax.jit(self._scores, static_argnames="documents")
 
     def _logits(self, params: Any, tokens: Array, positions: Array | None, segment_ids: Array | None) -> Array:
         bound = bind(self.decoder, params)
@@ -75,12 +77,38 @@ class Model:
         positions: Int[Any, "B T"] | None = None,
         segment_ids: Int[Any, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """float32 logits. `positions` default to 0, 1, ...; `segment_ids` (0 is padding) to one document per row."""
-        if self.plan is not None:
-            check_divides(self.plan, {"batch": len(tokens)})
-        given = (None if x is None else jnp.asarray(x, jnp.int32) for x in (tokens, positions, segment_ids))
+        """float32 logits. `positions` default to 0, 1, ...; `segment_ids` (0 is padding) to one document per row.
+
+        Raises UserError for a model that ends in scores.
+        """
         with use(self.plan):
-            return self._forward(self.params, *given)
+            return self._forward(self.params, *self._inputs(tokens, positions, segment_ids))
+
+    def scores(
+        self,
+        tokens: Int[Any, "B T"],
+        positions: Int[Any, "B T"] | None = None,
+        segment_ids: Int[Any, "B T"] | None = None,
+        documents: int = 1,
+    ) -> Float[Array, "B documents labels"] | Float[Array, "B T labels"]:
+        """float32 scores of a reward, value or classification model (`Decoder.scores`); arguments as for logits.
+
+        Of the documents 1, …, `documents` of each row, or of each token, as the model's head says. Raises UserError
+        for a model that ends in logits.
+        """
+        with use(self.plan):
+            return self._score(self.params, *self._inputs(tokens, positions, segment_ids), documents=documents)
+
+    def _inputs(self, *given: Any) -> list[Array | None]:
+        if self.plan is not None:
+            check_divides(self.plan, {"batch": len(given[0])})
+        return [None if x is None else jnp.asarray(x, jnp.int32) for x in given]
+
+    def _scores(
+        self, params: Any, tokens: Array, positions: Array | None, segment_ids: Array | None, documents: int
+    ) -> Array:
+        bound = bind(self.decoder, params)
+        return bound.scores(bound(tokens, positions, segment_ids)[0], segment_ids, documents)
 
 
 def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None = None) -> Model:
@@ -147,7 +175,7 @@ def _open_hf(path: epath.Path, hf: Mapping[str, Any]) -> HfFolder:
 
 def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | None) -> Model:
     folder = _open_hf(path, hf)
-    folder.check_tied()
+    folder.check_copies()
     decoder, kind = folder.decoder, jnp.dtype(dtype)
     shardings, flat = _shardings(decoder, plan), {}
     with Progress(f"reading {path.name}") as progress:
@@ -168,10 +196,12 @@ def _shardings(decoder: Decoder, plan: Plan | None) -> dict[str, Any]:
 
 
 def read_model_config(path: epath.PathLike) -> ModelConfig:
-    """The architecture in any of the three kinds of folder, from its small files alone."""
+    """The architecture in any of the three kinds of folder, from its small files and the names of its tensors."""
     hf = read_hf_config(path)
     if hf is not None:
-        return family_for(hf).from_hf(hf)
+        fam = family_for(hf)
+        config = fam.from_hf(hf)
+        return fam.as_stored(config, read_index(to_path(path))) if has_weights(to_path(path)) else config
     file = epath.Path(path) / "model.json"
     config = bind_config(ModelConfig, read_json(file), where=str(file))
     family(config.family).check(config)

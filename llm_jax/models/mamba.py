@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,7 +11,7 @@ from llm_jax.models.cache import Cache
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.feed_forward import residual_std, swiglu
 from llm_jax.models.layers import Linear
-from llm_jax.models.norms import RMSNorm
+from llm_jax.models.norms import RMSNorm, plain_norm
 from llm_jax.models.shared import Shared
 from llm_jax.models.state_cache import StateCache
 from llm_jax.models.state_space import Rates, ShortConv, past
@@ -84,11 +83,5 @@ class Mamba(nnx.Module):
         if self.selection_norm == "weighted":
             return self.dt_norm(dt), self.b_norm(b), self.c_norm(c)
         if self.selection_norm == "plain":
-            return _plain_norm(dt, self.eps), _plain_norm(b, self.eps), _plain_norm(c, self.eps)
+            return plain_norm(dt, self.eps), plain_norm(b, self.eps), plain_norm(c, self.eps)
         return dt, b, c
-
-
-def _plain_norm(x: Float[Array, "... N"], eps: float) -> Float[Array, "... N"]:
-    """RMSNorm without weights."""
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)).astype(x.dtype)

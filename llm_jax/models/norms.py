@@ -57,6 +57,12 @@ class RMSNorm(nnx.Module):
         return _rms_norm(x, 1.0 + weight.astype(jnp.float32) if self.offset else weight, self.eps)
 
 
+def plain_norm(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    """RMSNorm without weights."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * _rms_scale(x32, eps)).astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
     """Ba et al. 2016 (arXiv:1607.06450), eq. 4; without a bias where the model has none (Cohere)."""
 

@@ -28,6 +28,7 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
 
     `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
+    Raises UserError for a head that the family's folders do not have.
     """
     path = epath.Path(path)
     # First whatever may find the model wanting: then nothing is written.

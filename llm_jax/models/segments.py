@@ -32,6 +32,8 @@ class LayerSpec:
     """Which rotation its queries and keys get: none, the model's, or that of sliding layers."""
     divisor: int = 1
     """Of attention's scores."""
+    normed: bool = True
+    """Whether a norm comes before the mixer, where the model has one there."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     assert config.sights is not None and config.mixers is not None and config.feed_forwards is not None
 
     def spec(layer: int, sees: Sight, mixer: Mixer, feed_forward: FeedForwardKind) -> LayerSpec:
+        normed = config.first_norm or layer > 0
         if mixer not in ("attention", "latent"):
-            return LayerSpec(mixer, feed_forward, rope="none")
+            return LayerSpec(mixer, feed_forward, rope="none", normed=normed)
         turns = config.rope_layers is not None and config.rope_layers[layer]
         local = sees == "sliding" and config.local_rope_theta is not None
         rope: Rope = ("local" if local else "all") if turns else "none"
-        return LayerSpec(mixer, feed_forward, sees, rope, divisor=layer + 1 if config.scale_by_depth else 1)
+        return LayerSpec(mixer, feed_forward, sees, rope, layer + 1 if config.scale_by_depth else 1, normed)
 
     layers = zip(range(config.num_layers), config.sights, config.mixers, config.feed_forwards)
     return tuple(spec(*layer) for layer in layers)

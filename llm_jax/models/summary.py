@@ -27,13 +27,17 @@ class Row:
 
 
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
-    """Counts for embed, the modules of the layers, norms (all of them) and head, which is 0 where it is tied."""
+    """Counts for embed, the modules of the layers, norms (all of them) and head, which is 0 where it is tied.
+
+    In a model that ends in scores, their projection is in the head's place.
+    """
     counts: dict[str, int] = {}
     for path, leaf in flatten(abstract_params(decoder)).items():
         part = _part(path)
         counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
-    inside = [part for part in counts if part not in ("embed", NORMS, "head")]
-    return {part: counts.get(part, 0) for part in ("embed", *inside, NORMS, "head")}
+    head = "head" if decoder.config.head.labels is None else "score"
+    inside = [part for part in counts if part not in ("embed", NORMS, head)]
+    return {part: counts.get(part, 0) for part in ("embed", *inside, NORMS, head)}
 
 
 def rows(decoder: Decoder) -> list[Row]:
@@ -45,9 +49,10 @@ def rows(decoder: Decoder) -> list[Row]:
             block = tree["segments"][str(s)][str(position)]
             layers = segment.layers(position)
             found.append(_row(_numbers(layers), block, len(layers), stacked=True))
-    found.append(_row("norm", {"norm": tree["norm"]}, 1))
-    if "head" in tree:
-        return [*found, _row("head", {"head": tree["head"]}, 1)]
+    ends = ("norm", "transform", "vocab_bias", "head", "score")
+    found += [_row(name, {name: tree[name]}, 1) for name in ends if name in tree]
+    if "head" in tree or "score" in tree:
+        return found
     return [*found, Row("head", ("the embedding, transposed (tied)",), 0, 1)]
 
 

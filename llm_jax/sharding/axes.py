@@ -20,6 +20,7 @@ WEIGHT_AXES: dict[str, str | None] = {
     "conv_width": None,
     "embed": None,
     "norm": None,
+    "labels": None,
     "latent": None,
     "head_dim": None,
     "layers": None,

@@ -149,6 +149,8 @@ class TrainConfig:
     """Share of attention weights that is dropped, in training only; runs the plain attention, in memory B N T T."""
     z_loss: float = 0.0
     """Coefficient of the squared log-sum-exp of the logits, averaged over target tokens, in the training loss."""
+    mtp_weight: float = 0.0
+    """Weight of the loss on further tokens, of models that predict some (`model.mtp`); 0 leaves their layers alone."""
     balancing: BalancingConfig = field(default_factory=BalancingConfig)
     """What keeps experts equally busy, in training only; nothing of it is on by itself."""
     freeze: tuple[str, ...] = ()

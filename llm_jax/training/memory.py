@@ -119,7 +119,7 @@ def step_memory(
         gradients=gradients,
         activations=activations,
         working=again + _attention_bytes(local, rows, window, platform),
-        logits=_logits_bytes(rows * window, local.vocab_size or 1, platform),
+        logits=_logits_bytes(rows * window, local.vocab_size or 1, platform) if local.head.labels is None else 0,
     )
 
 

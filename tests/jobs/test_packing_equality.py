@@ -63,12 +63,18 @@ def random_documents(seed: int, lengths: list[int]) -> list[Document]:
 
 
 def test_next_tokens_by_hand():
-    targets, mask = next_tokens(
-        jnp.array([[5, 6, 7, 8, 9, 0]]), jnp.array([[1, 1, 1, 2, 2, 0]]), jnp.array([[1, 0, 1, 1, 1, 1]], jnp.uint8)
-    )
+    rows = {
+        "tokens": jnp.array([[5, 6, 7, 8, 9, 0]]),
+        "segment_ids": jnp.array([[1, 1, 1, 2, 2, 0]]),
+        "loss_mask": jnp.array([[1, 0, 1, 1, 1, 1]], jnp.uint8),
+    }
+    targets, mask = next_tokens(rows)
     np.testing.assert_array_equal(targets, [[6, 7, 8, 9, 0, 0]])
     # 6 is not marked; 8 is marked but opens its document; padding is no target whatever its mark.
     np.testing.assert_array_equal(mask, [[False, True, False, True, False, False]])
+    targets, mask = next_tokens(rows, 2)
+    np.testing.assert_array_equal(targets, [[7, 8, 9, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, [[True, False, False, False, False, False]])
 
 
 def test_packed_documents_equal_one_per_row(decoder: Decoder, params: dict):

@@ -99,7 +99,7 @@ def test_with_none_set_the_program_is_the_one_without():
 
     def terms(params, frozen, rows, statistics, key):
         decoder = bind(DECODER, params["policy"])
-        targets, mask = next_tokens(rows["tokens"], rows["segment_ids"], rows["loss_mask"])
+        targets, mask = next_tokens(rows)
         hidden, _, _ = decoder(rows["tokens"], rows["positions"], rows["segment_ids"])
         scores = dict(token_scores(decoder, hidden, targets, mask, outputs=("logps", "entropy", "argmax")))
         scores["is_top1"] = mask & (scores.pop("argmax") == targets)
@@ -130,7 +130,7 @@ def test_z_loss_is_a_term_of_its_own(kind):
     batch = {name: x[0] for name, x in rows(kind, 1).items()}
     decoder = bind(DECODER, init_params(DECODER, 0))
     logits = decoder.logits(decoder(batch["tokens"], batch["positions"], batch["segment_ids"])[0])
-    _, mask = next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    _, mask = next_tokens(batch)
     z = float(jnp.where(mask, jax.nn.logsumexp(logits, -1) ** 2, 0).sum() / mask.sum())
     name = {"sft": "nll", "dpo": "dpo"}[kind]
     np.testing.assert_allclose(got["loss/z_loss"], z, rtol=1e-5)

@@ -97,7 +97,9 @@ def drawn(seed: int) -> ModelConfig:
         init_std=0.2,
         **fields,
     )
-    return replace(config, **(latent(draw) if seed in LATENT else hybrid(random.Random(1000 + seed))))
+    if seed in LATENT:
+        return replace(config, **latent(draw))
+    return replace(config, **hybrid(random.Random(1000 + seed)), **llama4(random.Random(2000 + seed), config))
 
 
 def latent(draw: random.Random) -> dict[str, Any]:
@@ -116,6 +118,14 @@ def latent(draw: random.Random) -> dict[str, Any]:
         "sinks": False,
         "attention_softcap": None,
     }
+
+
+def llama4(draw: random.Random, config: ModelConfig) -> dict[str, Any]:
+    """In one model of two, what it does to queries and keys."""
+    if draw.random() < 0.5:
+        return {}
+    plain = {"qk_norm": "plain"} if config.positions == "rope" else {}
+    return {**plain, "query_growth": 0.5, "query_growth_every": 6}
 
 
 def hybrid(draw: random.Random) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_every_field_matters_or_is_refused(recipe):
         ("hidden_act", "tanh"),
         ("pretraining_tp", 2),
         ("attention_dropout", 0.1),
-        ("architectures", ["LlamaForSequenceClassification"]),
+        ("architectures", ["LlamaForQuestionAnswering"]),
         ("sliding_window", 128),
         ("quantization_config", {"quant_method": "gptq"}),
         ("no_such_field", 3),

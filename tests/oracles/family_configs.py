@@ -241,9 +241,10 @@ JAMBA = {
     | {"mamba_conv_bias": False, "mamba_d_conv": 3, "num_hidden_layers": 4, "mamba_dt_rank": "auto"},
 }
 MAMBA_LAYERS: Fields = {"mamba_n_heads": 6, "mamba_d_state": 5, "mamba_chunk_size": 8}
-BAMBA_BASE: Fields = {**BASE, **MAMBA_LAYERS, "num_hidden_layers": 3}
+# Half of a head turns; of an odd half transformers would turn one more, at frequencies of its own.
+BAMBA_BASE: Fields = {**BASE, **MAMBA_LAYERS, "num_hidden_layers": 3, "num_attention_heads": 6}
 BAMBA = {
-    "plain": {**rope(), "attn_layer_indices": [1]},
+    "plain": {**rope(), "attn_layer_indices": [1], "num_attention_heads": 3, "num_key_value_heads": 1},
     "biases": {**rope(theta=5e3), **TIED, "attn_layer_indices": [0, 2], "mamba_n_groups": 2, "mamba_proj_bias": True}
     | {"attention_bias": True, "mlp_bias": True, "mamba_conv_bias": False, "time_step_limit": [0.2, 0.6]},
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from llm_jax.base.config import typed
@@ -18,18 +18,21 @@ from llm_jax.base.fields import field_types
 from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
 from llm_jax.models.families.rope import read_rope, write_rope
-from llm_jax.models.families.tensors import Form, Tensor
+from llm_jax.models.families.tensors import Form, Holding, Tensor
+from llm_jax.models.head_config import HeadConfig
 from llm_jax.models.parameter import abstract_params, declarations
 
 # Read by other parts of transformers, or notes of where a model came from: carried along, without effect here.
 # fmt: off
 CARRIED = {
     "model_type", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "eos_token_id",
-    "pad_token_id", "unk_token_id", "sep_token_id", "_name_or_path", "name_or_path", "id2label", "label2id",
-    "num_labels", "problem_type", "return_dict", "output_hidden_states", "output_attentions",
+    "pad_token_id", "unk_token_id", "sep_token_id", "_name_or_path", "name_or_path", "return_dict",
+    "output_hidden_states", "output_attentions",
     "chunk_size_feed_forward", "max_sequence_length", "_flash_attn_2_enabled", "_attn_implementation",
     "_from_model_config", "task_specific_params", "auto_map", "cache_implementation", "use_return_dict",
+    *LABELS,
 }
 # fmt: on
 
@@ -57,7 +60,8 @@ SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_att
 LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
 
 START = ("init_std", "embed_init_std", "depth_scaled_init")
-"""Fields of ours that say how weights start, which no family's files have to keep."""
+MAMBA_START = ("dt_init_min", "dt_init_max", "dt_init_floor", "chunk_size")
+"""Fields of ours, and of `mamba`, that say how weights start or a scan is cut, which no family's files have to keep."""
 
 
 class Family:
@@ -66,6 +70,9 @@ class Family:
     MODEL_TYPE: ClassVar[str]
     """`model_type` of config.json, and the name of the module."""
     ARCHITECTURE: ClassVar[str]
+    """Its class in transformers that ends in the vocabulary."""
+    STEM: ClassVar[str | None] = None
+    """How the names of its other classes begin; None means as `ARCHITECTURE`."""
     FIELDS: ClassVar[dict[str, tuple[str, Any]]]
     """Ours -> (theirs, what transformers takes where the field is absent)."""
     CONSTANTS: ClassVar[dict[str, Any]] = {}
@@ -85,6 +92,8 @@ class Family:
 
     TOP: ClassVar[dict[str, str]] = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     """Modules outside of the layers."""
+    SCORE: ClassVar[dict[str, str]] = {"sequence": "score", "token": "score"}
+    """The last projection of models that end in scores of a text or of each token."""
     PREFIX: ClassVar[str] = "model.layers."
     LAYER: ClassVar[dict[str, str]] = {}
     """Modules of a layer, or single parameters; theirs for ours."""
@@ -98,8 +107,8 @@ class Family:
     def from_hf(self, hf: Mapping[str, Any]) -> ModelConfig:
         """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
         hf = self._today(hf)
-        fixed = {**FIXED, **self.FIXED, "architectures": ([self.ARCHITECTURE], None)}
-        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields()
+        fixed = {**FIXED, **self.FIXED}
+        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures"}
         for name, value in hf.items():
             if name in fixed and name not in read and value not in fixed[name]:
                 raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
@@ -109,7 +118,7 @@ class Family:
         values = dict(self.CONSTANTS)
         for name, (theirs, default) in self.FIELDS.items():
             values[name] = self.value_from_hf(name, theirs, hf.get(theirs, default))
-        values |= self.derived(hf, values)
+        values |= self.derived(hf, values) | {"head": read_head(hf, self.heads(hf))}
         config = ModelConfig(family=self.MODEL_TYPE, **values)
         config.resolved()
         return config
@@ -123,6 +132,11 @@ class Family:
                 raise UserError(f"config.json: {name}={value!r}, but another spelling of it says {fields[today]!r}")
             fields[today] = value
         return fields
+
+    def as_stored(self, config: ModelConfig, names: Collection[str]) -> ModelConfig:
+        """The config of what a folder holds, by the names of its tensors, where its config.json says less than all."""
+        del names
+        return config
 
     def value_from_hf(self, name: str, theirs: str, value: Any) -> Any:
         """A field's value as ours; raises UserError where it has another type or is an unknown activation."""
@@ -149,11 +163,14 @@ class Family:
     def to_hf(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
         """The config.json that transformers reads as the same model, in the spelling of release 5 and of older ones.
 
-        `extra`: what `carried` kept of the one that the model came with.
+        `extra`: what `carried` kept of the one that the model came with. Raises UserError for a head that none of the
+        family's classes has.
         """
-        config = config.resolved()
-        fields = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
-        fields |= dict(extra)
+        fields = self._all_but_head(config.resolved(), extra)
+        return fields | write_head(config, self.heads(fields), extra)
+
+    def _all_but_head(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
+        fields = {"model_type": self.MODEL_TYPE} | dict(extra)
         for name, (theirs, _) in self.FIELDS.items():
             value = getattr(config, name)
             if name == "activation" and self.ACTIVATIONS.get(fields.get(theirs, "")) != value:
@@ -162,24 +179,43 @@ class Family:
                 fields[theirs] = list(value) if isinstance(value, tuple) else value
         return fields | self.written(config)
 
+    def heads(self, hf: Mapping[str, Any]) -> dict[str, HeadConfig]:
+        """What the family's models end in, by their class in transformers; first the one that takes text on.
+
+        For classification there are two: a text's scores, read at its last token, and each token's. Some families
+        have no such class in transformers; their folders are written as if they had.
+        """
+        del hf
+        stem = self.STEM or self.ARCHITECTURE.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        return {
+            self.ARCHITECTURE: HeadConfig(),
+            f"{stem}ForSequenceClassification": HeadConfig(labels=SOME),
+            f"{stem}ForTokenClassification": HeadConfig(labels=SOME, pooling="none", bias=True),
+        }
+
     def written(self, config: ModelConfig) -> dict[str, Any]:
         """Fields of theirs that `derived` reads."""
-        return write_rope(config) if self.has_rope else {}
+        return write_rope(config, self.PARTIAL) if self.has_rope and config.positions == "rope" else {}
 
     def carried(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a config.json that say nothing new to the decoder, for the next `to_hf`."""
-        kept = CARRIED | self.CARRIED | FIXED.keys() | self.FIXED.keys() | {"architectures"}
+        kept = CARRIED | self.CARRIED | FIXED.keys() | self.FIXED.keys()
         if "activation" in self.FIELDS:
             kept.add(self.FIELDS["activation"][0])
         return {name: value for name, value in hf.items() if name in kept}
 
     def check(self, config: ModelConfig) -> None:
-        """Raises UserError naming a field of the config that the family's files could not say."""
+        """Raises UserError naming a field of the config that the family's files could not say.
+
+        A head for scores is free: what no class of the family has is kept in native folders alone.
+        """
         config = config.resolved()
-        again = self.from_hf(self.to_hf(config, {})).resolved()
+        scored = config.head.labels is not None
+        again = _kept(self.from_hf(self._all_but_head(config, {}) if scored else self.to_hf(config, {})))
+        config = _kept(config)
         for field in dataclasses.fields(config):
             here, there = getattr(config, field.name), getattr(again, field.name)
-            if field.name not in START and here != there:
+            if here != there and not (scored and field.name == "head"):
                 raise UserError(
                     f"model.{field.name}={here!r}: the {self.MODEL_TYPE} family has {there!r} there; "
                     "model.family=llm_jax takes any combination"
@@ -194,8 +230,8 @@ class Family:
         """
         del present
         flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
-        top = {path: declared[path] for path in flat if not path.startswith("segments/")}
-        found = self._named(top, self.TOP, "", None, decoder.config)
+        top = {path: declared[path] for path in flat if not path.startswith(("segments/", "mtp/"))}
+        found = self._named(top, self.top_table(decoder.config), "", None, decoder.config)
         for s, segment in enumerate(decoder.groups):
             for position in range(len(segment.block)):
                 start = f"segments/{s}/{position}/"
@@ -205,19 +241,29 @@ class Family:
                     found += self._named(inner, table, f"{self.PREFIX}{layer}.", layer, decoder.config)
         return found
 
+    def top_table(self, config: ModelConfig) -> Mapping[str, str]:
+        """`TOP`, and the last projection of models that end in scores."""
+        return {**self.TOP, "score": self.SCORE["token" if config.head.pooling == "none" else "sequence"]}
+
     def layer_table(self, config: ModelConfig) -> Mapping[str, str]:
         """`LAYER`, where it is not the same for all models."""
         del config
         return self.LAYER
 
+    def fused_table(self, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+        """`FUSED`, where it is not the same for all models."""
+        del config
+        return self.FUSED
+
     def _named(
         self, declared: Mapping[str, Any], table: Mapping[str, str], prefix: str, layer: int | None, config: ModelConfig
     ) -> list[Tensor]:
-        found, fused = [], {ours: theirs for theirs, parts in self.FUSED.items() for ours in parts}
+        holding = self.fused_table(config)
+        found, fused = [], {ours: theirs for theirs, parts in holding.items() for ours in parts}
         for path, declaration in declared.items():
             module, _, leaf = path.rpartition("/")
             if module in fused:
-                theirs, parts = fused[module], self.FUSED[fused[module]]
+                theirs, parts = fused[module], holding[fused[module]]
                 if module == parts[0]:
                     paths = tuple(f"{part}/{leaf}" for part in parts)
                     found.append(Tensor((f"{prefix}{theirs}.{leaf}",), paths, layer, self.fused_form(theirs, config)))
@@ -230,7 +276,7 @@ class Family:
             found.append(Tensor((prefix + name,), (path,), layer, form))
         return found
 
-    def fused_form(self, theirs: str, config: ModelConfig) -> Form:
+    def fused_form(self, theirs: str, config: ModelConfig) -> Holding:
         """How a tensor of `FUSED` holds its parts: side by side, or group by group (a head, a key head)."""
         del theirs, config
         return Form(transposed=self.TRANSPOSED)
@@ -241,7 +287,16 @@ class Family:
 
     def is_derived(self, name: str, config: ModelConfig) -> bool:
         """Whether a tensor of a folder holds nothing that the config and the other tensors do not say."""
-        return name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == f"{self.TOP['head']}.weight")
+        tied = config.tie_embeddings and config.head.labels is None and name == f"{self.TOP['head']}.weight"
+        return tied or name.endswith("rotary_emb.inv_freq")
+
+
+def _kept(config: ModelConfig) -> ModelConfig:
+    """The resolved config with defaults for what files need not keep."""
+    plain = ModelConfig()
+    mamba = dataclasses.replace(config.mamba, **{name: getattr(plain.mamba, name) for name in MAMBA_START})
+    start = {name: getattr(plain, name) for name in START}
+    return dataclasses.replace(config.resolved(), mamba=mamba, **start)
 
 
 def read_sights(hf: Mapping[str, Any], default: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.base import Family
+from llm_jax.models.families.heads import OUTSIDE
 from llm_jax.models.families.tensors import Form
 
 
@@ -51,6 +52,7 @@ class Bloom(Family):
         "norm": "transformer.ln_f",
         "head": "lm_head",
     }
+    SCORE = {"sequence": "score", "token": "classifier"}
     PREFIX = "transformer.h."
     LAYER = {
         "attention_norm": "input_layernorm",
@@ -69,7 +71,7 @@ class Bloom(Family):
         return Form(transposed=True, groups=config.num_heads)
 
     def canonical(self, name: str) -> str:
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        return name if name.startswith(("transformer.", *OUTSIDE)) else f"transformer.{name}"
 
 
 FAMILY = Bloom()

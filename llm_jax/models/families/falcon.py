@@ -12,6 +12,7 @@ from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.base import Family
+from llm_jax.models.families.heads import OUTSIDE
 from llm_jax.models.families.rope import read_rope, write_rope
 from llm_jax.models.families.tensors import Form
 
@@ -40,6 +41,7 @@ class Falcon(Family):
         "norm": "transformer.ln_f",
         "head": "lm_head",
     }
+    SCORE = {"sequence": "score", "token": "classifier"}
     PREFIX = "transformer.h."
     FUSED = {"self_attention.query_key_value": ("attention/q", "attention/k", "attention/v")}
 
@@ -101,7 +103,7 @@ class Falcon(Family):
         }
 
     def canonical(self, name: str) -> str:
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        return name if name.startswith(("transformer.", *OUTSIDE)) else f"transformer.{name}"
 
 
 FAMILY = Falcon()

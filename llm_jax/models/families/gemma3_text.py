@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.base.config import typed
-from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.base import every
 from llm_jax.models.families.gemma import Gemma2Like
-from llm_jax.models.families.rope import rope_fields, rope_parameters
+from llm_jax.models.families.rope import of_full_layers, parameters_by_kind
 
 
 class Gemma3Text(Gemma2Like):
     MODEL_TYPE = "gemma3_text"
     ARCHITECTURE = "Gemma3ForCausalLM"
+    STEM = "Gemma3Text"
     FIELDS = {
         **Gemma2Like.FIELDS,
         "vocab_size": ("vocab_size", 262208),
@@ -39,21 +39,12 @@ class Gemma3Text(Gemma2Like):
         return every(max(pattern, 1), "full", "sliding", layers)
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        rope = typed(dict[str, Any] | None, hf.get("rope_parameters"), "config.json: rope_parameters") or {}
-        old = typed(dict[str, Any] | None, hf.get("rope_scaling"), "config.json: rope_scaling") or {}
-        local = rope.get("sliding_attention") or {}
-        where = f"config.json: rope_parameters={rope!r}"
-        if rope_fields(local, {}, values, 1.0, where).get("rope_scaling") is not None:
-            raise UserError(f"{where}: sliding layers with a scaling are not supported")
-        flat = {**(rope.get("full_attention") or {}), **old}
-        theta = local.get("rope_theta", hf.get("rope_local_base_freq", 10000.0))
-        found = super().derived({**hf, "rope_parameters": flat, "rope_scaling": None}, values)
-        return found | {"local_rope_theta": typed(float, theta, "config.json: rope_local_base_freq")}
+        flat, theta = of_full_layers(hf, values, "rope_local_base_freq", 10000.0)
+        return super().derived(flat, values) | {"local_rope_theta": theta}
 
     def written(self, config: ModelConfig) -> dict[str, Any]:
-        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
-        both = {"full_attention": rope_parameters(config), "sliding_attention": local}
-        return super().written(config) | {"rope_parameters": both, "rope_local_base_freq": config.local_rope_theta}
+        own = {"rope_parameters": parameters_by_kind(config), "rope_local_base_freq": config.local_rope_theta}
+        return super().written(config) | own
 
 
 FAMILY = Gemma3Text()

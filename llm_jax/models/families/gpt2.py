@@ -6,6 +6,7 @@ from typing import Any
 from llm_jax.base.config import typed
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.base import Family
+from llm_jax.models.families.heads import OUTSIDE
 
 
 class Gpt2(Family):
@@ -51,6 +52,7 @@ class Gpt2(Family):
         "norm": "transformer.ln_f",
         "head": "lm_head",
     }
+    SCORE = {"sequence": "score", "token": "classifier"}
     PREFIX = "transformer.h."
     LAYER = {
         "attention_norm": "ln_1",
@@ -77,7 +79,7 @@ class Gpt2(Family):
         return {"n_inner": config.intermediate_size, "scale_attn_weights": config.query_scale is None}
 
     def canonical(self, name: str) -> str:
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        return name if name.startswith(("transformer.", *OUTSIDE)) else f"transformer.{name}"
 
     def is_derived(self, name: str, config: ModelConfig) -> bool:
         return name.endswith((".attn.bias", ".attn.masked_bias")) or super().is_derived(name, config)

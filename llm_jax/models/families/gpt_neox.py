@@ -34,6 +34,7 @@ class GptNeoX(Family):
         "norm": "gpt_neox.final_layer_norm",
         "head": "embed_out",
     }
+    SCORE = {"sequence": "score", "token": "classifier"}
     PREFIX = "gpt_neox.layers."
     LAYER = {
         "attention_norm": "input_layernorm",

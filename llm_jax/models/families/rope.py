@@ -92,18 +92,18 @@ def _scaling(
     return RopeScaling(kind=kind, **found)  # pyright: ignore[reportArgumentType]
 
 
-def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """Fields that both spellings read as the config's."""
-    parameters = rope_parameters(config)
+def write_rope(config: ModelConfig, partial: float = 1.0) -> dict[str, Any]:
+    """Fields that both spellings read as the config's. `partial`: the share of a head that turns where none is said."""
+    parameters = rope_parameters(config, partial)
     fields = {"rope_theta": config.rope_theta, "rope_parameters": parameters}
-    if config.rope_dim != config.head_dim:
+    if "partial_rotary_factor" in parameters:
         fields["partial_rotary_factor"] = parameters["partial_rotary_factor"]
     if config.rope_scaling is not None:
         fields["rope_scaling"] = {k: v for k, v in parameters.items() if k not in COMMON or k == "rope_type"}
     return fields
 
 
-def rope_parameters(config: ModelConfig) -> dict[str, Any]:
+def rope_parameters(config: ModelConfig, partial: float = 1.0) -> dict[str, Any]:
     """The flat dict of release 5."""
     config = config.resolved()
     assert config.rope_dim is not None and config.head_dim is not None
@@ -112,10 +112,37 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
         "rope_type": "default" if scaling is None else scaling.kind,
         "rope_theta": config.rope_theta,
     }
-    if config.rope_dim != config.head_dim:
+    if config.rope_dim != config.head_dim or partial != 1.0:
         parameters["partial_rotary_factor"] = config.rope_dim / config.head_dim
     for ours, theirs in KINDS[scaling.kind].items() if scaling is not None else ():
         value = getattr(scaling, ours)
         if value is not None:
             parameters[theirs] = list(value) if isinstance(value, tuple) else value
     return parameters
+
+
+def of_full_layers(
+    hf: Mapping[str, Any], values: Mapping[str, Any], local_name: str, local_theta: float
+) -> tuple[dict[str, Any], float]:
+    """A config.json with rope parameters by kind of layer, as one with those of its full layers alone; and the base of
+    its sliding layers, which is `local_name` in older releases and `local_theta` where nothing says it.
+
+    Raises UserError where sliding layers have a scaling.
+    """
+    rope = typed(dict[str, Any] | None, hf.get("rope_parameters"), "config.json: rope_parameters") or {}
+    old = typed(dict[str, Any] | None, hf.get("rope_scaling"), "config.json: rope_scaling") or {}
+    where = f"config.json: rope_parameters={rope!r}"
+    full, local = (
+        typed(dict[str, Any] | None, rope.get(kind), where) or {} for kind in ("full_attention", "sliding_attention")
+    )
+    if rope_fields(local, {}, values, 1.0, where).get("rope_scaling") is not None:
+        raise UserError(f"{where}: sliding layers with a scaling are not supported")
+    theta = local.get("rope_theta", hf.get(local_name, local_theta))
+    flat = {**hf, "rope_parameters": {**full, **old}, "rope_scaling": None}
+    return flat, typed(float, theta, f"config.json: {local_name}")
+
+
+def parameters_by_kind(config: ModelConfig) -> dict[str, Any]:
+    """`rope_parameters` of a model whose sliding layers have a base of their own."""
+    local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+    return {"full_attention": rope_parameters(config), "sliding_attention": local}

@@ -24,8 +24,8 @@ EPS = 1e-7
 
 
 def is_for_muon(declaration: Any) -> bool:
-    """Whether the rule applies: a matrix between layers, so neither embedding nor head, which have the vocabulary."""
-    return declaration.matrix is not None and "vocab" not in declaration.axes
+    """Whether the rule applies: a matrix between layers, so no embedding and no head (of a vocabulary, of labels)."""
+    return declaration.matrix is not None and not {"vocab", "labels"} & set(declaration.axes)
 
 
 class Muon:

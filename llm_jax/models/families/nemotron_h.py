@@ -1,0 +1,195 @@
+"""Nemotron-H (NVIDIA 2025, arXiv:2504.03624): a Mamba-2, an attention, a feed-forward or experts alone in a layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.base.config import typed
+from llm_jax.base.errors import UserError
+from llm_jax.models.config import FeedForwardKind, Mixer, ModelConfig
+from llm_jax.models.experts_config import ExpertsConfig
+from llm_jax.models.families.experts import WithExperts
+from llm_jax.models.families.states import WithMamba2, mamba2_fused, mamba2_names
+
+KINDS: dict[str, tuple[str, Mixer, FeedForwardKind]] = {
+    "linear_attention": ("M", "mamba2", "none"),
+    "full_attention": ("*", "attention", "none"),
+    "mlp": ("-", "none", "dense"),
+    "moe": ("E", "none", "experts"),
+}
+"""Entry of `layers_block_type` -> letter of `hybrid_override_pattern`, and what such a layer is of ours."""
+OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
+
+
+class NemotronH(WithMamba2, WithExperts):
+    MODEL_TYPE = "nemotron_h"
+    ARCHITECTURE = "NemotronHForCausalLM"
+    FIELDS = {
+        "vocab_size": ("vocab_size", 131072),
+        "hidden_size": ("hidden_size", 4096),
+        "intermediate_size": ("intermediate_size", 21504),
+        "num_heads": ("num_attention_heads", 32),
+        "num_kv_heads": ("num_key_value_heads", 8),
+        "head_dim": ("head_dim", 128),
+        "max_position_embeddings": ("max_position_embeddings", 4096),
+        "norm_eps": ("layer_norm_epsilon", 1e-5),
+        "mlp_bias": ("mlp_bias", False),
+        "activation": ("mlp_hidden_act", "relu2"),
+        "init_std": ("initializer_range", 0.02),
+    }
+    CONSTANTS = {"positions": "none", "gated": False}
+    FIXED = {"hidden_dropout": (0, None)}
+    # Among them what other families read: here the head is never tied, attention has neither biases nor a window nor
+    # positions, steps have one limit, and heads say how wide the scan is.
+    CARRIED = WithExperts.CARRIED | {
+        "tie_word_embeddings",
+        "attention_bias",
+        "sliding_window",
+        "rope_theta",
+        "rope_scaling",
+        "partial_rotary_factor",
+        "time_step_limit",
+        "time_step_max",
+        "time_step_floor",
+        "time_step_rank",
+        "expand",
+        "mamba_proj_bias",
+        "chunk_size",
+        "mamba_ssm_cache_dtype",
+        "n_shared_experts",
+        "moe_shared_expert_overlap",
+        "num_nextn_predict_layers",
+        "mtp_layers_block_type",
+        "mtp_hybrid_override_pattern",
+        "num_logits_to_keep",
+        "rescale_prenorm_residual",
+        "residual_in_fp32",
+        "use_mamba_kernels",
+    }
+    ALIASES = {
+        "layer_types": "layers_block_type",
+        "attention_head_dim": "head_dim",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "norm_eps": "layer_norm_epsilon",
+        "num_local_experts": "n_routed_experts",
+        "mamba_n_groups": "n_groups",
+        "mamba_d_conv": "conv_kernel",
+        "mamba_expand": "expand",
+        "mamba_dt_min": "time_step_min",
+        "mamba_dt_max": "time_step_max",
+        "mamba_dt_limit": "time_step_limit",
+        "mamba_dt_init_floor": "time_step_floor",
+        "mamba_conv_bias": "use_conv_bias",
+        "mamba_chunk_size": "chunk_size",
+    }
+    MAMBA = {
+        "state_size": ("ssm_state_size", 128),
+        "conv_width": ("conv_kernel", 4),
+        "conv_bias": ("use_conv_bias", True),
+        "bias": ("use_bias", False),
+        "num_heads": ("mamba_num_heads", 128),
+        "num_groups": ("n_groups", 8),
+        "dt_min": ("time_step_min", 1e-3),
+    }
+    MAMBA_ACTIVATION = "mamba_hidden_act"
+    EXPAND = None
+    HEAD_DIM = ("mamba_head_dim", 64)
+    EXPERTS = {
+        "num": ("n_routed_experts", 8),
+        "top_k": ("num_experts_per_tok", 2),
+        "intermediate_size": ("moe_intermediate_size", 7688),
+        "latent_size": ("moe_latent_size", None),
+        "normalize": ("norm_topk_prob", True),
+        "scale": ("routed_scaling_factor", 1.0),
+        "groups": ("n_group", 1),
+        "top_groups": ("topk_group", 1),
+        "shared_size": ("moe_shared_expert_intermediate_size", 7688),
+    }
+    EXPERTS_CONSTANTS = {"scores": "sigmoid", "correction_bias": True, "group_score": "top2"}
+    TOP = {"embed": "backbone.embeddings", "norm": "backbone.norm_f", "head": "lm_head"}
+    PREFIX = "backbone.layers."
+    LAYER = {
+        **mamba2_names("mixer"),
+        "attention_norm": "norm",
+        "attention/q": "mixer.q_proj",
+        "attention/k": "mixer.k_proj",
+        "attention/v": "mixer.v_proj",
+        "attention/o": "mixer.o_proj",
+        "mlp_norm": "norm",
+        "mlp/up": "mixer.up_proj",
+        "mlp/down": "mixer.down_proj",
+        "mlp/router": "mixer.gate",
+        "mlp/router/correction": "mixer.gate.e_score_correction_bias",
+        "mlp/latent_in": "mixer.fc1_latent_proj",
+        "mlp/latent_out": "mixer.fc2_latent_proj",
+        "mlp/shared/up": "mixer.shared_experts.up_proj",
+        "mlp/shared/down": "mixer.shared_experts.down_proj",
+    }
+    FUSED = mamba2_fused("mixer")
+    EACH = {f"mlp/{name}": f"mixer.experts.{{}}.{name}_proj" for name in ("up", "down")}
+    ALL = {f"mixer.experts.{name}_proj": (f"mlp/{name}",) for name in ("up", "down")}
+
+    def derived_fields(self) -> set[str]:
+        return super().derived_fields() | {"layers_block_type", "hybrid_override_pattern", "num_hidden_layers"}
+
+    def mixers(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Mixer, ...]:
+        return tuple(KINDS[name][1] for name in _layers(hf))
+
+    def inner_size(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+        sizes = (self.MAMBA["num_heads"], self.HEAD_DIM)
+        heads, width = (typed(int, hf.get(*field), f"config.json: {field[0]}") for field in sizes)
+        return heads * width
+
+    def mamba_from_hf(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"inner_size": self.inner_size(hf, values), "norm_eps": values["norm_eps"]}
+
+    def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        kinds = tuple(KINDS[name][2] for name in _layers(hf))
+        found = super().derived(hf, values) | {"num_layers": len(kinds), "feed_forwards": kinds}
+        return found if "experts" in kinds else found | {"experts": ExpertsConfig()}
+
+    def written(self, config: ModelConfig) -> dict[str, Any]:
+        assert config.mixers is not None and config.feed_forwards is not None
+        fields = super().written(config)
+        if "experts" not in config.feed_forwards:
+            for theirs, _ in self.EXPERTS.values():
+                del fields[theirs]
+        if self.MIXER in config.mixers:
+            del fields["time_step_limit"]
+        letters = {(mixer, feed): letter for letter, mixer, feed in KINDS.values()}
+        for layer, kind in enumerate(zip(config.mixers, config.feed_forwards)):
+            if kind not in letters:
+                raise UserError(
+                    f"model.mixers and model.feed_forwards: layer {layer} is {kind[0]} and {kind[1]}, one of them has "
+                    "to be none in the nemotron_h family"
+                )
+        # The one spelling that every release reads.
+        pattern = "".join(letters[kind] for kind in zip(config.mixers, config.feed_forwards))
+        return fields | {"hybrid_override_pattern": pattern, "num_hidden_layers": config.num_layers}
+
+    def canonical(self, name: str) -> str:
+        return f"backbone.{name.removeprefix('model.')}" if name.startswith("model.") else name
+
+
+def _layers(hf: Mapping[str, Any]) -> list[str]:
+    """An entry of `KINDS` for each layer."""
+    types = typed(tuple[str, ...] | None, hf.get("layers_block_type"), "config.json: layers_block_type")
+    pattern = typed(str | None, hf.get("hybrid_override_pattern"), "config.json: hybrid_override_pattern")
+    spelled = {letter: name for name, (letter, _, _) in KINDS.items()}
+    names: tuple[str, ...] = types or ()
+    found = [OLDER.get(name, name) for name in names]
+    for letter in pattern or ():
+        if letter not in spelled:
+            raise UserError(f"config.json: hybrid_override_pattern has {letter!r}, not one of {' '.join(spelled)}")
+    by_letter = [spelled[letter] for letter in pattern or ()]
+    if found and by_letter and found != by_letter:
+        raise UserError("config.json: layers_block_type and hybrid_override_pattern say different things")
+    found = found or by_letter or ["linear_attention", "moe", "full_attention", "mlp"]
+    for name in found:
+        if name not in KINDS:
+            raise UserError(f"config.json: layers_block_type has {name!r}, not one of {', '.join(KINDS)}")
+    if hf.get("num_hidden_layers", len(found)) != len(found):
+        raise UserError(f"config.json: num_hidden_layers={hf['num_hidden_layers']!r}, but {len(found)} are described")
+    return found
+
+
+FAMILY = NemotronH()
