@@ -360,6 +360,7 @@ MODELS: dict[str, Fields] = {
         "n_shared_experts": 1,
         "norm_topk_prob": True,
         "num_experts_per_tok": 8,
+        "num_nextn_predict_layers": 1,
         "q_lora_rank": 1536,
         "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64,
