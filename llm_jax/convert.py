@@ -2,12 +2,8 @@
 
 import re
 import sys
-from typing import TYPE_CHECKING
 
 from llm_jax.base.door import run_door
-
-if TYPE_CHECKING:
-    from llm_jax.models.loading import Model
 
 USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--kv-heads=G] [--verify]
 
@@ -18,12 +14,13 @@ Which one SRC is, is recognised. DST must be empty or absent, or what a conversi
 Tensors keep their values and, going back, their dtypes, or get the one of --dtype.
 The checksum is over names, dtypes, shapes and values: both layouts of one model have the same.
 --kv-heads=G makes a model of G key and value heads, each the mean of those it stands for (then train on).
---verify reads DST again and compares logits and greedy tokens of both."""
+--verify reads DST again and compares weights, logits and greedy tokens of both."""
 
 FLAGS = {"--dtype": "float32", "--kv-heads": "2"}
-WRITTEN = re.compile(r"[\w.-]+\.(safetensors|part|json|model|txt|jinja|new)|checkpoints|tokenizer|lock")
+WRITTEN = re.compile(
+    r"[\w.-]+\.(safetensors|part|json|model|txt|jinja|new)|additional_chat_templates|checkpoints|tokenizer|lock"
+)
 """Names of what a conversion writes."""
-VERIFIED_TOKENS, GREEDY_TOKENS = 32, 16
 
 
 def main(args: list[str]) -> None:
@@ -69,28 +66,9 @@ def main(args: list[str]) -> None:
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")
     if "--verify" in given:
-        verify(model, load(target), exact=dtype is None)
+        from llm_jax.jobs.verify import verify
 
-
-def verify(model: "Model", again: "Model", exact: bool) -> None:
-    """Prints how the two compare. Raises RunError where they are not one model, if `exact` to the last bit."""
-    import numpy as np
-
-    from llm_jax.base.errors import RunError
-    from llm_jax.inference import Generator, SamplingParams
-
-    vocab = model.config.vocab_size or 1
-    length = min(VERIFIED_TOKENS, model.config.max_position_embeddings)
-    tokens = np.random.RandomState(0).randint(0, vocab, (2, length)).astype(np.int32)
-    one, two = (np.asarray(each(tokens), np.float32) for each in (model, again))
-    off = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
-    prompt = tokens[:1, : max(1, length // 2)].tolist()
-    params = SamplingParams(max_tokens=min(GREEDY_TOKENS, length - len(prompt[0])), temperature=0.0, ignore_eos=True)
-    greedy = [Generator(each).generate(prompt, params)[0].tokens for each in (model, again)]
-    same = sum(a == b for a, b in zip(*greedy))
-    print(f"verify: logits differ by {off:.1e} of the largest, {same} of {len(greedy[0])} greedy tokens are equal")
-    if exact and (off > 0 or same < len(greedy[0])):
-        raise RunError("verify: what was written is not the model that was read")
+        print(f"verify: {verify(model, load(target), exact=dtype is None)}")
 
 
 if __name__ == "__main__":

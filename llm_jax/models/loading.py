@@ -36,9 +36,16 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
+"""What comes along with a model and goes back byte for byte, read here or not; and the folder of further templates."""
+TEMPLATES = "additional_chat_templates"
 EXTRA = "hf_extra.json"
 """In a native folder or workdir: fields of the config.json a model first came with that are none of ModelConfig's."""
 ROLE = "policy"
@@ -59,7 +66,8 @@ class Model:
         extra: Mapping[str, Any] | None = None,
         dtypes: Mapping[str, str] | None = None,
     ):
-        """`decoder` is abstract. `extra`: fields of config.json that are none of `config`'s, for `save`.
+        """`decoder` is abstract. `tokenizer_dir`: where as many of `TOKENIZER_FILES` lie as there are.
+        `extra`: fields of config.json that are none of `config`'s, for `save`.
         `dtypes`: the dtype each tensor had in the folder it came from, by Hugging Face name."""
         self.decoder, self.params, self.config = decoder, params, config
         self.tokenizer_dir = None if tokenizer_dir is None else epath.Path(tokenizer_dir)
@@ -182,7 +190,7 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
         for ours, shape in folder.shapes.items():
             progress.update(total=len(folder.shapes), done=len(flat), parameters=len(flat))
             flat[ours] = place_pieces(shape, shardings[ours], lambda index, o=ours: folder.piece(o, index, kind))
-    tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES[:2]) else None
+    tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES) else None
     extra, dtypes = folder.family.carried(hf), folder.dtypes()
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=extra, dtypes=dtypes)
 
