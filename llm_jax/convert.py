@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
         raise UserError(f"{target} is not empty")
 
     from llm_jax.models.loading import FLOATS, load, read_hf_config
-    from llm_jax.models.saving import checksum, save, save_native
+    from llm_jax.models.saving import checksum, rounded, save, save_native
 
     dtype = given.get("--dtype")
     if dtype is not None and dtype not in FLOATS:
@@ -63,8 +63,11 @@ def main(args: list[str]) -> None:
     print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout)")
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")
+    lossy = rounded(model, dtype) if native else []
+    if lossy:
+        print(f"{len(lossy)} tensors hold more digits than the dtype that they are written in: they are rounded")
     if "--verify" in given:
-        verify(model, load(target), exact=dtype is None)
+        verify(model, load(target), exact=not lossy)
 
 
 def verify(model: "Model", again: "Model", exact: bool) -> None:

@@ -13,11 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.base.config import bind as bind_config
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import family, family_for
 from llm_jax.models.families.base import Family
+from llm_jax.models.families.packed import notes, open_tensors
 from llm_jax.models.families.tensors import Tensor
 from llm_jax.models.parameter import abstract_params, bind, declarations
 from llm_jax.models.segments import regroup
@@ -26,7 +28,7 @@ from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import to_path
-from llm_jax.storage.safetensors import LazyTensors, TensorInfo
+from llm_jax.storage.safetensors import TensorInfo
 from llm_jax.storage.workdir import Workdir, is_workdir
 
 TOKENIZER_FILES = (
@@ -158,13 +160,15 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
     fam = family_for(hf)
     config = fam.from_hf(hf)
     decoder = Decoder(config)
-    stored = LazyTensors(path)
+    stored = open_tensors(path, hf)
     tensors = {fam.canonical(name): name for name in stored}
     if len(tensors) < len(stored):
         raise UserError(f"{path} has tensors that are one in two spellings")
     shapes = flatten(abstract_params(decoder))
     table = fam.tensors(decoder, frozenset(tensors))
     _check_tensors(path, fam, decoder, table, shapes, {name: stored.index[tensors[name]] for name in tensors})
+    for note in (*notes(stored), *fam.notes(tensors, config)):
+        log(f"{path.name}: {note}")
     if config.tie_embeddings and fam.TOP.get("head", "") + ".weight" in tensors:
         _check_tied(path, {name: stored[tensors[f"{fam.TOP[name]}.weight"]] for name in ("embed", "head")})
     found = {(ours, tensor.layer): (tensor, i) for tensor in table for i, ours in enumerate(tensor.paths)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from llm_jax.base.config import typed
@@ -19,6 +19,8 @@ from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
+from llm_jax.models.families.packed import FIELD as PACKING
+from llm_jax.models.families.packed import read_packing
 from llm_jax.models.families.rope import read_rope, write_rope
 from llm_jax.models.families.tensors import Form, Holding, Tensor
 from llm_jax.models.head_config import HeadConfig
@@ -107,7 +109,8 @@ class Family:
         """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
         hf = self._today(hf)
         fixed = {**FIXED, **self.FIXED}
-        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures"}
+        read_packing(hf)
+        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures", PACKING}
         for name, value in hf.items():
             if name in fixed and name not in read and value not in fixed[name]:
                 raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
@@ -283,6 +286,11 @@ class Family:
         """Whether a tensor of a folder holds nothing that the config and the other tensors do not say."""
         tied = config.tie_embeddings and config.head.labels is None and name == f"{self.TOP['head']}.weight"
         return tied or name.endswith("rotary_emb.inv_freq")
+
+    def notes(self, names: Collection[str], config: ModelConfig) -> list[str]:
+        """Lines for the user about tensors of a folder that are left unread; most families have none."""
+        del names, config
+        return []
 
 
 def read_sights(hf: Mapping[str, Any], default: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """DeepSeek-V3 and R1 (arXiv:2412.19437): V2's layers, with experts chosen by sigmoid scores and a bias that follows
 their load."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llm_jax.models.config import ModelConfig
@@ -59,9 +59,16 @@ class DeepseekV3(DeepseekV2):
 
     def is_derived(self, name: str, config: ModelConfig) -> bool:
         """Also the layers of multi-token prediction, which come after the others; transformers leaves them out too."""
+        return self._is_further(name, config) or super().is_derived(name, config)
+
+    def notes(self, names: Collection[str], config: ModelConfig) -> list[str]:
+        count = sum(self._is_further(name, config) for name in names)
+        layers = f"{self.PREFIX}{config.num_layers} and on"
+        return [f"{count} tensors of multi-token prediction ({layers}) are left unread"] if count else []
+
+    def _is_further(self, name: str, config: ModelConfig) -> bool:
         number = name.removeprefix(self.PREFIX).partition(".")[0]
-        further = name.startswith(self.PREFIX) and number.isdecimal() and int(number) >= config.num_layers
-        return further or super().is_derived(name, config)
+        return name.startswith(self.PREFIX) and number.isdecimal() and int(number) >= config.num_layers
 
 
 FAMILY = DeepseekV3()
