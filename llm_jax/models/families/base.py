@@ -61,6 +61,9 @@ SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "r
 SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
 LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
 
+MOST_LAYERS = 10**5
+"""Lists with an entry for each layer are made before sizes are checked."""
+
 START = ("init_std", "embed_init_std", "depth_scaled_init")
 """Fields of ours that say how weights start, which no family's files have to keep."""
 
@@ -120,6 +123,9 @@ class Family:
         values = dict(self.CONSTANTS)
         for name, (theirs, default) in self.FIELDS.items():
             values[name] = self.value_from_hf(name, theirs, hf.get(theirs, default))
+        if not 1 <= values.get("num_layers", 1) <= MOST_LAYERS:
+            theirs = self.FIELDS["num_layers"][0]
+            raise UserError(f"config.json: {theirs}={values['num_layers']} is not between 1 and {MOST_LAYERS}")
         values |= self.derived(hf, values) | {"head": read_head(hf, self.heads(hf))}
         config = ModelConfig(family=self.MODEL_TYPE, **values)
         config.resolved()
