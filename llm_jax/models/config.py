@@ -226,6 +226,8 @@ class ModelConfig:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
         if not 0 <= self.mtp < 2**31:
             raise UserError(f"model.mtp is {self.mtp}, it has to be at least 0")
+        if self.mtp:
+            self.check_predicts(f"model.mtp={self.mtp}")
         for name in ("norm_eps", "init_std", "embed_init_std"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

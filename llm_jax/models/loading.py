@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import to_path
-from llm_jax.storage.safetensors import TensorInfo
+from llm_jax.storage.safetensors import TensorInfo, has_weights, read_index
 from llm_jax.storage.workdir import Workdir, is_workdir
 
 TOKENIZER_FILES = (
@@ -158,19 +158,20 @@ def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
 
 def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | None) -> Model:
     fam = family_for(hf)
-    config = fam.from_hf(hf)
-    decoder = Decoder(config)
     stored = open_tensors(path, hf)
+    config = fam.as_stored(fam.from_hf(hf), stored.index)
+    decoder = Decoder(config)
     tensors = {fam.canonical(name): name for name in stored}
     if len(tensors) < len(stored):
         raise UserError(f"{path} has tensors that are one in two spellings")
     shapes = flatten(abstract_params(decoder))
     table = fam.tensors(decoder, frozenset(tensors))
     _check_tensors(path, fam, decoder, table, shapes, {name: stored.index[tensors[name]] for name in tensors})
-    for note in (*notes(stored), *fam.notes(tensors, config)):
+    for note in notes(stored):
         log(f"{path.name}: {note}")
     if config.tie_embeddings and fam.TOP.get("head", "") + ".weight" in tensors:
         _check_tied(path, {name: stored[tensors[f"{fam.TOP[name]}.weight"]] for name in ("embed", "head")})
+    _check_copies(path, table, lambda name: stored[tensors[name]])
     found = {(ours, tensor.layer): (tensor, i) for tensor in table for i, ours in enumerate(tensor.paths)}
 
     def read(ours: str, layer: int | None) -> np.ndarray:
@@ -247,6 +248,16 @@ def _check_tied(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"{path}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding")
 
 
+def _check_copies(path: epath.Path, table: list[Tensor], read: Callable[[str], np.ndarray]) -> None:
+    """Raises UserError where two tensors of the same parameters differ."""
+    first: dict[Any, Tensor] = {}
+    for tensor in table:
+        other = first.setdefault((tensor.paths, tensor.layer), tensor)
+        for name, again in zip(other.names, tensor.names):
+            if name != again and not np.array_equal(read(name), read(again)):
+                raise UserError(f"{path}: tensors {name} and {again} differ, but are one parameter")
+
+
 def _shardings(decoder: Decoder, plan: Plan | None) -> dict[str, Any]:
     shapes, config = abstract_params(decoder), decoder.config
     if plan is None:
@@ -256,10 +267,12 @@ def _shardings(decoder: Decoder, plan: Plan | None) -> dict[str, Any]:
 
 
 def read_model_config(path: epath.PathLike) -> ModelConfig:
-    """The architecture in any of the three kinds of folder, from its small files alone."""
+    """The architecture in any of the three kinds of folder, from its small files and the names of its tensors."""
     hf = read_hf_config(path)
     if hf is not None:
-        return family_for(hf).from_hf(hf)
+        fam = family_for(hf)
+        config = fam.from_hf(hf)
+        return fam.as_stored(config, read_index(to_path(path))) if has_weights(to_path(path)) else config
     file = epath.Path(path) / "model.json"
     config = bind_config(ModelConfig, read_json(file), where=str(file))
     family(config.family).check(config)

@@ -18,17 +18,18 @@ from llm_jax.sharding import storage_shardings
 
 
 def with_head(model: Model, head: HeadConfig, seed: int = 0) -> Model:
-    """The model with `head` for an end. Its arrays are shared, but for parameters of the head that it does not have.
+    """The model with `head` for an end. All arrays are the model's, but for those of the head that it does not have.
 
-    Those are drawn as the same parameters of a new model of that `seed`, on the model's mesh. Of a model that ends in
-    as many scores already all are kept: only what they are pooled from changes.
+    These are drawn as the same parameters of a new model of that `seed`, on the model's mesh. Of a model that ends in
+    as many scores already all are kept: only what they are pooled from changes. Layers for further tokens (`mtp`) go
+    with the vocabulary.
 
     Raises:
         UserError: `head` has no labels, or the model ends in another number of scores.
     """
-    before, config = model.config.head, dataclasses.replace(model.config.resolved(), head=head)
     if head.labels is None:
         raise UserError("a new head is for scores: head.labels has to be a number")
+    before, config = model.config.head, dataclasses.replace(model.config.resolved(), head=head, mtp=0)
     if before.labels not in (None, head.labels):
         raise UserError(f"the model ends in {before.labels} scores, not in {head.labels}; their head is not replaced")
     decoder = Decoder(config)

@@ -84,6 +84,11 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
     return {name: found[name] for name in weight_map}
 
 
+def has_weights(folder: epath.Path) -> bool:
+    """Whether there are safetensors, good ones or not."""
+    return (folder / _SINGLE).exists() or (folder / _INDEX).exists()
+
+
 class LazyTensors(Mapping[str, np.ndarray]):
     """A folder's tensors by name; each is read, read-only, when it is asked for. Raises as `read_index`."""
 

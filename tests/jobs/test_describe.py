@@ -16,7 +16,7 @@ from llm_jax.base.trees import flatten
 from llm_jax.describe import changed, parse
 from llm_jax.jobs.describe import Setting, describe, read_setting, text
 from llm_jax.jobs.terms import sft_objective
-from llm_jax.models import Decoder, ModelConfig, abstract_params, declarations, init_params, layout
+from llm_jax.models import Decoder, HeadConfig, ModelConfig, abstract_params, declarations, init_params, layout
 from llm_jax.models.families import family
 from llm_jax.models.summary import parameters_by_part, rows
 from llm_jax.sharding import MeshConfig, make_plan, storage_shardings
@@ -100,6 +100,35 @@ def test_rows_and_parts_are_of_this_model():
     assert sum(counts.values()) == sum(math.prod(leaf.shape) for leaf in shapes.values())
     said = text(describe(setting(model=biased)))
     assert "the embedding, transposed (tied)" in said and "tied to embed" in said
+
+
+def test_a_model_that_ends_in_scores():
+    """A reward model of Llama-3-8B: the vocabulary's matrix gives way to one column, and no logits are made."""
+    model = ModelConfig(**PUBLISHED["meta-llama/Meta-Llama-3-8B"][0])
+    base = describe(setting(model=model))
+    described = describe(setting(model=dataclasses.replace(model, head=HeadConfig(labels=1))))
+    counts = described["parameters"]
+    assert counts["total"] == 8_030_261_248 - 128256 * 4096 + 4096 and counts["score"] == 4096
+    assert "head" not in counts and [row["where"] for row in described["layers"]][-1] == "score"
+    fewer = base["flops_per_token"]["forward"] - described["flops_per_token"]["forward"]
+    assert fewer == 2 * (128256 - 1) * 4096
+    held = described["memory"]["per_device"]
+    assert held["logits"] == 0 and held["activations"] > 0
+    assert "score" in text(described)
+
+
+def test_an_encoder():
+    """ModernBERT-base: the hub's count, attention to both sides, no cache."""
+    model = family("modernbert").from_hf({"model_type": "modernbert"})
+    described = describe(setting(model=model, window=1024))
+    assert described["parameters"]["total"] == 149_655_232
+    assert described["cache"]["bytes"] == 0 and described["flops_per_token"]["decoding_first"] is None
+    # 8 of 22 layers see all 1024 tokens, the others 64 on either side, fewer near the ends of the text.
+    sliding = sum(min(i, 64) + min(1023 - i, 64) + 1 for i in range(1024)) / 1024
+    matrices = 149_655_232 - described["parameters"]["norms"] - 50368 - 768
+    keys = 8 * 1024 + 14 * sliding
+    assert described["flops_per_token"]["forward"] == pytest.approx(2 * matrices + 4 * 768 * keys, rel=1e-9)
+    assert "cache: none" in text(described)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

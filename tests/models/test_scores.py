@@ -14,7 +14,7 @@ from llm_jax.base.trees import flatten
 from llm_jax.inference import Generator
 from llm_jax.models import HeadConfig, ModelConfig, with_head
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.families import family
+from llm_jax.models.families import FAMILIES, family
 from llm_jax.models.init import init_params
 from llm_jax.models.loading import Model, load
 from llm_jax.models.pooling import pool
@@ -25,6 +25,7 @@ from tests.oracles import family_recipe, heads_recipe
 
 FILE = np.load(TESTS / "golden" / "heads.npz")
 META = json.loads(FILE["meta"].tobytes())["cases"]
+CLASSES = json.loads(FILE["meta"].tobytes())["classes"]
 PACKED = ("llama/sequence", "llama/token", "gemma2/sequence", "mixtral/sequence")
 CONFIG = ModelConfig(vocab_size=32, hidden_size=24, intermediate_size=20, num_layers=2, num_heads=4, init_std=0.3)
 
@@ -211,6 +212,12 @@ def test_refused(base):
     ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(CONFIG, head=bad).resolved()
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) & set(FAMILIES)))
+def test_every_class_of_transformers_is_known(name):
+    known = list(family(name).heads({}))
+    assert [theirs for theirs in CLASSES[name].values() if theirs not in (None, *known)] == []
 
 
 def test_labels_of_a_config():

@@ -4,7 +4,8 @@
 
 Under `FAMILY/sequence/` (reward and sequence classification) and `FAMILY/token/` (token classification, where
 transformers has it): `scores` of the recipe's padded tokens, zero where a token is padding. `meta` is JSON: versions,
-and of each `FAMILY/KIND` config.json as transformers writes it (`config`), names and shapes of its tensors (`shapes`).
+of each `FAMILY/KIND` config.json as transformers writes it (`config`), names and shapes of its tensors (`shapes`); and
+of every family its classes by kind, as far as there are any (`classes`).
 """
 
 import json
@@ -22,6 +23,13 @@ from tests.oracles.transformers_families import load, options, saved, write
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "heads.npz"
 HEADS = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+
+
+def name(family: str, kind: str) -> str | None:
+    """The class, where transformers has one."""
+    mapping = HEADS[kind]._model_mapping
+    config = type(AutoConfig.for_model(family))
+    return mapping[config].__name__ if config in mapping else None
 
 
 def golden(family: str, kind: str, folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -50,7 +58,8 @@ def main() -> None:
                 arrays[f"{family}/{kind}/scores"], found[f"{family}/{kind}"] = golden(
                     family, kind, pathlib.Path(folder)
                 )
-    meta = {"transformers": transformers.__version__, "torch": torch.__version__, "cases": found}
+    classes = {family: {kind: name(family, kind) for kind in HEADS} for family in family_recipe.CONFIGS}
+    meta = {"transformers": transformers.__version__, "torch": torch.__version__, "cases": found, "classes": classes}
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     np.savez_compressed(GOLDEN, **arrays)
     print(GOLDEN.stat().st_size, "bytes")

@@ -65,7 +65,8 @@ MOST_LAYERS = 10**5
 """Lists with an entry for each layer are made before sizes are checked."""
 
 START = ("init_std", "embed_init_std", "depth_scaled_init")
-"""Fields of ours that say how weights start, which no family's files have to keep."""
+MAMBA_START = ("dt_init_min", "dt_init_max", "dt_init_floor", "chunk_size")
+"""Fields of ours, and of `mamba`, that say how weights start or a scan is cut, which no family's files have to keep."""
 
 
 class Family:
@@ -141,6 +142,11 @@ class Family:
             fields[today] = value
         return fields
 
+    def as_stored(self, config: ModelConfig, names: Collection[str]) -> ModelConfig:
+        """The config of what a folder holds, by the names of its tensors, where its config.json says less than all."""
+        del names
+        return config
+
     def value_from_hf(self, name: str, theirs: str, value: Any) -> Any:
         """A field's value as ours; raises UserError where it has another type or is an unknown activation."""
         where = f"config.json: {theirs}"
@@ -214,11 +220,11 @@ class Family:
         """
         config = config.resolved()
         scored = config.head.labels is not None
-        again = self.from_hf(self._all_but_head(config, {}) if scored else self.to_hf(config, {})).resolved()
-        free = (*START, "head") if scored else START
+        again = _kept(self.from_hf(self._all_but_head(config, {}) if scored else self.to_hf(config, {})))
+        config = _kept(config)
         for field in dataclasses.fields(config):
             here, there = getattr(config, field.name), getattr(again, field.name)
-            if field.name not in free and here != there:
+            if here != there and not (scored and field.name == "head"):
                 raise UserError(
                     f"model.{field.name}={here!r}: the {self.MODEL_TYPE} family has {there!r} there; "
                     "model.family=llm_jax takes any combination"
@@ -233,7 +239,7 @@ class Family:
         """
         del present
         flat, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
-        top = {path: declared[path] for path in flat if not path.startswith("segments/")}
+        top = {path: declared[path] for path in flat if not path.startswith(("segments/", "mtp/"))}
         found = self._named(top, self.top_table(decoder.config), "", None, decoder.config)
         for s, segment in enumerate(decoder.groups):
             for position in range(len(segment.block)):
@@ -293,10 +299,13 @@ class Family:
         tied = config.tie_embeddings and config.head.labels is None and name == f"{self.TOP['head']}.weight"
         return tied or name.endswith("rotary_emb.inv_freq")
 
-    def notes(self, names: Collection[str], config: ModelConfig) -> list[str]:
-        """Lines for the user about tensors of a folder that are left unread; most families have none."""
-        del names, config
-        return []
+
+def _kept(config: ModelConfig) -> ModelConfig:
+    """The resolved config with defaults for what files need not keep."""
+    plain = ModelConfig()
+    mamba = dataclasses.replace(config.mamba, **{name: getattr(plain.mamba, name) for name in MAMBA_START})
+    start = {name: getattr(plain, name) for name in START}
+    return dataclasses.replace(config.resolved(), mamba=mamba, **start)
 
 
 def read_sights(hf: Mapping[str, Any], default: Sequence[str]) -> tuple[str, ...]:

@@ -1,12 +1,17 @@
 """DeepSeek-V3 and R1 (arXiv:2412.19437): V2's layers, with experts chosen by sigmoid scores and a bias that follows
 their load."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families.deepseek_v2 import DeepseekV2, read_int
+from llm_jax.models.families.tensors import Form, Tensor
+from llm_jax.models.parameter import declarations
 
 
 class DeepseekV3(DeepseekV2):
@@ -21,6 +26,7 @@ class DeepseekV3(DeepseekV2):
         "num_heads": ("num_attention_heads", 128),
         "max_position_embeddings": ("max_position_embeddings", 4096),
         "rope_interleaved": ("rope_interleave", True),
+        "mtp": ("num_nextn_predict_layers", 1),
     }
     CONSTANTS = {}
     FIXED = {
@@ -42,8 +48,37 @@ class DeepseekV3(DeepseekV2):
     SHARED = 1
     LAYER = {**DeepseekV2.LAYER, "mlp/router/correction": "mlp.gate.e_score_correction_bias"}
 
+    FURTHER = {"embed_norm": "enorm", "hidden_norm": "hnorm", "project": "eh_proj", "norm": "shared_head.norm"}
+    """Modules beside the block of a layer that predicts a further token; such layers come after all others."""
+    COPIES = {"embed/weight": "embed_tokens.weight", "head/weight": "shared_head.head.weight"}
+    """Parameters of the model that each of them has in a tensor of its own too."""
+
     def derived_fields(self) -> set[str]:
-        return super().derived_fields() - {"topk_method"} | {"num_nextn_predict_layers"}
+        return super().derived_fields() - {"topk_method"}
+
+    def as_stored(self, config: ModelConfig, names: Collection[str]) -> ModelConfig:
+        """transformers writes `num_nextn_predict_layers` as it was, and leaves out the layers."""
+        first = f"{self.PREFIX}{config.num_layers}."
+        return config if any(name.startswith(first) for name in names) else dataclasses.replace(config, mtp=0)
+
+    def tensors(self, decoder: Decoder, present: frozenset[str] = frozenset()) -> list[Tensor]:
+        """With those of further tokens' layers."""
+        config, found = decoder.config, []
+        declared = flatten(declarations(decoder))
+        for k in range(config.mtp):
+            start, prefix = f"mtp/{k}/", f"{self.PREFIX}{config.num_layers + k}."
+            for inside, table in (("block/", self.layer_table(config)), ("", self.FURTHER)):
+                at = start + inside
+                own = {path.removeprefix(at): d for path, d in declared.items() if path.startswith(at)}
+                own = {path: d for path, d in own.items() if not path.startswith("block/")}
+                for tensor in self._named(own, table, prefix, None, config):
+                    paths = tuple(at + path for path in tensor.paths)
+                    found.append(dataclasses.replace(tensor, paths=paths))
+            for path, name in self.COPIES.items():
+                if path in declared and (not present or prefix + name in present):
+                    found.append(Tensor((prefix + name,), (path,), None, Form(transposed=path.startswith("head"))))
+        # Last, so that a parameter with copies is read from the tensor that is not one.
+        return found + super().tensors(decoder, present)
 
     def read_groups(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of `ExpertsConfig` about groups."""
@@ -52,23 +87,6 @@ class DeepseekV3(DeepseekV2):
     def write_groups(self, experts: ExpertsConfig) -> dict[str, Any]:
         """The other way."""
         return {"n_group": experts.groups, "topk_group": experts.top_groups}
-
-    def written(self, config: ModelConfig) -> dict[str, Any]:
-        # Layers that predict further tokens are not read (see `is_derived`), so none are in what is written.
-        return super().written(config) | {"num_nextn_predict_layers": 0}
-
-    def is_derived(self, name: str, config: ModelConfig) -> bool:
-        """Also the layers of multi-token prediction, which come after the others; transformers leaves them out too."""
-        return self._is_further(name, config) or super().is_derived(name, config)
-
-    def notes(self, names: Collection[str], config: ModelConfig) -> list[str]:
-        count = sum(self._is_further(name, config) for name in names)
-        layers = f"{self.PREFIX}{config.num_layers} and on"
-        return [f"{count} tensors of multi-token prediction ({layers}) are left unread"] if count else []
-
-    def _is_further(self, name: str, config: ModelConfig) -> bool:
-        number = name.removeprefix(self.PREFIX).partition(".")[0]
-        return name.startswith(self.PREFIX) and number.isdecimal() and int(number) >= config.num_layers
 
 
 FAMILY = DeepseekV3()

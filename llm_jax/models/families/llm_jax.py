@@ -32,6 +32,10 @@ class Own(Family):
         del fields["family"]
         return {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE, **extra, **fields}
 
+    def check(self, config: ModelConfig) -> None:
+        """Any combination can be said."""
+        config.resolved()
+
     def tensors(self, decoder: Decoder, present: frozenset[str] = frozenset()) -> list[Tensor]:
         """Each parameter under its own path, layers by number."""
         del present
