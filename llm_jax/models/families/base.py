@@ -34,7 +34,7 @@ CARRIED = {
     "output_hidden_states", "output_attentions",
     "chunk_size_feed_forward", "max_sequence_length", "_flash_attn_2_enabled", "_attn_implementation",
     "_from_model_config", "task_specific_params", "auto_map", "cache_implementation", "use_return_dict",
-    *LABELS,
+    "_attn_implementation_autoset", *LABELS,
 }
 # fmt: on
 
