@@ -158,7 +158,7 @@ def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
 
 def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | None) -> Model:
     fam = family_for(hf)
-    stored = open_tensors(path, hf)
+    stored = open_tensors(path, hf, jnp.dtype(dtype))
     config = fam.as_stored(fam.from_hf(hf), stored.index)
     decoder = Decoder(config)
     tensors = {fam.canonical(name): name for name in stored}

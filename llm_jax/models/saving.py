@@ -27,7 +27,8 @@ from llm_jax.storage.workdir import FORMAT, Workdir
 def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
 
-    `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
+    `dtype` of the tensors; None keeps what each had in the folder the model came from (bfloat16 of those that were
+    packed), float32 for a new model.
     Raises UserError for a head that the family's folders do not have.
     """
     path = epath.Path(path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.storage.block_formats import FP8, Packing, Unpacked, unpack_fp8, unpack_mxfp4
+from llm_jax.storage.block_formats import BF16, F32, FP8, Packing, Unpacked, unpack_fp8, unpack_mxfp4
 from llm_jax.storage.safetensors import LazyTensors, write_folder
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "packed.npz")
@@ -27,7 +27,8 @@ def test_fp8_is_torchs_product(name):
     ours = unpack_fp8(case["weight"].view(FP8), case["scale"], tuple(case["block"]))
     assert ours.dtype == np.float32
     np.testing.assert_array_equal(ours.view(np.uint32), case["float32"].view(np.uint32))
-    np.testing.assert_array_equal(bf16(ours), case["bfloat16"])
+    half = unpack_fp8(case["weight"].view(FP8), case["scale"], tuple(case["block"]), BF16)
+    np.testing.assert_array_equal(half.view(np.uint16), case["bfloat16"])
 
 
 def test_fp8_of_several_matrices_is_each():
@@ -42,7 +43,8 @@ def test_mxfp4_is_transformers():
     case = of("mxfp4/")
     ours = unpack_mxfp4(case["blocks"], case["scales"])
     assert ours.dtype == np.float32 and ours.shape == (2, 64, 4)
-    np.testing.assert_array_equal(bf16(ours), case["bfloat16"])
+    half = unpack_mxfp4(case["blocks"], case["scales"], BF16)
+    np.testing.assert_array_equal(np.ascontiguousarray(half).view(np.uint16), case["bfloat16"])
     # Every number is a bfloat16: nothing is lost by writing them so.
     np.testing.assert_array_equal(ours.astype(ml_dtypes.bfloat16).astype(np.float32), ours)
 
@@ -55,7 +57,7 @@ def test_mxfp4_scale_without_a_number():
 
 def folder_of(path: Path, tensors: dict[str, np.ndarray], packing: Packing) -> Unpacked:
     write_folder(path, tensors)
-    return Unpacked(LazyTensors(path), packing)
+    return Unpacked(LazyTensors(path), packing, F32)
 
 
 def test_folder_of_packed_tensors_as_plain_ones(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from llm_jax.base.config import typed
@@ -52,10 +53,12 @@ def read_packing(hf: Mapping[str, Any]) -> Packing | None:
     return Packing("fp8", (block[0], block[1]))
 
 
-def open_tensors(path: epath.PathLike, hf: Mapping[str, Any]) -> LazyTensors | Unpacked:
-    """The tensors of a folder by the names of plain ones. Raises UserError as they and `read_packing` do."""
+def open_tensors(path: epath.PathLike, hf: Mapping[str, Any], dtype: np.dtype) -> LazyTensors | Unpacked:
+    """The tensors of a folder by the names of plain ones: packed ones in `dtype`, others in their own.
+
+    Raises UserError as they and `read_packing` do."""
     packing, stored = read_packing(hf), LazyTensors(path)
-    return stored if packing is None else Unpacked(stored, packing)
+    return stored if packing is None else Unpacked(stored, packing, dtype)
 
 
 def notes(stored: LazyTensors | Unpacked) -> list[str]:
