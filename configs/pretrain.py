@@ -8,7 +8,9 @@ sources and docstrings, mixed with generated stories and equations. Expect 1.52 
 interpolated bigram model needs 1.62 and a unigram model 2.33 (the report has all three), and no right answers among 400
 held-out problems: nothing has shown it questions.
 
-Variants: `:test` (seconds, for tests), `:llama_8b` (the shapes of Llama 3 8B; needs a tokenizer and texts).
+Variants: `:experts` (a Mixtral: 8 experts of half the width, two per token), `:mamba2`, `:hybrid` (a Jamba: Mamba,
+attention and experts), all about as much work per token as the default; `:test` and `:experts_test`, `:mamba2_test`,
+`:hybrid_test` (seconds, for tests); `:llama_8b` (the shapes of Llama 3 8B; needs a tokenizer and texts).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder
@@ -74,6 +76,47 @@ def test() -> ConfigDict:
     return config
 
 
+def of_kind(name: str, base: ConfigDict) -> ConfigDict:
+    """The same run of another kind of model, of the same width."""
+    width, layers = base.model.hidden_size, base.model.num_layers
+    # For the fields of attention and feed-forward layers that such a model has not.
+    without = {"positions": "none", "num_heads": 1, "num_kv_heads": None, "intermediate_size": 1}
+    kinds = {
+        "experts": {
+            "family": "mixtral",
+            "intermediate_size": base.model.intermediate_size // 2,
+            "experts": {"num": 8, "top_k": 2},
+        },
+        "mamba2": {
+            **without,
+            "family": "mamba2",
+            "num_layers": 2 * layers,
+            "max_position_embeddings": 2**20,
+            "mixers": ("mamba2",) * (2 * layers),
+            "feed_forwards": ("none",) * (2 * layers),
+            "mamba": {"inner_size": 2 * width, "state_size": width // 2, "num_heads": width // 16},
+        },
+        "hybrid": {
+            "family": "jamba",
+            "positions": "none",
+            "intermediate_size": base.model.intermediate_size // 2,
+            "mixers": ("mamba", "attention") * (layers // 2),
+            "feed_forwards": ("dense", "experts") * (layers // 2),
+            "mamba": {
+                "inner_size": 2 * width,
+                "state_size": 16,
+                "dt_rank": width // 16,
+                "selection_norm": "weighted",
+            },
+            "experts": {"num": 4, "top_k": 2, "normalize": False},
+        },
+    }
+    base.model.update(kinds[name])
+    if "experts" in kinds[name]:
+        base.train.balancing = ConfigDict({"load_balance": 0.01})
+    return base
+
+
 def llama_8b() -> ConfigDict:
     """Llama 3 8B (Grattafiori et al. 2024, table 3), masters and optimizer state sharded over all devices."""
     return ConfigDict(
@@ -105,7 +148,18 @@ def llama_8b() -> ConfigDict:
     )
 
 
-VARIANTS = {"": quickstart, "quickstart": quickstart, "test": test, "llama_8b": llama_8b}
+VARIANTS = {
+    "": quickstart,
+    "quickstart": quickstart,
+    "experts": lambda: of_kind("experts", quickstart()),
+    "mamba2": lambda: of_kind("mamba2", quickstart()),
+    "hybrid": lambda: of_kind("hybrid", quickstart()),
+    "test": test,
+    "experts_test": lambda: of_kind("experts", test()),
+    "mamba2_test": lambda: of_kind("mamba2", test()),
+    "hybrid_test": lambda: of_kind("hybrid", test()),
+    "llama_8b": llama_8b,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -16,6 +16,7 @@ from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokeni
 from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
+from llm_jax.jobs.balancing import PREFIX
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.jobs.regularization import check_of_model, check_regularization, frozen_patterns
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
@@ -212,7 +213,7 @@ def fit(
     def held_out(state: Any) -> dict[str, float]:
         batches = placed_batches(loaders["eval"], s.plan, 0, min(config.eval_batches, len(loaders["eval"])))
         values = evaluate(eval_step, evaluation, state, batches)
-        return {_eval_name(name): value for name, value in values.items() if name != "num_tokens"}
+        return {_eval_name(name): value for name, value in values.items() if _is_told(name)}
 
     def initial() -> Any:
         return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen(), ema=averaged)
@@ -247,6 +248,11 @@ def fit(
             flops_per_token=training_flops_per_token(s.decoder.config, s.config.data.window, config.mtp_weight > 0),
         )
     )
+
+
+def _is_told(name: str) -> bool:
+    """Whether an evaluation has a metric too; how full each single expert was, training says."""
+    return name != "num_tokens" and not name.startswith(f"{PREFIX}load/")
 
 
 def _eval_name(name: str) -> str:
