@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
 
     from llm_jax.models.hf_folders import FLOATS
     from llm_jax.models.loading import load, read_hf_config
-    from llm_jax.models.saving import checksum, save, save_native
+    from llm_jax.models.saving import checksum, rounded, save, save_native
 
     dtype = given.get("--dtype")
     if dtype is not None and dtype not in FLOATS:
@@ -65,10 +65,13 @@ def main(args: list[str]) -> None:
     print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout)")
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")
+    lossy = rounded(model, dtype) if native else []
+    if lossy:
+        print(f"{len(lossy)} tensors hold more digits than the dtype that they are written in: they are rounded")
     if "--verify" in given:
         from llm_jax.jobs.verify import verify
 
-        print(f"verify: {verify(model, load(target), exact=dtype is None)}")
+        print(f"verify: {verify(model, load(target), exact=not lossy)}")
 
 
 if __name__ == "__main__":

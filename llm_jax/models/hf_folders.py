@@ -13,9 +13,10 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family_for
+from llm_jax.models.families.packed import notes, open_tensors
 from llm_jax.models.families.tensors import Shape, Tensor
 from llm_jax.models.parameter import abstract_params
-from llm_jax.storage.safetensors import LazyTensors, TensorInfo
+from llm_jax.storage.safetensors import TensorInfo
 
 FLOATS = ("float32", "bfloat16", "float16")
 PIECE = 1 << 24
@@ -25,23 +26,25 @@ Index = tuple[slice, ...]
 
 
 class HfFolder:
-    """config.json and the headers of the safetensors, held against each other; no weight is read before `slices`.
+    """config.json and the headers of the safetensors, held against each other; no weight is read before `piece`.
 
     Attributes:
         family: of the config's `model_type`.
         decoder: abstract.
         shapes: of its parameters, by path.
+        notes: lines for the user about tensors that are not written as they are read.
     """
 
-    def __init__(self, path: epath.Path, hf: Mapping[str, Any]) -> None:
-        """`hf`: the content of config.json.
+    def __init__(self, path: epath.Path, hf: Mapping[str, Any], dtype: np.dtype) -> None:
+        """`hf`: the content of config.json. `dtype`: of what `piece` gives.
 
         Raises:
             UserError: a field of it is not honoured, or a tensor is missing, unknown, of another shape or of a dtype
                 that is not read, or the files are not whole (`storage.safetensors.read_index`).
         """
-        self.path, self.family = path, family_for(hf)
-        self._stored = LazyTensors(path)
+        self.path, self.family, self.dtype = path, family_for(hf), dtype
+        self._stored = open_tensors(path, hf, dtype)
+        self.notes = notes(self._stored)
         self.decoder = Decoder(self.family.as_stored(self.family.from_hf(hf), self._stored.index))
         self.shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(self.decoder)).items()}
         self._names = {self.family.canonical(name): name for name in self._stored}
@@ -109,10 +112,10 @@ class HfFolder:
         sizes = [self._inner_shape(other, tensor.layer) for other in tensor.paths]
         return tensor.form.read([self._stored[self._names[name]] for name in tensor.names], sizes)[i]
 
-    def piece(self, ours: str, index: Index, dtype: np.dtype) -> np.ndarray:
+    def piece(self, ours: str, index: Index) -> np.ndarray:
         """The part `index` of a parameter, cast: of one layer after the other, what else they hold is not read."""
         shape = self.shapes[ours]
-        out = _aligned([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)], dtype)
+        out = _aligned([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)], self.dtype)
         if not ours.startswith("segments/"):
             _copy(self._read(ours, None)[index], out)
             return out

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.base.config import bind as bind_config
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
 from llm_jax.base.progress import Progress
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.config import ModelConfig
@@ -170,26 +171,28 @@ def check_folder(path: epath.PathLike) -> None:
     """
     path = to_path(path)
     if (hf := read_hf_config(path)) is not None:
-        _open_hf(path, hf)
+        _open_hf(path, hf, "float32")
 
 
-def _open_hf(path: epath.Path, hf: Mapping[str, Any]) -> HfFolder:
+def _open_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str) -> HfFolder:
     for name in TOKENIZER_FILES:
         if (path / name).exists():
             with (path / name).open("rb") as stream:
                 refuse_pointer(path / name, stream.read(64))
-    return HfFolder(path, hf)
+    return HfFolder(path, hf, jnp.dtype(dtype))
 
 
 def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | None) -> Model:
-    folder = _open_hf(path, hf)
+    folder = _open_hf(path, hf, dtype)
     folder.check_copies()
-    decoder, kind = folder.decoder, jnp.dtype(dtype)
+    for note in folder.notes:
+        log(f"{path.name}: {note}")
+    decoder = folder.decoder
     shardings, flat = _shardings(decoder, plan), {}
     with Progress(f"reading {path.name}") as progress:
         for ours, shape in folder.shapes.items():
             progress.update(total=len(folder.shapes), done=len(flat), parameters=len(flat))
-            flat[ours] = place_pieces(shape, shardings[ours], lambda index, o=ours: folder.piece(o, index, kind))
+            flat[ours] = place_pieces(shape, shardings[ours], lambda index, o=ours: folder.piece(o, index))
     tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES) else None
     extra, dtypes = folder.family.carried(hf), folder.dtypes()
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=extra, dtypes=dtypes)
