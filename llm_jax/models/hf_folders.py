@@ -26,7 +26,7 @@ Index = tuple[slice, ...]
 
 
 class HfFolder:
-    """config.json and the headers of the safetensors, held against each other; no weight is read before `piece`.
+    """config.json and the headers of the safetensors, held against each other; no weight is read before `pieces`.
 
     Attributes:
         family: of the config's `model_type`.
@@ -36,7 +36,7 @@ class HfFolder:
     """
 
     def __init__(self, path: epath.Path, hf: Mapping[str, Any], dtype: np.dtype) -> None:
-        """`hf`: the content of config.json. `dtype`: of what `piece` gives.
+        """`hf`: the content of config.json. `dtype`: of what `pieces` gives.
 
         Raises:
             UserError: a field of it is not honoured, or a tensor is missing, unknown, of another shape or of a dtype
@@ -112,18 +112,26 @@ class HfFolder:
         sizes = [self._inner_shape(other, tensor.layer) for other in tensor.paths]
         return tensor.form.read([self._stored[self._names[name]] for name in tensor.names], sizes)[i]
 
-    def piece(self, ours: str, index: Index) -> np.ndarray:
-        """The part `index` of a parameter, cast: of one layer after the other, what else they hold is not read."""
+    def pieces(self, ours: str, indices: Sequence[Index]) -> list[np.ndarray]:
+        """Parts of a parameter, cast. One layer after the other is read, once; in it what the parts need, if mapped."""
         shape = self.shapes[ours]
-        out = _aligned([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)], self.dtype)
+        outs = [
+            _aligned([len(_range(*pair)) for pair in zip(index, shape, strict=True)], self.dtype) for index in indices
+        ]
         if not ours.startswith("segments/"):
-            _copy(self._read(ours, None)[index], out)
-            return out
+            whole = self._read(ours, None)
+            for index, out in zip(indices, outs):
+                _copy(whole[index], out)
+            return outs
         _, segment, position, inner = ours.split("/", 3)
-        layers = self.decoder.groups[int(segment)].layers(int(position))
-        for row, layer in enumerate(layers[index[0]]):
-            _copy(self._read(inner, layer)[index[1:]], out[row, ...])
-        return out
+        for row, layer in enumerate(self.decoder.groups[int(segment)].layers(int(position))):
+            holding = [(i, out) for i, out in zip(indices, outs) if row in _range(i[0], shape[0])]
+            if not holding:
+                continue
+            whole = self._read(inner, layer)
+            for index, out in holding:
+                _copy(whole[index[1:]], out[_range(index[0], shape[0]).index(row), ...])
+        return outs
 
     def dtypes(self) -> dict[str, str]:
         """The dtype that each tensor has here, by the name that it is written under, which may be another one."""
@@ -134,6 +142,10 @@ class HfFolder:
                 stored = self._names[name if name in self._names else source]
                 found[name] = str(self._stored.index[stored].dtype)
         return found
+
+
+def _range(part: slice, size: int) -> range:
+    return range(*part.indices(size))
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -192,7 +192,7 @@ def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | N
     with Progress(f"reading {path.name}") as progress:
         for ours, shape in folder.shapes.items():
             progress.update(total=len(folder.shapes), done=len(flat), parameters=len(flat))
-            flat[ours] = place_pieces(shape, shardings[ours], lambda index, o=ours: folder.piece(o, index))
+            flat[ours] = place_pieces(shape, shardings[ours], lambda indices, o=ours: folder.pieces(o, indices))
     tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES) else None
     extra, dtypes = folder.family.carried(hf), folder.dtypes()
     return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=extra, dtypes=dtypes)

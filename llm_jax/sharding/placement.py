@@ -47,26 +47,26 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
-def place_pieces(shape: tuple[int, ...], sharding: Any, piece: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
-    """An array that is never whole in this process's memory, unless one of its devices holds it so.
+def place_pieces(
+    shape: tuple[int, ...], sharding: Any, pieces: Callable[[list[tuple[slice, ...]]], list[np.ndarray]]
+) -> jax.Array:
+    """An array of which this process makes no more than its devices hold.
 
     Args:
         shape: of the whole array.
         sharding: None for this process's default device.
-        piece: gives the part at an index. Called once for each different part that devices of this process hold, and
-            again when the one before has been copied to them.
+        pieces: gives the parts at some indices: at each different one that devices of this process hold, once.
     """
     if sharding is None:
-        return jax.block_until_ready(jax.device_put(piece(tuple(slice(0, size) for size in shape))))
+        (value,) = pieces([tuple(slice(0, size) for size in shape)])
+        return jax.block_until_ready(jax.device_put(value))
     holders: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         where = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
         holders.setdefault(where, []).append(device)
-    arrays = []
-    for where, devices in holders.items():
-        value = piece(tuple(slice(*part) for part in where))
-        arrays += jax.block_until_ready([jax.device_put(value, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    values = pieces([tuple(slice(*part) for part in where) for where in holders])
+    arrays = [jax.device_put(value, device) for value, devices in zip(values, holders.values()) for device in devices]
+    return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
 
 
 def row_part(plan: Plan) -> Part:

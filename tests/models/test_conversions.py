@@ -1,6 +1,7 @@
 """`python -m llm_jax.convert` there and back: what comes along unchanged, dtypes, what it says, and --verify."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -17,9 +18,12 @@ from safetensors.numpy import load_file, save_file
 from llm_jax import convert
 from llm_jax.base import progress
 from llm_jax.base.door import run_door
+from llm_jax.base.errors import UserError
 from llm_jax.models import Decoder, Model, ModelConfig, family, init_params, load, save
 from llm_jax.models.head_config import HeadConfig
 from llm_jax.models.loading import TEMPLATES, TOKENIZER_FILES
+from llm_jax.storage.unfinished import MARK
+from tests.storage.fake_store import STORE
 
 SUMMARY = re.compile(r"(\d+) tensors, ([\d,]+) bytes, sha256 ([0-9a-f]{64})")
 
@@ -162,3 +166,22 @@ def test_models_that_predict_no_next_token_are_verified_too(tmp_path, config, wh
     save(Model(decoder, init_params(decoder, 0), decoder.config), tmp_path / "model")
     said = converted(tmp_path / "model", tmp_path / "native", "--verify")
     assert said.splitlines()[-1] == f"verify: {what} differ by 0.0e+00 of the largest"
+
+
+def test_to_and_from_an_object_store(source, tmp_path, monkeypatch):
+    """Where nothing can be renamed; a store that is full leaves a folder that is not taken for a model."""
+    monkeypatch.setattr(STORE, "root", tmp_path / "store")
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "cache"))
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (source / name).write_text(f'{{"from": "{name}"}}')
+    converted(source, "fake://b/native")
+    with STORE.failing("*/model.safetensors", errno.ENOSPC):
+        assert run_door(convert.main, ["fake://b/native", "fake://b/back"]) == 1
+    with pytest.raises(UserError, match="fake://b/back is half written"):
+        load("fake://b/back")
+    converted("fake://b/native", "fake://b/back")
+    converted("fake://b/back", tmp_path / "again")
+    converted(tmp_path / "again", tmp_path / "local")
+    assert tensors(tmp_path / "local") == tensors(source)
+    assert beside(tmp_path / "local") == beside(source)
+    assert not any(path.name == MARK for path in (tmp_path / "store").rglob("*"))

@@ -16,21 +16,21 @@ def test_each_piece_is_asked_for_once(spec):
     whole = np.arange(8 * 16 * 24, dtype=np.float32).reshape(8, 16, 24)
     sharding, asked = NamedSharding(plan.mesh, PartitionSpec(*spec)), []
 
-    def piece(index):
-        asked.append(index)
-        return np.ascontiguousarray(whole[index])
+    def pieces(indices):
+        asked.extend(indices)
+        return [np.ascontiguousarray(whole[index]) for index in indices]
 
-    found = place_pieces(whole.shape, sharding, piece)
+    found = place_pieces(whole.shape, sharding, pieces)
     np.testing.assert_array_equal(found, whole)
     assert found.sharding == sharding
     assert len(asked) == len({str(index) for index in sharding.devices_indices_map(whole.shape).values()})
     # Devices may share a host's copy; one that is given away is then not written to.
-    used = jax.jit(lambda x: x + 1, donate_argnums=0)(place_pieces(whole.shape, sharding, piece))
+    used = jax.jit(lambda x: x + 1, donate_argnums=0)(place_pieces(whole.shape, sharding, pieces))
     np.testing.assert_array_equal(used, whole + 1)
     np.testing.assert_array_equal(found, whole)
 
 
 def test_the_default_device():
     whole = np.arange(6.0, dtype=np.float32)
-    assert place_pieces((6,), None, lambda index: whole[index]).devices() == {jax.devices()[0]}
-    assert float(place_pieces((), None, lambda index: np.float32(3)[index])) == 3
+    assert place_pieces((6,), None, lambda indices: [whole[indices[0]]]).devices() == {jax.devices()[0]}
+    assert float(place_pieces((), None, lambda indices: [np.full((), 3, np.float32)])) == 3
