@@ -31,7 +31,7 @@ def text(described: Mapping[str, Any]) -> str:
     window, decodes = flops["window"], flops["decoding_first"] is not None
     lines += [
         "",
-        "flops per token: 2 for each weight of a matrix product, and attention's two products over the keys it sees",
+        "flops per token: 2 for each weight of a matrix product, attention's two products over the keys it sees, scans",
         f"  {f'forward, {window} tokens':<28}{flops['forward']:>12.4g}",
         f"  {'training, 3 x forward':<28}{flops['training']:>12.4g}   without recomputation",
     ]
