@@ -17,7 +17,7 @@ from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.decoder import layout
 from llm_jax.models.families import family
 from llm_jax.models.families.tensors import Tensor
-from llm_jax.models.loading import EXTRA, ROLE, TOKENIZER_FILES, Model
+from llm_jax.models.loading import EXTRA, ROLE, TEMPLATES, TOKENIZER_FILES, Model
 from llm_jax.models.parameter import declarations
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.safetensors import write_folder
@@ -32,8 +32,9 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     Raises UserError for a head that the family's folders do not have.
     """
     path = epath.Path(path)
-    fields = family(model.config.family).to_hf(model.config, model.extra)
+    # First whatever may find the model wanting: then nothing is written.
     tensors = hf_tensors(model, dtype)
+    fields = family(model.config.family).to_hf(model.config, model.extra)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").unlink(missing_ok=True)
     with Progress(f"writing {path.name}") as progress:
@@ -88,11 +89,13 @@ def checksum(model: Model, dtype: str | None = None) -> tuple[int, int, str]:
     """Tensors, bytes, and a SHA-256 over names, dtypes, shapes and values: equal for two folders of one model, in
     whatever layout. `dtype` as for `save`."""
     tensors, size, whole = hf_tensors(model, dtype), 0, hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name].array())
-        size += array.nbytes
-        whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        whole.update(array.reshape(-1).view(np.uint8).data)
+    with Progress("hashing") as progress:
+        for number, name in enumerate(sorted(tensors)):
+            progress.update(total=len(tensors), done=number, tensors=number)
+            array = np.ascontiguousarray(tensors[name].array())
+            size += array.nbytes
+            whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            whole.update(array.reshape(-1).view(np.uint8).data)
     return len(tensors), size, whole.hexdigest()
 
 
@@ -131,8 +134,11 @@ def save_native(model: Model, path: epath.PathLike) -> None:
 
 
 def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
-    """Copies the tokenizer's files that are there."""
-    for name in TOKENIZER_FILES:
-        file = epath.Path(source) / name
-        if file.exists():
-            (epath.Path(folder) / name).write_bytes(file.read_bytes())
+    """Copies the tokenizer's files that are there, byte for byte."""
+    source, folder = epath.Path(source), epath.Path(folder)
+    names = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    if (source / TEMPLATES).is_dir():
+        (folder / TEMPLATES).mkdir(exist_ok=True)
+        names += [f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).iterdir() if file.suffix == ".jinja"]
+    for name in names:
+        (folder / name).write_bytes((source / name).read_bytes())
