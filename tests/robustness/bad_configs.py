@@ -45,7 +45,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.generated.text_fraction": (0, 1), "mesh.data": (-1, 8), "mesh.tensor": (1, 1), "mesh.zero": (0, 3),
     "task_eval.problems": (0, None), "task_eval.max_tokens": (1, None), "task_eval.samples": (0, None),
     "tokenizer.vocab_size": (260, 2**24), "model.vocab_size": (260, 2**31 - 1), "model.hidden_size": (2, 2**31 - 1),
-    "model.intermediate_size": (1, 2**31 - 1), "model.num_layers": (1, None), "model.num_heads": (1, 32),
+    "model.intermediate_size": (1, 2**31 - 1), "model.num_layers": (1, 2000), "model.mtp": (0, 2000), "model.num_heads": (1, 32),
     "model.num_kv_heads": (1, 2), "model.head_dim": (2, 2**31 - 1), "model.max_position_embeddings": (256, 2**31 - 1),
     "model.rope_theta": (1e-300, None), "model.norm_eps": (0, None), "model.init_std": (0, None),
     "model.embed_init_std": (0, None), "beta": (1e-300, None), "label_smoothing": (0, 0.4999999),
