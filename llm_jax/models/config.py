@@ -34,8 +34,8 @@ MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 LATENT_ONLY = {"positions": "rope", "qk_norm": "none", "sinks": False, "attention_softcap": None, "query_growth": None}
 
 MOST_LAYERS = 2_000
-"""Of a model, and of its layers for further tokens: the deepest that is published has 1,000 (DeepNet, arXiv:2203.00555),
-and beyond this the lists with an entry for each keep a machine busy before any size is checked."""
+"""Of a model, and of its layers for further tokens: DeepNet (arXiv:2203.00555), the deepest that is published, has
+1,000, and beyond this the lists with an entry for each keep a machine busy before any size is checked."""
 
 Mixer = Literal["attention", "latent", "mamba", "mamba2", "none"]
 """What mixes the tokens in a layer."""

@@ -128,7 +128,7 @@ def of_full_layers(
     """A config.json with rope parameters by kind of layer, as one with those of its full layers alone; and the base of
     its sliding layers, which is `local_name` in older releases and `local_theta` where nothing says it.
 
-    Raises UserError where the parameters are not by kind of layer, sliding layers have a scaling, or heads turn in part.
+    Raises UserError where parameters are not by kind of layer, sliding layers have a scaling, or heads turn in part.
     """
     rope = typed(dict[str, Any] | None, hf.get("rope_parameters"), "config.json: rope_parameters") or {}
     old = typed(dict[str, Any] | None, hf.get("rope_scaling"), "config.json: rope_scaling") or {}
