@@ -188,14 +188,20 @@ def test_a_value_head_reads_what_a_reward_head_does(base):
 
 
 def test_native_folders(base, tmp_path):
+    """Any head, also one that no class of the family has; with the README's fields both kinds of folder do."""
     value = with_head(base, HeadConfig(labels=2, pooling="none"))
     save_native(value, tmp_path)
     again = load(tmp_path)
     assert again.config == value.config
     np.testing.assert_array_equal(again.scores(TOKENS), value.scores(TOKENS))
-    with pytest.raises(UserError, match="none of the llama family's"):
+    said = (
+        r"head\.bias=False where LlamaForTokenClassification has True; a native folder \(save_native\) keeps any head"
+    )
+    with pytest.raises(UserError, match=said):
         save(value, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+    save(with_head(base, HeadConfig(labels=1, pooling="none", bias=True)), tmp_path / "hf")
+    assert load(tmp_path / "hf").scores(TOKENS).shape == (2, 11, 1)
 
 
 def test_on_a_mesh(base, tmp_path):
