@@ -231,6 +231,19 @@ def test_refused(base):
             dataclasses.replace(CONFIG, head=bad).resolved()
 
 
+def test_no_document_is_left_out_unsaid(base):
+    segments = np.array([[1] * 4 + [2] * 3 + [3] * 4, [1] * 11], np.int32)
+    reward = with_head(base, HeadConfig(labels=1))
+    assert reward.scores(TOKENS, None, segments, documents=3).shape == (2, 3, 1)
+    with pytest.raises(UserError, match="segment_ids go up to 3, and documents=1"):
+        reward.scores(TOKENS, None, segments)
+    for documents in (0, -1):
+        with pytest.raises(UserError, match=f"documents={documents}: scores are of at least one"):
+            reward.scores(TOKENS, documents=documents)
+    value = with_head(reward, HeadConfig(labels=1, pooling="none"))
+    assert value.scores(TOKENS, None, segments).shape == (2, 11, 1)
+
+
 @pytest.mark.parametrize("name", sorted(set(CLASSES) & set(FAMILIES)))
 def test_every_class_of_transformers_is_known(name):
     known = list(family(name).heads({}))
