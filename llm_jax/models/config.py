@@ -14,7 +14,6 @@ POSITIVE = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
-    "num_layers",
     "num_heads",
     "max_position_embeddings",
     "query_growth_every",
@@ -231,9 +230,9 @@ class ModelConfig:
             value = getattr(self, name)
             if value is None or not 1 <= value < 2**31:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
-        for name in ("num_layers", "mtp"):
-            if not 0 <= getattr(self, name) <= MOST_LAYERS:
-                raise UserError(f"model.{name} is {getattr(self, name)}, it has to be from 0 to {MOST_LAYERS}")
+        for name, fewest in (("num_layers", 1), ("mtp", 0)):
+            if not fewest <= getattr(self, name) <= MOST_LAYERS:
+                raise UserError(f"model.{name} is {getattr(self, name)}, it has to be from {fewest} to {MOST_LAYERS}")
         if self.mtp:
             self.check_predicts(f"model.mtp={self.mtp}")
         for name in ("norm_eps", "init_std", "embed_init_std"):
