@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
 
     from llm_jax.models.hf_folders import FLOATS
     from llm_jax.models.loading import load, read_hf_config
-    from llm_jax.models.saving import checksum, rounded, save, save_native
+    from llm_jax.models.saving import checksum, hf_contents, rounded, save, save_native
 
     dtype = given.get("--dtype")
     if dtype is not None and dtype not in FLOATS:
@@ -57,6 +57,9 @@ def main(args: list[str]) -> None:
         if not given["--kv-heads"].isdecimal():
             raise UserError(f"--kv-heads={given['--kv-heads']} is not a number")
         model = group_heads(model, int(given["--kv-heads"]))
+    if native:
+        # A model that no folder of its family can hold is refused before DST is made.
+        hf_contents(model, dtype)
     with written(target, WRITTEN):
         if native:
             save(model, target, dtype)
@@ -71,7 +74,8 @@ def main(args: list[str]) -> None:
     if "--verify" in given:
         from llm_jax.jobs.verify import verify
 
-        print(f"verify: {verify(model, load(target), exact=not lossy)}")
+        as_written = dtype if native else "float32"
+        print(f"verify: {verify(model, load(target), as_written, exact=not lossy)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ __getattr__ = lazy_exports(
         "RowParams": "llm_jax.inference.logits",
         "SamplingParams": "llm_jax.inference.config",
         "Session": "llm_jax.inference.session",
-        "cache_bytes_per_token": "llm_jax.inference.generator",
         "check_sampling": "llm_jax.inference.requests",
         "decode_chunk": "llm_jax.inference.decode",
         "decode_step": "llm_jax.inference.steps",

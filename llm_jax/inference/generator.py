@@ -16,6 +16,7 @@ from llm_jax.inference.parallel import in_parallel
 from llm_jax.inference.requests import Row, make_rows
 from llm_jax.inference.steps import decoding_decoder
 from llm_jax.kernels.platform import target_platform
+from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.parameter import declarations
@@ -73,15 +74,6 @@ def default_buckets(max_positions: int, smallest: int = 64) -> tuple[int, ...]:
         buckets += [size, size * 3 // 2]
         size *= 2
     return (*(bucket for bucket in buckets if bucket < max_positions), max_positions)
-
-
-def cache_bytes_per_token(config: ModelConfig, dtype: str) -> int:
-    """Bytes that one token takes in the caches: 2 (keys, values) x attention layers x K x H x bytes of dtype."""
-    config = config.resolved()
-    assert config.num_kv_heads is not None and config.head_dim is not None and config.mixers is not None
-    numbers = 2 * config.mixers.count("attention") * config.num_kv_heads * config.head_dim
-    numbers += config.mixers.count("latent") * (config.latent.kv_rank + config.latent.rope_dim)
-    return numbers * jnp.dtype(dtype).itemsize
 
 
 class Generator:
@@ -142,10 +134,11 @@ class Generator:
             self.params = _unstack_as(params, decoder=self._stacked, dtype=self.dtype)
 
     def cache_bytes(self, prompt_lengths: Sequence[int], params: SamplingParams) -> tuple[int, int]:
-        """Bytes of cache per token, and of the caches of a call with these prompts at the most."""
-        per_token = cache_bytes_per_token(self.config, self.dtype)
+        """Bytes of cache per token, as long as every window has room, and of the caches of a call with these prompts
+        at the most, states among them."""
         batch = self.batch_size(len(prompt_lengths) * params.n)
-        return per_token, per_token * batch * self._cache_len(max(prompt_lengths), params.max_tokens)
+        length = self._cache_len(max(prompt_lengths), params.max_tokens)
+        return cache_bytes(self.config, self.dtype).per_token, total_bytes(self.config, batch, length, self.dtype)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]

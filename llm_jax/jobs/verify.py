@@ -10,13 +10,16 @@ from llm_jax.models.saving import checksum
 TOKENS, GREEDY_TOKENS = 32, 16
 
 
-def verify(model: Model, again: Model, exact: bool) -> str:
-    """How the two compare on a few random tokens, in a line.
+def verify(model: Model, again: Model, dtype: str | None, exact: bool) -> str:
+    """How a model and what was written of it compare on a few random tokens, in a line.
+
+    `dtype`: what weights were written in, as for `save`; in it they have to be equal to the last bit, rounded or not.
 
     Greedy tokens are of models that predict the next one; of others there are logits or scores alone.
 
     Raises:
-        RunError: `exact`, and a weight, a logit or a greedy token differs.
+        RunError: a weight differs as it was written, or, where none was rounded (`exact`), a logit, a score or a greedy
+            token.
     """
     config = model.config
     length = min(TOKENS, config.max_position_embeddings)
@@ -35,7 +38,7 @@ def verify(model: Model, again: Model, exact: bool) -> str:
         same = sum(a == b for a, b in zip(*greedy, strict=True))
         said += f", {same} of {count} greedy tokens are equal"
         differs |= same < count
-    # Layers for further tokens have no part in either; dtypes that files are to have may differ.
-    if exact and (differs or checksum(model, "float32") != checksum(again, "float32")):
+    # Layers for further tokens have no part in either.
+    if (exact and differs) or checksum(model, dtype) != checksum(again, dtype):
         raise RunError(f"verify: what was written is not the model that was read: {said}")
     return said

@@ -33,6 +33,10 @@ MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 # What the layers with latent attention have no place for.
 LATENT_ONLY = {"positions": "rope", "qk_norm": "none", "sinks": False, "attention_softcap": None, "query_growth": None}
 
+MOST_LAYERS = 2_000
+"""Of a model, and of its layers for further tokens: DeepNet (arXiv:2203.00555), the deepest that is published, has
+1,000, and beyond this the lists with an entry for each keep a machine busy before any size is checked."""
+
 Mixer = Literal["attention", "latent", "mamba", "mamba2", "none"]
 """What mixes the tokens in a layer."""
 FeedForwardKind = Literal["dense", "experts", "none"]
@@ -227,8 +231,9 @@ class ModelConfig:
             value = getattr(self, name)
             if value is None or not 1 <= value < 2**31:
                 raise UserError(f"model.{name} is {value}, it has to be a positive number that fits 32 bits")
-        if not 0 <= self.mtp < 2**31:
-            raise UserError(f"model.mtp is {self.mtp}, it has to be at least 0")
+        for name in ("num_layers", "mtp"):
+            if not 0 <= getattr(self, name) <= MOST_LAYERS:
+                raise UserError(f"model.{name} is {getattr(self, name)}, it has to be from 0 to {MOST_LAYERS}")
         if self.mtp:
             self.check_predicts(f"model.mtp={self.mtp}")
         for name in ("norm_eps", "init_std", "embed_init_std"):

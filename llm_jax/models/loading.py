@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from llm_jax.base.config import bind as bind_config
@@ -103,8 +104,16 @@ class Model:
         """float32 scores of a reward, value or classification model (`Decoder.scores`); arguments as for logits.
 
         Of the documents 1, …, `documents` of each row, or of each token, as the model's head says. Raises UserError
-        for a model that ends in logits.
+        for a model that ends in logits, and for rows of more documents than `documents`.
         """
+        pooled = self.config.head.labels is not None and self.config.head.pooling != "none"
+        # What is being traced has no values yet: there, documents beyond are left out, as by `Decoder.scores`.
+        if pooled and segment_ids is not None and not isinstance(segment_ids, Tracer):
+            there = int(jnp.max(jnp.asarray(segment_ids)))
+            if there > documents:
+                raise UserError(
+                    f"segment_ids go up to {there}, and documents={documents}: the others would get no score"
+                )
         with use(self.plan):
             return self._score(self.params, *self._inputs(tokens, positions, segment_ids), documents=documents)
 

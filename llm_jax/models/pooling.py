@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from llm_jax.base.errors import UserError
+
 
 def pool(
     hidden: Float[Array, "B T D"],
@@ -17,9 +19,13 @@ def pool(
 ) -> tuple[Float[Array, "B documents D"], Bool[Array, "B documents"]]:
     """Of the documents 1, …, `documents` of each row (None: the row is one), and which of them are there.
 
+    Those beyond `documents` are left out; raises UserError where it is less than 1.
+
     The last or first token is taken as it is, in whatever dtype; a mean is made in float32. A document that is not
     there gives zeros. Written as a product with weights of the tokens, which shards along rows and tokens alike.
     """
+    if documents < 1:
+        raise UserError(f"documents={documents}: scores are of at least one document of each row")
     B, T = hidden.shape[:2]
     ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
     inside = ids[:, None] == jnp.arange(1, documents + 1, dtype=jnp.int32)[:, None]

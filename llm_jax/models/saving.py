@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +33,7 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     """
     path = epath.Path(path)
     # First whatever may find the model wanting: then nothing is written.
-    tensors = hf_tensors(model, dtype)
-    fields = family(model.config.family).to_hf(model.config, model.extra)
+    tensors, fields = hf_contents(model, dtype)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").unlink(missing_ok=True)
     with Progress(f"writing {path.name}") as progress:
@@ -51,6 +50,11 @@ def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
         # Releases of transformers before 4.56 know the old name only.
         fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = stored.pop()
     write_atomically(path / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def hf_contents(model: Model, dtype: str | None = None) -> tuple[dict[str, HfTensor], dict[str, Any]]:
+    """What `save` writes: tensors by name, and config.json less their dtype. Raises UserError as `save`."""
+    return hf_tensors(model, dtype), family(model.config.family).to_hf(model.config, model.extra)
 
 
 class HfTensor(NamedTuple):

@@ -17,7 +17,7 @@ class Row:
     """A part of the model, or layers that are alike."""
 
     where: str
-    """`embed`, `layers 0–11`, `norm`, `head`."""
+    """`embed`, `layers 0–11`, `further tokens 1–2`, `norm`, `head`."""
     what: tuple[str, ...]
     """Modules, as `attention(q 128→128, k 128→64, …)`."""
     each: int
@@ -60,6 +60,11 @@ def rows(decoder: Decoder) -> list[Row]:
             block = tree["segments"][str(s)][str(position)]
             layers = segment.layers(position)
             found.append(_row(_numbers(layers), block, len(layers), stacked=True))
+    # Layers for further tokens are alike, each like the last one.
+    if "mtp" in tree:
+        count = len(tree["mtp"])
+        where = "further token" if count == 1 else f"further tokens 1–{count}"
+        found.append(_row(where, tree["mtp"]["0"], count))
     ends = ("norm", "transform", "vocab_bias", "head", "score")
     found += [_row(name, {name: tree[name]}, 1) for name in ends if name in tree]
     if "head" in tree or "score" in tree:

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import RunError, UserError
-from llm_jax.inference import Completion, Generator, SamplingParams, cache_bytes_per_token
+from llm_jax.inference import Completion, Generator, SamplingParams
 from llm_jax.inference import batch as batch_module
 from llm_jax.inference import decode as decode_module
 from llm_jax.inference.generator import default_buckets
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
+from llm_jax.models.loading import Model
+from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import bind, declarations
 from llm_jax.sharding import make_plan, storage_shardings
 from llm_jax.sharding.config import MeshConfig
@@ -201,9 +205,19 @@ def test_bfloat16_and_no_tokenizer(tiny):
 
 def test_cache_bytes(tiny, generator):
     """2 (k, v) x 2 layers x 2 kv heads x 8 numbers x 4 bytes = 256; 31 + 12 tokens take the bucket of 64."""
-    assert cache_bytes_per_token(tiny.config, "float32") == 256
     assert generator.cache_bytes([31], GREEDY) == (256, 64 * 256)
     assert generator.cache_bytes([31, 5, 4], GREEDY) == (256, 4 * 64 * 256)
+
+
+def test_cache_bytes_of_states():
+    """In each of 2 layers 3 inputs of 32 + 2 x 8 channels, and a state of 32 x 8: 400 numbers, for every row."""
+    mamba = MambaConfig(inner_size=32, state_size=8, num_heads=4, conv_width=4)
+    layers = {"num_layers": 2, "mixers": ("mamba2",) * 2, "feed_forwards": ("none",) * 2}
+    config = ModelConfig(family="llm_jax", vocab_size=32, hidden_size=16, positions="none", mamba=mamba, **layers)
+    decoder = Decoder(config)
+    generator = Generator(Model(decoder, init_params(decoder, 0), decoder.config), buckets=(32, 64))
+    assert generator.cache_bytes([5], GREEDY) == (0, 2 * 400 * 4)
+    assert generator.cache_bytes([31, 5, 4], GREEDY) == (0, 4 * 2 * 400 * 4)
 
 
 def test_default_buckets():

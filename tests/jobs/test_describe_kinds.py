@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 from llm_jax import describe as door
-from llm_jax.jobs.describe import Setting, describe
+from llm_jax.jobs.describe import Setting, describe, read_setting
 from llm_jax.jobs.describe_text import text
 from llm_jax.models import Decoder, Model, ModelConfig, family_for, init_params
 from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.experts_config import ExpertsConfig
-from llm_jax.models.flops import training_flops_per_token
+from llm_jax.models.flops import flops_per_token, training_flops_per_token
 from llm_jax.models.pattern import feed_forwards, in_words, mixers
 from llm_jax.models.saving import save_native
-from llm_jax.models.summary import active_parameters
+from llm_jax.models.summary import active_parameters, rows
 from llm_jax.training.config import TrainConfig
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "published_sizes.json").read_text())["models"]
 
 
@@ -62,6 +63,23 @@ def test_layers_for_further_tokens_are_not_active():
     more, copies = counts[0]["total"] - counts[1]["total"], 2 * 129280 * 7168
     assert counts[0]["mtp"] == more and round((more + copies) / 1e9, 1) == 13.5
     assert described[0]["flops_per_token"]["forward"] == described[1]["flops_per_token"]["forward"]
+    (row,) = [row for row in described[0]["layers"] if row["where"] == "further token"]
+    assert row["each"] == more and "further token " in text(described[0])
+
+
+def test_rows_add_up_with_layers_for_further_tokens():
+    model = ModelConfig(vocab_size=64, mtp=2)
+    listed = rows(Decoder(model))
+    assert [row.layers for row in listed if row.where == "further tokens 1–2"] == [2]
+    assert sum(row.each * row.layers for row in listed) == describe(Setting("it", model))["parameters"]["total"]
+
+
+@pytest.mark.parametrize("kind", ["experts", "mamba2", "hybrid"])
+def test_kinds_of_the_main_config_take_about_the_same_work(kind):
+    """As its docstring says: within a tenth of the default's."""
+    whole, kinds = (read_setting(f"{CONFIGS / 'pretrain.py'}{name}", ()) for name in ("", f":{kind}"))
+    ratio = flops_per_token(kinds.model, kinds.window) / flops_per_token(whole.model, whole.window)
+    assert 0.9 < ratio < 1.1
 
 
 # DeepSeek-AI 2025, arXiv:2505.09343: table 1 (bfloat16 cache), table 2 (4,096 tokens, causal attention).

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.models import Decoder, Model, ModelConfig, family, init_params, load, save
 from llm_jax.models.head_config import HeadConfig
 from llm_jax.models.loading import TEMPLATES, TOKENIZER_FILES
+from llm_jax.models.saving import save_native
 from llm_jax.storage.unfinished import MARK
 from tests.storage.fake_store import STORE
 
@@ -114,19 +116,23 @@ def test_dtypes_and_the_checksum(source, tmp_path):
     assert match is not None and match.group(3) != whole.hexdigest()
 
 
-def test_verify_finds_what_is_not_the_same(source, tmp_path, monkeypatch, capsys):
-    """A weight that is changed on the way, too little for a greedy token."""
+@pytest.mark.parametrize("off, flags", [(1e-6, []), (0.02, ["--dtype=bfloat16"])])
+def test_verify_finds_what_is_not_the_same(source, tmp_path, monkeypatch, capsys, off, flags):
+    """A weight that is changed on the way, too little for a greedy token; also where all of them are rounded."""
     reads = []
+    if flags:
+        converted(source, tmp_path / "first")
+        source = tmp_path / "first"
 
     def loaded(path, *arguments):
         model = load(path, *arguments)
         if reads:
-            model.params["norm"]["weight"] = model.params["norm"]["weight"].at[3].multiply(1 + 1e-6)
+            model.params["norm"]["weight"] = model.params["norm"]["weight"].at[3].multiply(1 + off)
         reads.append(path)
         return model
 
     monkeypatch.setattr("llm_jax.models.loading.load", loaded)
-    status = run_door(convert.main, [str(source), str(tmp_path / "native"), "--verify"])
+    status = run_door(convert.main, [str(source), str(tmp_path / "again"), "--verify", *flags])
     assert status == 1 and len(reads) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: verify: what was written is not the model that was read: logits differ by")
@@ -166,6 +172,14 @@ def test_models_that_predict_no_next_token_are_verified_too(tmp_path, config, wh
     save(Model(decoder, init_params(decoder, 0), decoder.config), tmp_path / "model")
     said = converted(tmp_path / "model", tmp_path / "native", "--verify")
     assert said.splitlines()[-1] == f"verify: {what} differ by 0.0e+00 of the largest"
+
+
+def test_a_head_that_the_family_has_not_is_refused_before_anything_is_written(tmp_path, capsys):
+    decoder = Decoder(replace(SCORES, head=HeadConfig(labels=3, pooling="mean")))
+    save_native(Model(decoder, init_params(decoder, 0), decoder.config), tmp_path / "native")
+    assert run_door(convert.main, [str(tmp_path / "native"), str(tmp_path / "hf")]) == 2
+    assert "model.head.pooling" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
 
 
 def test_to_and_from_an_object_store(source, tmp_path, monkeypatch):

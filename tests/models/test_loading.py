@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.inference import Generator
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import ModelConfig, RopeScaling
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families import family
@@ -281,3 +281,23 @@ def test_two_spellings_of_a_field_have_to_agree():
     assert neox.from_hf({"rotary_pct": 0.5, "partial_rotary_factor": 0.5}).rope_dim == 48
     with pytest.raises(UserError, match="partial_rotary_factor=0.25, but another spelling of it says 0.5"):
         neox.from_hf({"rotary_pct": 0.5, "partial_rotary_factor": 0.25})
+
+
+@pytest.mark.parametrize("name, local", [("gemma3_text", "rope_local_base_freq"), ("modernbert", "local_rope_theta")])
+def test_rope_parameters_by_kind_of_layer(name, local):
+    """Of families whose sliding layers have a base of their own: nothing that is said there goes unread."""
+    full, sliding = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}, {"rope_type": "default"}
+    by_kind = {"full_attention": full, "sliding_attention": sliding}
+    read = family(name).from_hf({"rope_parameters": by_kind, local: 3e4})
+    assert (read.rope_theta, read.local_rope_theta, read.rope_scaling) == (5e5, 3e4, RopeScaling("linear", 8.0))
+    for wrong, message in (
+        (full, "rope_type is not one of the kinds of layers"),
+        ({**by_kind, "bogus_attention": sliding}, "bogus_attention is not one of the kinds"),
+        ({**by_kind, "sliding_attention": {**sliding, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({**by_kind, "full_attention": {**full, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({**by_kind, "sliding_attention": {"rope_type": "linear", "factor": 8.0}}, "sliding layers with a scaling"),
+        ({**by_kind, "sliding_attention": {**sliding, "factor": 8.0}}, "factor says nothing in the type default"),
+        ({**by_kind, "sliding_attention": {**sliding, "rope_theta": 2e4}}, "rope_theta is 20000.0 .* 30000.0 at"),
+    ):
+        with pytest.raises(UserError, match=message):
+            family(name).from_hf({"rope_parameters": wrong, local: 3e4})

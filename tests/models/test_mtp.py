@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
 from llm_jax.jobs.scoring import score_rows
-from llm_jax.models import Decoder, ModelConfig, bind, init_params, load, save
+from llm_jax.models import Decoder, ModelConfig, bind, family, init_params, load, save
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.flops import flops_per_token, training_flops_per_token
 from llm_jax.models.loading import read_model_config
@@ -127,3 +128,16 @@ def test_flops_of_further_tokens():
     assert training_flops_per_token(with_further, T, True) == 3 * (flops_per_token(config, T) + more)
     assert training_flops_per_token(with_further, T, False) == training_flops_per_token(config, T, False)
     assert not any(path.startswith("mtp") for path in flatten(init_params(Decoder(config), 0)))
+
+
+@pytest.mark.parametrize("name", ["num_layers", "mtp"])
+def test_more_layers_than_any_model_has_are_refused_at_once(name):
+    """Before a list with an entry for each is made."""
+    with pytest.raises(UserError, match=rf"model\.{name} is 1000000, it has to be from"):
+        replace(ModelConfig(vocab_size=32), **{name: 10**6}).resolved()
+
+
+def test_a_file_with_too_many_further_layers():
+    hf = {**META["config"], "num_nextn_predict_layers": 10**7}
+    with pytest.raises(UserError, match=r"model\.mtp is 10000000"):
+        family("deepseek_v3").from_hf(hf)

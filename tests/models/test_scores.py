@@ -188,14 +188,20 @@ def test_a_value_head_reads_what_a_reward_head_does(base):
 
 
 def test_native_folders(base, tmp_path):
+    """Any head, also one that no class of the family has; with the README's fields both kinds of folder do."""
     value = with_head(base, HeadConfig(labels=2, pooling="none"))
     save_native(value, tmp_path)
     again = load(tmp_path)
     assert again.config == value.config
     np.testing.assert_array_equal(again.scores(TOKENS), value.scores(TOKENS))
-    with pytest.raises(UserError, match="none of the llama family's"):
+    said = (
+        r"head\.bias=False where LlamaForTokenClassification has True; a native folder \(save_native\) keeps any head"
+    )
+    with pytest.raises(UserError, match=said):
         save(value, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+    save(with_head(base, HeadConfig(labels=1, pooling="none", bias=True)), tmp_path / "hf")
+    assert load(tmp_path / "hf").scores(TOKENS).shape == (2, 11, 1)
 
 
 def test_on_a_mesh(base, tmp_path):
@@ -223,6 +229,19 @@ def test_refused(base):
     ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(CONFIG, head=bad).resolved()
+
+
+def test_no_document_is_left_out_unsaid(base):
+    segments = np.array([[1] * 4 + [2] * 3 + [3] * 4, [1] * 11], np.int32)
+    reward = with_head(base, HeadConfig(labels=1))
+    assert reward.scores(TOKENS, None, segments, documents=3).shape == (2, 3, 1)
+    with pytest.raises(UserError, match="segment_ids go up to 3, and documents=1"):
+        reward.scores(TOKENS, None, segments)
+    for documents in (0, -1):
+        with pytest.raises(UserError, match=f"documents={documents}: scores are of at least one"):
+            reward.scores(TOKENS, documents=documents)
+    value = with_head(reward, HeadConfig(labels=1, pooling="none"))
+    assert value.scores(TOKENS, None, segments).shape == (2, 11, 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) & set(FAMILIES)))

@@ -16,7 +16,7 @@ from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_types
 from llm_jax.base.trees import flatten
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import MOST_LAYERS, ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
 from llm_jax.models.families.packed import FIELD as PACKING
@@ -60,9 +60,6 @@ SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "r
 
 SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
 LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
-
-MOST_LAYERS = 10**5
-"""Lists with an entry for each layer are made before sizes are checked."""
 
 START = ("init_std", "embed_init_std", "depth_scaled_init")
 MAMBA_START = ("dt_init_min", "dt_init_max", "dt_init_floor", "chunk_size")

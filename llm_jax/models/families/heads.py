@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from llm_jax.base.config import typed
@@ -41,7 +41,27 @@ def write_head(config: ModelConfig, heads: Mapping[str, HeadConfig], extra: Mapp
     for name, head in heads.items():
         if head == wanted:
             return {"architectures": [name]} | ({} if labels is None else label_names(labels, extra))
-    raise UserError(f"model.head={config.head!r} is none of the {config.family} family's ({', '.join(heads)})")
+    # The class to compare with: of the same kind of output first.
+    name, near = min(
+        heads.items(),
+        key=lambda item: (
+            item[1].labels != wanted.labels,
+            item[1].pooling != wanted.pooling,
+            item[1].bias != wanted.bias,
+        ),
+    )
+    differing = ", ".join(
+        f"model.head.{field}={getattr(wanted, field)!r} where {name} has {getattr(near, field)!r}"
+        for field in _differing(wanted, near)
+    )
+    raise UserError(
+        f"none of the {config.family} family's classes ends like this model: {differing}; "
+        "a native folder (save_native) keeps any head"
+    )
+
+
+def _differing(one: HeadConfig, other: HeadConfig) -> list[str]:
+    return [field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name)]
 
 
 def count_labels(hf: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, str]] = {
     "llama3": _EXTENDED | {name: name for name in ("low_freq_factor", "high_freq_factor")},
     "longrope": _EXTENDED | {name: name for name in ("attention_factor", "short_factor", "long_factor")},
 }
+BY_KIND = ("full_attention", "sliding_attention")
 
 
 def read_rope(hf: Mapping[str, Any], values: Mapping[str, Any], theta: float, partial: float = 1.0) -> dict[str, Any]:
@@ -127,19 +128,24 @@ def of_full_layers(
     """A config.json with rope parameters by kind of layer, as one with those of its full layers alone; and the base of
     its sliding layers, which is `local_name` in older releases and `local_theta` where nothing says it.
 
-    Raises UserError where sliding layers have a scaling.
+    Raises UserError where parameters are not by kind of layer, sliding layers have a scaling, or heads turn in part.
     """
     rope = typed(dict[str, Any] | None, hf.get("rope_parameters"), "config.json: rope_parameters") or {}
     old = typed(dict[str, Any] | None, hf.get("rope_scaling"), "config.json: rope_scaling") or {}
     where = f"config.json: rope_parameters={rope!r}"
-    full, local = (
-        typed(dict[str, Any] | None, rope.get(kind), where) or {} for kind in ("full_attention", "sliding_attention")
-    )
-    if rope_fields(local, {}, values, 1.0, where).get("rope_scaling") is not None:
+    for name, value in rope.items():
+        if name not in BY_KIND and value is not None:
+            raise UserError(f"{where}: {name} is not one of the kinds of layers, {', '.join(BY_KIND)}")
+    full, local = (typed(dict[str, Any] | None, rope.get(kind), where) or {} for kind in BY_KIND)
+    for place in (hf, full, local, old):
+        part = place.get("partial_rotary_factor")
+        # Some of transformers' rope types read it in such models, and the plain one does not.
+        if part not in (None, 1):
+            raise UserError(f"config.json: partial_rotary_factor={part!r} is not supported where layers differ in rope")
+    fields = rope_fields(local, {"rope_theta": hf.get(local_name)}, values, local_theta, where)
+    if "rope_scaling" in fields:
         raise UserError(f"{where}: sliding layers with a scaling are not supported")
-    theta = local.get("rope_theta", hf.get(local_name, local_theta))
-    flat = {**hf, "rope_parameters": {**full, **old}, "rope_scaling": None}
-    return flat, typed(float, theta, f"config.json: {local_name}")
+    return {**hf, "rope_parameters": {**full, **old}, "rope_scaling": None}, fields["rope_theta"]
 
 
 def parameters_by_kind(config: ModelConfig) -> dict[str, Any]:
