@@ -59,6 +59,8 @@ COMMANDS = {
     "experts": ["--steps", "4", "--parts", "dense", "decode"],
     "blocks": ["--steps", "4", "--rates", "4e-3"],
     "state_space": ["--longest", "1024"],
+    "positions": ["--steps", "4"],
+    "kv_heads": ["--steps", "4"],
 }
 
 
