@@ -6,7 +6,7 @@ The claims: ALiBi goes on beyond the trained length where RoPE and sinusoids fai
 repairs much of that without training: linear (Chen et al. 2023), dynamic NTK, YaRN (Peng et al. 2023; its loss without
 training on). At every length the same targets are scored, the last half of a trained length of each held-out stretch,
 with more and more of their document before them: only what a model makes of that differs. Prints a Markdown table of
-losses, each beside its own at the trained length; the plot has means over the seeds.
+losses and, seed by seed, of their change from the trained length; the plot has means over the seeds.
 """
 
 from dataclasses import replace
@@ -78,11 +78,12 @@ def main() -> None:
                     losses.setdefault(name, {n: [] for n in TIMES})[times].append(loss)
     body = []
     for name, by_times in losses.items():
-        say(f"{name}: { {n: cell(each) for n, each in by_times.items()} }")
-        cells = [cell(by_times[1])]
-        cells += [f"{cell(by_times[n])} {compared(by_times[n], by_times[1])}" for n in TIMES[1:]]
-        body.append([name, *cells])
-    print(table(["positions", *(f"{n} × {TRAINED} tokens" for n in TIMES)], body))
+        changes = {n: [after - before for before, after in zip(by_times[1], by_times[n])] for n in TIMES[1:]}
+        beside = {n: compared(change, [0.0]) for n, change in changes.items()}
+        say(f"{name}: {cell(by_times[1])}, {[cell(change) for change in changes.values()]}")
+        body.append([name, cell(by_times[1]), *(f"{cell(changes[n])} {beside[n]}" for n in changes)])
+    head = [f"loss at {TRAINED} tokens", *(f"change at {n * TRAINED}" for n in TIMES[1:])]
+    print(table(["positions", *head], body))
     curves = {name: [(n * TRAINED, mean(each)) for n, each in by_times.items()] for name, by_times in losses.items()}
     Path(options.svg).write_text(lines(curves, "tokens seen; loss of the same targets, nats per token", log_x=True))
 
