@@ -78,13 +78,14 @@ def test() -> ConfigDict:
 
 def of_kind(name: str, base: ConfigDict) -> ConfigDict:
     """The same run of another kind of model, of the same width."""
-    width, layers = base.model.hidden_size, base.model.num_layers
+    model = base.to_dict()["model"]
+    width, inner, layers = model["hidden_size"], model["intermediate_size"], model["num_layers"]
     # For the fields of attention and feed-forward layers that such a model has not.
     without = {"positions": "none", "num_heads": 1, "num_kv_heads": None, "intermediate_size": 1}
     kinds = {
         "experts": {
             "family": "mixtral",
-            "intermediate_size": base.model.intermediate_size // 2,
+            "intermediate_size": inner // 2,
             "experts": {"num": 8, "top_k": 2},
         },
         "mamba2": {
@@ -99,7 +100,7 @@ def of_kind(name: str, base: ConfigDict) -> ConfigDict:
         "hybrid": {
             "family": "jamba",
             "positions": "none",
-            "intermediate_size": base.model.intermediate_size // 2,
+            "intermediate_size": inner // 2,
             "mixers": ("mamba", "attention") * (layers // 2),
             "feed_forwards": ("dense", "experts") * (layers // 2),
             "mamba": {
@@ -111,9 +112,9 @@ def of_kind(name: str, base: ConfigDict) -> ConfigDict:
             "experts": {"num": 4, "top_k": 2, "normalize": False},
         },
     }
-    base.model.update(kinds[name])
+    base.update({"model": kinds[name]})
     if "experts" in kinds[name]:
-        base.train.balancing = ConfigDict({"load_balance": 0.01})
+        base.update({"train": {"balancing": {"load_balance": 0.01}}})
     return base
 
 

@@ -1,26 +1,26 @@
 """`python -m llm_jax.convert SRC DST`: a Hugging Face folder to a native one, and back."""
 
+import re
 import sys
-from typing import TYPE_CHECKING
 
 from llm_jax.base.door import run_door
-
-if TYPE_CHECKING:
-    from llm_jax.models.loading import Model
 
 USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--kv-heads=G] [--verify]
 
 SRC a Hugging Face folder  -> DST a native folder (checkpoints, tokenizer, architecture)
 SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safetensors, tokenizer)
 
-Which one SRC is, is recognised. DST must be empty or absent.
+Which one SRC is, is recognised. DST must be empty or absent, or what a conversion that was stopped has left.
 Tensors keep their values and, going back, their dtypes, or get the one of --dtype.
 The checksum is over names, dtypes, shapes and values: both layouts of one model have the same.
 --kv-heads=G makes a model of G key and value heads, each the mean of those it stands for (then train on).
---verify reads DST again and compares logits and greedy tokens of both."""
+--verify reads DST again and compares weights, logits (or scores) and greedy tokens of both."""
 
 FLAGS = {"--dtype": "float32", "--kv-heads": "2"}
-VERIFIED_TOKENS, GREEDY_TOKENS = 32, 16
+WRITTEN = re.compile(
+    r"[\w.-]+\.(safetensors|part|json|model|txt|jinja|new)|additional_chat_templates|checkpoints|tokenizer|lock"
+)
+"""Names of what a conversion writes."""
 
 
 def main(args: list[str]) -> None:
@@ -35,13 +35,14 @@ def main(args: list[str]) -> None:
         raise UserError(f"convert takes SRC and DST, not {len(words)} arguments (see --help)")
 
     from llm_jax.storage.remote import to_path
+    from llm_jax.storage.unfinished import check_free, written
 
     source, target = map(to_path, words)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is not empty")
+    check_free(target, WRITTEN)
 
-    from llm_jax.models.loading import FLOATS, load, read_hf_config
-    from llm_jax.models.saving import checksum, save, save_native
+    from llm_jax.models.hf_folders import FLOATS
+    from llm_jax.models.loading import load, read_hf_config
+    from llm_jax.models.saving import checksum, rounded, save, save_native
 
     dtype = given.get("--dtype")
     if dtype is not None and dtype not in FLOATS:
@@ -56,36 +57,21 @@ def main(args: list[str]) -> None:
         if not given["--kv-heads"].isdecimal():
             raise UserError(f"--kv-heads={given['--kv-heads']} is not a number")
         model = group_heads(model, int(given["--kv-heads"]))
-    if native:
-        save(model, target, dtype)
-    else:
-        save_native(model, target)
+    with written(target, WRITTEN):
+        if native:
+            save(model, target, dtype)
+        else:
+            save_native(model, target)
     print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout)")
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")
+    lossy = rounded(model, dtype) if native else []
+    if lossy:
+        print(f"{len(lossy)} tensors hold more digits than the dtype that they are written in: they are rounded")
     if "--verify" in given:
-        verify(model, load(target), exact=dtype is None)
+        from llm_jax.jobs.verify import verify
 
-
-def verify(model: "Model", again: "Model", exact: bool) -> None:
-    """Prints how the two compare. Raises RunError where they are not one model, if `exact` to the last bit."""
-    import numpy as np
-
-    from llm_jax.base.errors import RunError
-    from llm_jax.inference import Generator, SamplingParams
-
-    vocab = model.config.vocab_size or 1
-    length = min(VERIFIED_TOKENS, model.config.max_position_embeddings)
-    tokens = np.random.RandomState(0).randint(0, vocab, (2, length)).astype(np.int32)
-    one, two = (np.asarray(each(tokens), np.float32) for each in (model, again))
-    off = float(np.abs(one - two).max() / max(1.0, float(np.abs(one).max())))
-    prompt = tokens[:1, : max(1, length // 2)].tolist()
-    params = SamplingParams(max_tokens=min(GREEDY_TOKENS, length - len(prompt[0])), temperature=0.0, ignore_eos=True)
-    greedy = [Generator(each).generate(prompt, params)[0].tokens for each in (model, again)]
-    same = sum(a == b for a, b in zip(*greedy))
-    print(f"verify: logits differ by {off:.1e} of the largest, {same} of {len(greedy[0])} greedy tokens are equal")
-    if exact and (off > 0 or same < len(greedy[0])):
-        raise RunError("verify: what was written is not the model that was read")
+        print(f"verify: {verify(model, load(target), exact=not lossy)}")
 
 
 if __name__ == "__main__":

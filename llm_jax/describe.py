@@ -1,7 +1,8 @@
 """What a model is made of and what it takes: `python -m llm_jax.describe MODEL|CONFIG [options]`.
 
 MODEL is a Hugging Face folder (config.json is enough), a native folder or a workdir; CONFIG is FILE.py[:variant].
-Shows layers, parameters by part, flops per token, cache bytes, and a training step's memory per device.
+Shows layers and what each sees, parameters by part and those that a token uses, flops per token, bytes of cache and
+state per token and at a length, and a training step's memory per device.
 
   --mesh=data=8,tensor=2,zero=3   devices and ZeRO stage (a config's own; else one device)
   --dtype=float32|bfloat16        of computation and of the cache
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> None:
     # Shapes only: an accelerator, whoever is at work on it, is left alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
 
-    from llm_jax.jobs.describe import describe, read_setting, text
+    from llm_jax.jobs.describe import describe, read_setting
+    from llm_jax.jobs.describe_text import text
 
     setting = changed(read_setting(reference, overrides), options)
     described = describe(setting, platform=options.get("platform", "tpu"))

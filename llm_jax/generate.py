@@ -118,9 +118,10 @@ def main(argv: list[str]) -> None:
     from llm_jax.inference.generator import Generator
     from llm_jax.inference.requests import check_prompt
     from llm_jax.jobs.generate import Prompt, encode_prompt, file_prompts, open_model
-    from llm_jax.models.loading import load
+    from llm_jax.models.loading import check_folder, load
 
     source, tokenizer = open_model(args.model, "MODEL")
+    check_folder(source.path)
     defaults = GenerationDefaults()
     if not hasattr(args, "no_generation_config"):
         defaults = read_generation_config(source.tokenizer)

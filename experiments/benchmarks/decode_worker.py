@@ -24,13 +24,17 @@ def prompts(batch: int) -> Tokens:
     return rows
 
 
-def save_model(folder: str) -> None:
+def save_model(folder: str, kind: str = "llama") -> None:
     """Weights large enough that the likeliest token stands clear of the next."""
+    from kinds import config_of
     from ours import make_decoder
 
-    from llm_jax.models import Model, init_params, save
+    from llm_jax.models import Decoder, Model, init_params, save
 
-    decoder = make_decoder("6.8M", max_position_embeddings=2 * (PROMPT + NEW), init_std=0.08)
+    if kind == "llama":
+        decoder = make_decoder("6.8M", max_position_embeddings=2 * (PROMPT + NEW), init_std=0.08)
+    else:
+        decoder = Decoder(config_of(kind))
     save(Model(decoder, init_params(decoder, 0), decoder.config), folder)
 
 

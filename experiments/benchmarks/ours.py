@@ -14,7 +14,7 @@ from sides import serve
 from llm_jax.base.runtime import keep_memory
 from llm_jax.jobs.scoring import score_rows
 from llm_jax.jobs.terms import dpo_objective, sft_objective
-from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params
+from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params, load
 from llm_jax.sharding import MeshConfig, make_plan
 from llm_jax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
 
@@ -37,13 +37,15 @@ def make_decoder(name: str, **more: Any) -> Decoder:
     )
 
 
-def stepper(decoder: Decoder, objective: Any, batch: dict[str, np.ndarray], live: bool = False) -> Step:
-    """What `training.loop` does for a step, with its result fetched."""
+def stepper(
+    decoder: Decoder, objective: Any, batch: dict[str, np.ndarray], live: bool = False, params: Any = None
+) -> Step:
+    """What `training.loop` does for a step, with its result fetched. `params`: None draws them."""
     plan = make_plan(MeshConfig())
     declared = {"policy": declarations(decoder)} | ({"ref": declarations(decoder)} if live else {})
     config = OptimizerConfig(**workload.OPTIMIZER, schedule="constant")
     optimizer = make_optimizer(config, {"policy": declared["policy"]}, 1000)
-    params = init_params(decoder, seed=0)
+    params = init_params(decoder, seed=0) if params is None else params
     frozen = {"ref": init_params(decoder, seed=0)} if live else {}
     state = init_state({"policy": params}, optimizer, declared, plan, frozen=frozen)
     train_step = make_train_step(objective, optimizer, plan, declared)
@@ -121,6 +123,12 @@ def train_step(model: str, rows: int, length: int) -> Step:
     return stepper(decoder, sft_objective(decoder), batch)
 
 
+def train_folder(folder: str, vocab: int, rows: int, length: int) -> Step:
+    model = load(folder)
+    batch = one_microbatch(language_rows(workload.random_tokens(vocab, rows, length)))
+    return stepper(model.decoder, sft_objective(model.decoder), batch, params=model.params)
+
+
 def sft_packed(model: str, rows: int, length: int) -> Step:
     decoder = make_decoder(model)
     return stepper(
@@ -167,7 +175,13 @@ def handwritten(model: str, rows: int, length: int) -> Step:
     return step
 
 
-TASKS = {"train_step": train_step, "sft_packed": sft_packed, "preference": preference, "handwritten": handwritten}
+TASKS = {
+    "train_step": train_step,
+    "train_folder": train_folder,
+    "sft_packed": sft_packed,
+    "preference": preference,
+    "handwritten": handwritten,
+}
 
 if __name__ == "__main__":
     keep_memory()  # As every command of llm_jax does.

@@ -68,6 +68,15 @@ def train_step(model: str, rows: int, length: int, compiled: bool):
     return stepper(llama, lambda: call(input_ids=batch, labels=batch).loss)
 
 
+def train_folder(folder: str, vocab: int, rows: int, length: int):
+    """Any model that transformers reads."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    batch = torch.from_numpy(workload.random_tokens(vocab, rows, length)).long()
+    return stepper(model, lambda: model(input_ids=batch, labels=batch, use_cache=False).loss)
+
+
 def make_tokenizer():
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -133,4 +142,5 @@ if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     torch.set_num_threads(THREADS)
     name = options.pop("task")
-    serve(name, {"train_step": train_step, "sft_packed": sft_packed, "preference": preference}[name](**options))
+    tasks = {"train_step": train_step, "train_folder": train_folder, "sft_packed": sft_packed, "preference": preference}
+    serve(name, tasks[name](**options))

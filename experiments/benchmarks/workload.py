@@ -20,7 +20,12 @@ PAIRS = 16
 
 def tokens(model: str, rows: int, length: int) -> np.ndarray:
     """int32[rows, length]."""
-    return np.random.RandomState(0).randint(3, MODELS[model]["vocab"], (rows, length)).astype(np.int32)
+    return random_tokens(MODELS[model]["vocab"], rows, length)
+
+
+def random_tokens(vocab: int, rows: int, length: int) -> np.ndarray:
+    """int32[rows, length]."""
+    return np.random.RandomState(0).randint(3, vocab, (rows, length)).astype(np.int32)
 
 
 def documents(model: str, rows: int, length: int) -> list[list[tuple[np.ndarray, int]]]:

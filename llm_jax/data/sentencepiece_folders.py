@@ -7,6 +7,7 @@ from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.sentencepiece_models import convert
+from llm_jax.storage.pointers import refuse_pointer
 
 MODEL_FILE = "tokenizer.model"
 # Classes whose ids are the model's own. Others shift them or add to them (XLM-RoBERTa, T5, ...).
@@ -22,7 +23,8 @@ def read_model_folder(folder: epath.Path, config: dict[str, Any]) -> tuple[hf.To
     `add_eos_token` is true, and `added_tokens_decoder` may add tokens behind the model's.
 
     Raises:
-      UserError: as `convert`; or the ids of the folder's `tokenizer_class` are not the model's.
+      UserError: as `convert`; the model is a git-LFS pointer; or the ids of the folder's `tokenizer_class` are not
+        the model's.
     """
     file = folder / MODEL_FILE
     name = str(config.get("tokenizer_class") or "")
@@ -30,7 +32,9 @@ def read_model_folder(folder: epath.Path, config: dict[str, Any]) -> tuple[hf.To
         raise UserError(f"{file}: the ids of a {name} are not the model's own: convert it with save_pretrained")
     if config.get("add_prefix_space") is False:
         raise UserError(f"{file}: add_prefix_space=false is not read: convert it with transformers' save_pretrained")
-    backend, special = convert(file.read_bytes(), str(file), first_only=config.get("legacy") is False)
+    content = file.read_bytes()
+    refuse_pointer(file, content)
+    backend, special = convert(content, str(file), first_only=config.get("legacy") is False)
     config = {**special, **{key: value for key, value in config.items() if value is not None}}
     for number, token in sorted((int(n), t) for n, t in (config.get("added_tokens_decoder") or {}).items()):
         made = hf.AddedToken(**{key: value for key, value in token.items() if key != "__type"})

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.sandbox import BEGIN, END, compile_template, run_template
+from llm_jax.storage.pointers import refuse_pointer
 from llm_jax.storage.remote import to_path
 
 Message = Mapping[str, Any]
@@ -27,8 +28,10 @@ def load_template(name: str) -> str:
     if "/" not in name and builtin.is_file():
         text = builtin.read_text()
     elif (file := to_path(name, f"data.chat_template={name}")).is_file():
+        content = file.read_bytes()
+        refuse_pointer(file, content)
         try:
-            text = file.read_bytes().decode("utf-8")
+            text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"data.chat_template: {name} is not UTF-8 (byte {error.start})") from None
     else:

@@ -26,6 +26,7 @@ from llm_jax.data.templating import load_template, render_marked
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import file_sha256
 from llm_jax.storage.json_files import read_json
+from llm_jax.storage.pointers import refuse_pointer
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
@@ -335,7 +336,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Reads a Hugging Face folder or one that `Tokenizer.save` wrote.
 
     Raises:
-      UserError: there is neither `tokenizer.json` nor `tokenizer.model`, a file is broken, no eos_token is named.
+      UserError: there is neither `tokenizer.json` nor `tokenizer.model`, a file is broken or a git-LFS pointer, no
+        eos_token is named.
     """
     folder = epath.Path(folder)
     file = folder / "tokenizer.json"
@@ -346,8 +348,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     _check_specials(folder, config)
     template = _chat_template(folder, config)
     if file.exists():
+        content = file.read_bytes()
+        refuse_pointer(file, content)
         try:
-            backend = hf.Tokenizer.from_str(file.read_text())
+            backend = hf.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"{file} is not a tokenizer: {str(error).splitlines()[0]}") from None
         # Fixed lengths are for batches of a server; rows are filled and cut here.

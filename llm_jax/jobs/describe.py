@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
@@ -16,14 +14,15 @@ from llm_jax.jobs.registry import load_config, split_reference
 from llm_jax.jobs.regularization import frozen_patterns, without_noise
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
-from llm_jax.models import Decoder, abstract_params, bind, declarations, layout
-from llm_jax.models.cache import init_caches
+from llm_jax.models import Decoder, abstract_params, bind, declarations, layout, pattern
+from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.flops import flops_per_token, training_flops_per_token
-from llm_jax.models.loading import read_model_config
-from llm_jax.models.summary import parameters_by_part, rows
+from llm_jax.models.loading import check_folder, read_model_config
+from llm_jax.models.summary import active_parameters, parameters_by_part, rows
 from llm_jax.sharding import abstract_plan, check_divides
 from llm_jax.sharding.config import MeshConfig
+from llm_jax.storage.safetensors import has_weights
 from llm_jax.training.config import TrainConfig
 from llm_jax.training.memory import step_memory
 from llm_jax.training.optimizer import make_optimizer
@@ -53,7 +52,7 @@ def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Settin
     if split_reference(reference) is None:
         if overrides:
             raise UserError(f"--config.{overrides[0][0]} is for a config file; {reference} is none")
-        model = read_model_config(reference)
+        model = _of_folder(reference)
         return Setting(reference, model, window=min(model.max_position_embeddings, 2048))
     config, model = _of_config(reference, overrides, (Path(),), ())
     if not hasattr(config, "train"):
@@ -88,8 +87,15 @@ def _of_config(
 def _model(reference: str, folders: tuple[Path, ...], trail: tuple[str, ...]) -> ModelConfig:
     if split_reference(reference) is not None:
         return _of_config(reference, (), folders, trail)[1]
-    folder = next((f / reference for f in folders if (f / reference).is_dir()), Path(reference))
-    return read_model_config(folder)
+    return _of_folder(next((f / reference for f in folders if (f / reference).is_dir()), reference))
+
+
+def _of_folder(path: str | Path) -> ModelConfig:
+    """The architecture. A config.json is enough; but weights that lie beside it have to be its own."""
+    model = read_model_config(path)
+    if has_weights(path):
+        check_folder(path)
+    return model
 
 
 def _vocabulary(tokenizer: Any) -> int:
@@ -111,38 +117,45 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
     decoder = Decoder(model, remat=train.remat)
     parts = parameters_by_part(decoder)
     dtype, sequences = train.compute_dtype, train.batch_size if batch is None else batch
-    one, two = (_cache_bytes(model, 1, length, dtype) for length in (1, 2))
+    kept = cache_bytes(model, dtype)
     tied = model.tie_embeddings and model.head.labels is None
     forward = flops_per_token(model, setting.window)
     return {
         "model": setting.label,
         "family": model.family,
         "layers": [dataclasses.asdict(row) for row in rows(decoder)],
-        "parameters": {**parts, "total": sum(parts.values()), "tied_head": tied},
+        "pattern": {"mixers": pattern.mixers(model), "feed_forwards": pattern.feed_forwards(model)},
+        "parameters": {
+            **parts,
+            "total": sum(parts.values()),
+            "active": active_parameters(decoder),
+            "tied_head": tied,
+        },
         "flops_per_token": {
             "window": setting.window,
             "forward": forward,
             "training": training_flops_per_token(model, setting.window, setting.train.mtp_weight > 0),
-            # A query over k keys costs what one costs on average in a sequence of 2k - 1 tokens.
             "decoding_first": flops_per_token(model, 1) if model.causal else None,
-            "decoding_last": flops_per_token(model, 2 * setting.window - 1) if model.causal else None,
+            "decoding_last": _last_token(model, setting.window) if model.causal else None,
         },
         "cache": {
             "dtype": dtype,
-            "bytes_per_token": two - one,
+            "bytes_per_token": kept.per_token,
+            "sliding_window": kept.window,
+            "bytes_per_token_beyond": kept.per_token_beyond,
+            "state_bytes": kept.state,
             "sequences": sequences,
             "window": setting.window,
-            "bytes": _cache_bytes(model, sequences, setting.window, dtype),
+            "bytes": total_bytes(model, sequences, setting.window, dtype),
         },
         "memory": _memory(setting, decoder, platform),
     }
 
 
-def _cache_bytes(model: ModelConfig, batch: int, length: int, dtype: str) -> int:
-    if not model.causal:
-        return 0
-    caches = jax.eval_shape(lambda: init_caches(model, batch, length, dtype))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(caches))
+def _last_token(model: ModelConfig, length: int) -> float:
+    """Flops of the token at the end of `length`: what a sequence costs more than one that is shorter by one."""
+    shorter = (length - 1) * flops_per_token(model, length - 1) if length > 1 else 0.0
+    return length * flops_per_token(model, length) - shorter
 
 
 def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]:
@@ -216,74 +229,3 @@ def _scores_objective(decoder: Decoder) -> Objective:
         return {"scores": bound.scores(hidden, rows["segment_ids"]).sum()}, {}
 
     return Objective(terms, lambda batch: {})
-
-
-def text(described: Mapping[str, Any]) -> str:
-    """The same for a terminal."""
-    counts, flops, cache, memory = (described[key] for key in ("parameters", "flops_per_token", "cache", "memory"))
-    total = counts["total"]
-    lines = [f"{described['model']}: {described['family']}, {total:,} parameters", ""]
-    wide = max(len(row["where"]) for row in described["layers"]) + 2
-    for row in described["layers"]:
-        size = f"{row['each']:,}" + (f" each, {row['each'] * row['layers']:,}" if row["layers"] > 1 else "")
-        if len(row["what"]) == 1:
-            lines.append(f"  {row['where']:<{wide}}{row['what'][0]:<16}{size if row['each'] else ''}".rstrip())
-        else:
-            lines.append(f"  {row['where']:<{wide}}{size}")
-            lines += [f"  {'':<{wide}}  {module}" for module in row["what"]]
-    lines += ["", "parameters"]
-    for part, count in counts.items():
-        if part not in ("total", "tied_head"):
-            tied = "   tied to embed" if part == "head" and counts["tied_head"] else ""
-            lines.append(f"  {part:<12}{count:>18,}  {count / total:6.1%}{tied}")
-    lines.append(f"  {'total':<12}{total:>18,}")
-    window, decodes = flops["window"], flops["decoding_first"] is not None
-    lines += [
-        "",
-        "flops per token: 2 for each weight of a matrix product, and attention's two products over the keys it sees",
-        f"  {f'forward, {window} tokens':<28}{flops['forward']:>12.4g}",
-        f"  {'training, 3 x forward':<28}{flops['training']:>12.4g}   without recomputation",
-    ]
-    if decodes:
-        lines += [
-            f"  {'decoding, over 1 key':<28}{flops['decoding_first']:>12.4g}",
-            f"  {f'decoding, over {window} keys':<28}{flops['decoding_last']:>12.4g}",
-            "",
-            f"cache, {cache['dtype']}",
-            f"  {'per token':<28}{cache['bytes_per_token']:>12,} bytes",
-            f"  {f'{cache["sequences"]} x {cache["window"]} tokens':<28}{_size(cache['bytes']):>12}",
-        ]
-    else:
-        lines += ["", "cache: none, an encoder's tokens see those that come later"]
-    lines += [
-        "",
-        f"training memory per device: data={memory['data']} tensor={memory['tensor']} zero={memory['zero']}, "
-        f"{memory['compute_dtype']}, batch {memory['batch_size']} x {memory['window']} in {memory['microbatches']} "
-        f"microbatch{'es' if memory['microbatches'] > 1 else ''}, remat {memory['remat']}",
-    ]
-    for name, note in _NOTES.items():
-        if memory["per_device"][name] or name in ("persistent", "total"):
-            lines.append(f"  {name.replace('_', ' '):<16}{_size(memory['per_device'][name]):>12}   {note}".rstrip())
-    return "\n".join(lines)
-
-
-_NOTES = {
-    "params": "float32 masters",
-    "opt_state": "",
-    "ema": "average of the weights",
-    "frozen": "float32 masters of further models",
-    "persistent": "exactly: what lies there between steps",
-    "compute_copy": "weights in compute dtype, as gathered",
-    "gradients": "float32, as accumulated",
-    "activations": "kept for the backward pass of a microbatch",
-    "working": "the backward pass of a layer (estimated)",
-    "logits": "a chunk of tokens (estimated)",
-    "total": "at most at one time (estimated)",
-}
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} B"

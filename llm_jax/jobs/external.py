@@ -67,6 +67,13 @@ def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath
     raise UserError(unknown)
 
 
+def check_external(path: epath.Path) -> None:
+    """Raises UserError where loading the model would find its files wrong, as far as that can be told at once."""
+    from llm_jax.models.loading import check_folder  # Brings jax, which following references does without.
+
+    check_folder(path)
+
+
 def external_hash(path: epath.Path) -> str:
     """Stands for the content of a model's folder: descriptions, and weights or the newest checkpoint's own hashes."""
     files = [path / name for name in DESCRIPTIONS]

@@ -27,7 +27,7 @@ from llm_jax.base.logging import log
 from llm_jax.base.model_ref import ModelRef
 from llm_jax.jobs import together
 from llm_jax.jobs.changes import hashed_fields, refuse_changes
-from llm_jax.jobs.external import external_hash, external_model
+from llm_jax.jobs.external import check_external, external_hash, external_model
 from llm_jax.jobs.registry import ConfigFile, job_module, load_config, split_reference
 from llm_jax.storage.hashes import canonical_hash
 from llm_jax.storage.workdir import FORMAT, Workdir
@@ -127,6 +127,9 @@ def _prepared(nodes: Sequence[Node]) -> Iterator[Mapping[Node, contextlib.ExitSt
     """Checks and prepares runs, and holds the lock of each until it is closed here or by the caller."""
     for node in nodes:
         job_module(node.job).check(node)
+        for parent in node.parents.values():
+            if not isinstance(parent, Node):
+                check_external(parent)
     if nodes:
         log(f"preparing {', '.join(node.name for node in nodes)}")
     with contextlib.ExitStack() as stack:

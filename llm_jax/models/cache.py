@@ -80,7 +80,7 @@ class Cache(Protocol):
         ...
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["dropout"], meta_fields=["window", "chunk", "causal"])
+@partial(jax.tree_util.register_dataclass, data_fields=["dropout", "ends"], meta_fields=["window", "chunk", "causal"])
 @dataclass(frozen=True)
 class Packed:
     """No past: tokens attend within their own document of the same row. Used by training and scoring."""
@@ -93,10 +93,12 @@ class Packed:
     """Of attention weights, with keys [B]; the plain attention then runs, the only one that has it."""
     causal: bool = True
     """Whether to tokens before them alone; else to both sides, in a window to `window` - 1 on either."""
+    ends: Int[Array, "B T"] | None = None
+    """In place of `causal`: one past the last place in the row that each token sees (`prefix.sight_ends`)."""
 
     def attend(self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN) -> tuple[Array, Packed]:
         options: dict[str, Any] = {
-            "causal": self.causal,
+            "causal": self.causal and self.ends is None,
             "window": self.window,
             "chunk": self.chunk,
             **scoring.options,
@@ -106,18 +108,19 @@ class Packed:
         # Chunks are counted from the start of a document; the other masks are the same by index.
         positions = None if self.chunk is None else meta.positions
 
-        def attention(
-            q: Array, k: Array, v: Array, at: Array | None, segment_ids: Array | None, keys: Array | None, more: Any
-        ) -> Array:
-            where = {"segment_ids": segment_ids, "q_positions": at, "kv_positions": at}
-            return kernels.flash_attention(q, k, v, dropout_keys=keys, **where, **options, **more)
+        ranges = None if self.ends is None else jnp.stack([jnp.zeros_like(self.ends), self.ends], axis=-1)
+        masks = {"segment_ids": meta.segment_ids, "q_positions": positions, "kv_positions": positions}
 
-        at, segments = (None if x is None else TOKENS for x in (positions, meta.segment_ids))
+        def attention(q: Array, k: Array, v: Array, masks: Any, ranges: Any, keys: Array | None, more: Any) -> Array:
+            return kernels.flash_attention(q, k, v, dropout_keys=keys, kv_ranges=ranges, **masks, **options, **more)
+
         keys, keys_axes = None, None
         if self.dropout is not None:
             keys, keys_axes = self.dropout.of_heads(q.shape[2]), ("batch", "heads", None)
-        on = on_shards(attention, (QUERIES, KEYS, KEYS, at, segments, keys_axes, scoring.axes), QUERIES)
-        return on(q, k, v, positions, meta.segment_ids, keys, scoring.arrays), self
+        masks_axes = {name: None if x is None else TOKENS for name, x in masks.items()}
+        ranges_axes = None if ranges is None else (*TOKENS, None)
+        on = on_shards(attention, (QUERIES, KEYS, KEYS, masks_axes, ranges_axes, keys_axes, scoring.axes), QUERIES)
+        return on(q, k, v, masks, ranges, keys, scoring.arrays), self
 
 
 def with_dropout(cache: Cache, dropout: Dropout) -> Packed:

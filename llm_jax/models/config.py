@@ -79,8 +79,11 @@ class RopeScaling:
             raise UserError(f"{where}: original_length is {self.original_length}, it has to be at least 2")
         if self.kind == "yarn" and not 0 < self.beta_slow <= self.beta_fast:
             raise UserError(f"{where}: beta_slow={self.beta_slow} has to be in (0, beta_fast={self.beta_fast}]")
-        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise UserError(f"{where}: low_freq_factor={self.low_freq_factor} has to be below {self.high_freq_factor}")
+        if self.kind == "llama3" and not 0 < self.low_freq_factor <= self.high_freq_factor:
+            raise UserError(
+                f"{where}: low_freq_factor={self.low_freq_factor} has to be in (0, high_freq_factor="
+                f"{self.high_freq_factor}]"
+            )
         if self.kind == "dynamic" and pairs < 2:
             raise UserError(f"{where}: needs at least 2 pairs of coordinates that turn")
         if self.kind == "longrope":

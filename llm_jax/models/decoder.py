@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.base.errors import UserError
-from llm_jax.models.attention import Attention
-from llm_jax.models.cache import Cache, Meta, Packed, with_dropout
+from llm_jax.models.block import Block
+from llm_jax.models.cache import Cache, Meta, Packed
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.experts import Experts
-from llm_jax.models.feed_forward import FeedForward
-from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import RESIDUAL, Bias, Embedding, Linear
-from llm_jax.models.mamba import Mamba
-from llm_jax.models.mamba2 import Mamba2
 from llm_jax.models.mtp import FurtherToken, ahead, same_document
-from llm_jax.models.noise import router_noise
-from llm_jax.models.norms import Norm, make_norm
+from llm_jax.models.norms import make_norm
 from llm_jax.models.parameter import stack
 from llm_jax.models.pooling import pool
+from llm_jax.models.prefix import sight_ends
 from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rope, Rotation, rotation
 from llm_jax.models.segments import Grouping, LayerSpec, Layout, Segment, group, layer_specs, layout_of, regroup
@@ -36,98 +32,6 @@ from llm_jax.sharding import constrain
 
 TAPS = ("hidden", "attention_out", "mlp_out")
 LAYER_INPUTS = ("residual", "residual_dropout", "attention_dropout", "router_noise")
-
-
-class Block(nnx.Module):
-    """A layer: a mixer (attention, latent attention, a state space) and a feed-forward, or one of them alone.
-
-    Each is added to the residual stream, with norms where the model has them.
-    """
-
-    def __init__(self, config: ModelConfig, spec: LayerSpec):
-        def norm(wanted: bool) -> Norm | None:
-            return make_norm(config) if wanted else None
-
-        pre, out = config.norm_at in ("pre", "sandwich"), config.norm_at in ("output", "sandwich")
-        post = config.norm_at == "post"
-        self.mixer, self.feed_forward = spec.mixer, spec.feed_forward
-        mixes, feeds = spec.mixer != "none", spec.feed_forward != "none"
-        self.attention_norm = norm((pre or post) and mixes and spec.normed)
-        if spec.mixer == "attention":
-            self.attention = Attention(config, spec)
-        elif spec.mixer == "latent":
-            self.latent = LatentAttention(config)
-        elif spec.mixer == "mamba":
-            self.mamba = Mamba(config)
-        elif spec.mixer == "mamba2":
-            self.mamba2 = Mamba2(config)
-        self.attention_out_norm = norm(out and mixes)
-        self.mlp_norm = norm((pre or post) and feeds and config.parallel != "one_norm")
-        made = {"dense": FeedForward, "experts": Experts}
-        self.mlp: FeedForward | Experts | None = made[spec.feed_forward](config) if feeds else None
-        self.mlp_out_norm = norm(out and feeds)
-        self.pre, self.post, self.parallel, self.scale = pre, post, config.parallel, config.residual_scale
-        self.residual_normed = config.residual_normed
-
-    def __call__(
-        self, hidden: Array, shared: Shared, layer_inputs: Mapping[str, Any] | None, cache: Cache, taps: Sequence[str]
-    ) -> tuple[Array, Cache, dict[str, Any]]:
-        """`(params = self, hidden [B,T,D], shared, layer inputs, cache) -> (hidden, cache, the taps asked for)`.
-
-        Beside the taps, under `experts`, the router's statistics where the layer has one.
-        """
-        inputs = layer_inputs or {}
-        if "attention_dropout" in inputs and self.mixer in ("attention", "latent"):
-            cache = with_dropout(cache, inputs["attention_dropout"])
-
-        def added(out: Array, norm: Norm | None, site: int) -> Array:
-            """What a sublayer adds to the residual stream."""
-            out = out if norm is None else norm(out)
-            if "residual_dropout" in inputs:
-                out = inputs["residual_dropout"](out, site)
-            return out if self.scale == 1.0 else out * self.scale
-
-        def after(hidden: Array, norm: Norm | None) -> Array:
-            hidden = constrain(hidden, RESIDUAL)
-            return norm(hidden) if self.post and norm is not None else hidden
-
-        def before(hidden: Array, norm: Norm | None) -> Array:
-            return norm(hidden) if self.pre and norm is not None else hidden
-
-        hidden = constrain(hidden, RESIDUAL)
-        normed = before(hidden, self.attention_norm)
-        attention_out = mlp_out = jnp.zeros_like(hidden)
-        statistics: dict[str, Any] = {}
-        if self.mixer != "none":
-            attention_out, cache = getattr(self, self.mixer)(normed, shared, cache)
-            attention_out = added(attention_out, self.attention_out_norm, 0)
-            if self.residual_normed:
-                hidden = normed
-            if self.parallel == "no":
-                hidden = after(hidden + attention_out, self.attention_norm)
-        if self.mlp is not None:
-            normed = normed if self.parallel == "one_norm" else before(hidden, self.mlp_norm)
-            mlp_out, statistics = self._feed_forward(normed, shared, inputs)
-            if self.residual_normed:
-                hidden = normed
-            mlp_out = added(mlp_out, self.mlp_out_norm, 1)
-            if self.parallel != "no":
-                hidden = hidden + attention_out
-            hidden = after(hidden + mlp_out, self.mlp_norm)
-        if "residual" in inputs:
-            hidden = hidden + inputs["residual"].astype(hidden.dtype)
-        seen = {"hidden": hidden, "attention_out": attention_out, "mlp_out": mlp_out}
-        return hidden, cache, {name: seen[name] for name in taps} | statistics
-
-    def _feed_forward(self, x: Array, shared: Shared, inputs: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
-        if not isinstance(self.mlp, Experts):
-            assert self.mlp is not None
-            return self.mlp(x), {}
-        noise = None
-        if "router_noise" in inputs:
-            noise = router_noise(inputs["router_noise"], x.shape[1], self.mlp.config.num)
-        out, statistics = self.mlp(x, shared.meta.segment_ids, noise)
-        return out, {"experts": statistics}
 
 
 class Decoder(nnx.Module):
@@ -186,6 +90,7 @@ class Decoder(nnx.Module):
         caches: Sequence[Cache] | None = None,
         layer_inputs: Mapping[str, Any] | None = None,
         embedding_noise: Float[Array, "B T D"] | None = None,
+        prefix: Bool[Array, "B T"] | None = None,
         taps: Sequence[str] = (),
         meta: Meta | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Cache, ...] | None, dict[str, dict[str, Array]]]:
@@ -196,7 +101,8 @@ class Decoder(nnx.Module):
         a `meta` in place of both. `layer_inputs`: `residual` [L, ...], added to the residual stream after each layer;
         `residual_dropout` (of both sublayers' outputs) and `attention_dropout`, `Dropout`s with keys [L, B];
         `router_noise`, keys [L, B], for noisy routers in training. `embedding_noise` is added to the token vectors.
-        `taps`: names in `TAPS`. Raises UserError for unknown names.
+        `prefix`: the tokens up to a document's last True one see each other from both sides (a prefix language model).
+        `taps`: names in `TAPS`. Raises UserError for unknown names, and for a prefix of layers that have none.
         """
         for name in [*(set(taps) - set(TAPS)), *(set(layer_inputs or ()) - set(LAYER_INPUTS))]:
             raise UserError(
@@ -212,6 +118,7 @@ class Decoder(nnx.Module):
             meta = Meta(positions, segment_ids)
         elif positions is not None or segment_ids is not None:
             raise UserError("positions and segment_ids are part of meta when meta is given")
+        ends = None if prefix is None else self._sight_ends(prefix, meta, caches)
         shared = self._shared(meta)
         hidden = self._embedded(tokens, meta)
         if embedding_noise is not None:
@@ -221,7 +128,7 @@ class Decoder(nnx.Module):
             blocks = [self.segments[str(s)][str(i)] for i in range(len(segment.block))]
             inputs = _inputs_of(segment, layer_inputs)
             if caches is None:
-                packed = [self._packed(spec) for spec in segment.block]
+                packed = [replace(self._packed(spec), ends=ends) for spec in segment.block]
                 run = partial(_scan, packed=packed, repeats=segment.repeats, remat=self.remat)
                 hidden, seen = run(blocks, hidden, shared, inputs, tuple(taps))
             else:
@@ -259,6 +166,12 @@ class Decoder(nnx.Module):
             seen.append(statistics)
             found.append(layer.norm(hidden))
         return found, _stacked(seen, ()).get("experts", {})
+
+    def _sight_ends(self, prefix: Array, meta: Meta, caches: Sequence[Cache] | None) -> Int[Array, "B T"]:
+        mixers = {spec.mixer for segment in self.groups for spec in segment.block}
+        if caches is not None or not self.config.causal or mixers & {"mamba", "mamba2"}:
+            raise UserError("a prefix is for causal attention in all layers, without a cache")
+        return sight_ends(prefix, meta.segment_ids)
 
     def _shared(self, meta: Meta) -> Shared:
         used = {spec.rope for segment in self.groups for spec in segment.block}

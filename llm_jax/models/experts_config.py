@@ -65,6 +65,8 @@ class ExpertsConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise UserError(f"model.experts.{name} is {value}, it has to be a positive number that fits 32 bits")
+        if not 0 <= self.shared_size < 2**31:
+            raise UserError(f"model.experts.shared_size is {self.shared_size}, it has to be a number that fits 32 bits")
         for name in ("limit", "alpha", "scale", "capacity_factor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

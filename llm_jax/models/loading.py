@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
 from llm_jax.base.config import bind as bind_config
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
+from llm_jax.base.progress import Progress
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import family, family_for
-from llm_jax.models.families.base import Family
-from llm_jax.models.families.tensors import Tensor
+from llm_jax.models.hf_folders import FLOATS, HfFolder
 from llm_jax.models.parameter import abstract_params, bind, declarations
 from llm_jax.models.segments import regroup
-from llm_jax.sharding import check_divides, make_plan, place, storage_shardings, use
+from llm_jax.sharding import check_divides, make_plan, place, place_pieces, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.json_files import read_json
+from llm_jax.storage.pointers import refuse_pointer
 from llm_jax.storage.remote import to_path
-from llm_jax.storage.safetensors import LazyTensors, TensorInfo, has_weights, read_index
+from llm_jax.storage.safetensors import has_weights, read_index
+from llm_jax.storage.unfinished import refuse_unfinished
 from llm_jax.storage.workdir import Workdir, is_workdir
 
 TOKENIZER_FILES = (
@@ -35,10 +37,16 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
-FLOATS = ("float32", "bfloat16", "float16")
+"""What comes along with a model and goes back byte for byte, read here or not; and the folder of further templates."""
+TEMPLATES = "additional_chat_templates"
 EXTRA = "hf_extra.json"
 """In a native folder or workdir: fields of the config.json a model first came with that are none of ModelConfig's."""
 ROLE = "policy"
@@ -59,7 +67,8 @@ class Model:
         extra: Mapping[str, Any] | None = None,
         dtypes: Mapping[str, str] | None = None,
     ):
-        """`decoder` is abstract. `extra`: fields of config.json that are none of `config`'s, for `save`.
+        """`decoder` is abstract. `tokenizer_dir`: where as many of `TOKENIZER_FILES` lie as there are.
+        `extra`: fields of config.json that are none of `config`'s, for `save`.
         `dtypes`: the dtype each tensor had in the folder it came from, by Hugging Face name."""
         self.decoder, self.params, self.config = decoder, params, config
         self.tokenizer_dir = None if tokenizer_dir is None else epath.Path(tokenizer_dir)
@@ -135,11 +144,12 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None =
 def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
     """config.json of a Hugging Face folder; None where `path` is a native folder or a workdir.
 
-    Raises UserError for a path that is neither.
+    Raises UserError for a path that is neither, or that a conversion was stopped in.
     """
     path = to_path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")
+    refuse_unfinished(path)
     if (path / "model.json").exists():
         return None
     if is_workdir(path):
@@ -154,104 +164,38 @@ def read_hf_config(path: epath.PathLike) -> dict[str, Any] | None:
     )
 
 
+def check_folder(path: epath.PathLike) -> None:
+    """All that `load` finds wrong with a Hugging Face folder before it reads weights; nothing of other folders.
+
+    Raises UserError as `load` does.
+    """
+    path = to_path(path)
+    if (hf := read_hf_config(path)) is not None:
+        _open_hf(path, hf, "float32")
+
+
+def _open_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str) -> HfFolder:
+    for name in TOKENIZER_FILES:
+        if (path / name).exists():
+            with (path / name).open("rb") as stream:
+                refuse_pointer(path / name, stream.read(64))
+    return HfFolder(path, hf, jnp.dtype(dtype))
+
+
 def _load_hf(path: epath.Path, hf: Mapping[str, Any], dtype: str, plan: Plan | None) -> Model:
-    fam = family_for(hf)
-    stored = LazyTensors(path)
-    config = fam.as_stored(fam.from_hf(hf), stored.index)
-    decoder = Decoder(config)
-    tensors = {fam.canonical(name): name for name in stored}
-    if len(tensors) < len(stored):
-        raise UserError(f"{path} has tensors that are one in two spellings")
-    shapes = flatten(abstract_params(decoder))
-    table = fam.tensors(decoder, frozenset(tensors))
-    _check_tensors(path, fam, decoder, table, shapes, {name: stored.index[tensors[name]] for name in tensors})
-    if config.tie_embeddings and fam.TOP.get("head", "") + ".weight" in tensors:
-        _check_tied(path, {name: stored[tensors[f"{fam.TOP[name]}.weight"]] for name in ("embed", "head")})
-    _check_copies(path, table, lambda name: stored[tensors[name]])
-    found = {(ours, tensor.layer): (tensor, i) for tensor in table for i, ours in enumerate(tensor.paths)}
-
-    def read(ours: str, layer: int | None) -> np.ndarray:
-        tensor, i = found[ours, layer]
-        sizes = [_inner_shape(shapes, decoder, other, layer) for other in tensor.paths]
-        return tensor.form.read([stored[tensors[name]] for name in tensor.names], sizes)[i]
-
-    flat, shardings = {}, _shardings(decoder, plan)
-    for ours, shape in shapes.items():
-        value = np.empty(shape.shape, jnp.dtype(dtype))
-        if ours.startswith("segments/"):
-            _, segment, position, inner = ours.split("/", 3)
-            for row, layer in enumerate(decoder.groups[int(segment)].layers(int(position))):
-                value[row] = read(inner, layer)
-        else:
-            value[...] = read(ours, None)
-        flat[ours] = place(value, shardings[ours])
-    tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES[:2]) else None
-    dtypes = {}
-    for tensor in fam.tensors(decoder):
-        # Written are these names, which the folder may have other ones for.
-        source = found[tensor.paths[0], tensor.layer][0].names[0]
-        for name in tensor.names:
-            dtypes[name] = str(stored.index[tensors[name if name in tensors else source]].dtype)
-    return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=fam.carried(hf), dtypes=dtypes)
-
-
-def _inner_shape(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], decoder: Decoder, ours: str, layer: int | None
-) -> tuple[int, ...]:
-    """Shape of one layer's parameter, or of one outside of the layers."""
-    if layer is None:
-        return shapes[ours].shape
-    for s, segment in enumerate(decoder.groups):
-        for position in range(len(segment.block)):
-            if layer in segment.layers(position):
-                return shapes[f"segments/{s}/{position}/{ours}"].shape[1:]
-    raise ValueError(f"no layer {layer}")
-
-
-def _check_tensors(
-    path: epath.Path,
-    fam: Family,
-    decoder: Decoder,
-    table: list[Tensor],
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    index: Mapping[str, TensorInfo],
-) -> None:
-    """Raises UserError for a tensor that is missing, unknown, of another shape or of a dtype that is not read."""
-    wanted = {
-        name: shape
-        for tensor in table
-        for name, shape in zip(
-            tensor.names,
-            tensor.form.shapes([_inner_shape(shapes, decoder, ours, tensor.layer) for ours in tensor.paths]),
-        )
-    }
-    for name in wanted:
-        if name not in index:
-            raise UserError(f"{path} has no tensor {name}")
-    for name in index:
-        if name not in wanted and not fam.is_derived(name, decoder.config):
-            raise UserError(f"{path} has a tensor {name} that the {fam.MODEL_TYPE} family does not have")
-    for name, shape in wanted.items():
-        if index[name].shape != shape:
-            have, asked = list(index[name].shape), list(shape)
-            raise UserError(f"{path}: tensor {name} has shape {have}, config.json says {asked}")
-        if str(index[name].dtype) not in FLOATS:
-            raise UserError(f"{path}: tensor {name} has dtype {index[name].dtype}, not one of {', '.join(FLOATS)}")
-
-
-def _check_tied(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    if not np.array_equal(tensors["embed"], tensors["head"]):
-        raise UserError(f"{path}: tie_word_embeddings is true, yet lm_head.weight differs from the embedding")
-
-
-def _check_copies(path: epath.Path, table: list[Tensor], read: Callable[[str], np.ndarray]) -> None:
-    """Raises UserError where two tensors of the same parameters differ."""
-    first: dict[Any, Tensor] = {}
-    for tensor in table:
-        other = first.setdefault((tensor.paths, tensor.layer), tensor)
-        for name, again in zip(other.names, tensor.names):
-            if name != again and not np.array_equal(read(name), read(again)):
-                raise UserError(f"{path}: tensors {name} and {again} differ, but are one parameter")
+    folder = _open_hf(path, hf, dtype)
+    folder.check_copies()
+    for note in folder.notes:
+        log(f"{path.name}: {note}")
+    decoder = folder.decoder
+    shardings, flat = _shardings(decoder, plan), {}
+    with Progress(f"reading {path.name}") as progress:
+        for ours, shape in folder.shapes.items():
+            progress.update(total=len(folder.shapes), done=len(flat), parameters=len(flat))
+            flat[ours] = place_pieces(shape, shardings[ours], lambda indices, o=ours: folder.pieces(o, indices))
+    tokenizer = path if any((path / name).exists() for name in TOKENIZER_FILES) else None
+    extra, dtypes = folder.family.carried(hf), folder.dtypes()
+    return Model(decoder, unflatten(flat), decoder.config, tokenizer, plan=plan, extra=extra, dtypes=dtypes)
 
 
 def _shardings(decoder: Decoder, plan: Plan | None) -> dict[str, Any]:

@@ -148,11 +148,11 @@ def _yarn(plain: Array, dim: int, theta: float, scaling: RopeScaling) -> Array:
 
 
 def _llama3(plain: Array, scaling: RopeScaling) -> Array:
-    """Llama 3.1: long waves are stretched, short ones kept, and between them the two are mixed."""
+    """Llama 3.1: long waves are stretched, short ones kept, and between them the two are mixed (Llama 4: none are)."""
     assert scaling.original_length is not None
     turns = scaling.original_length * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1) if low < high else turns > low
     return (1 - kept) * plain / scaling.factor + kept * plain
 
 

@@ -8,17 +8,17 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from llm_jax.base.progress import Progress
-from llm_jax.base.trees import flatten
+from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.decoder import layout
 from llm_jax.models.families import family
 from llm_jax.models.families.tensors import Tensor
-from llm_jax.models.loading import EXTRA, ROLE, TOKENIZER_FILES, Model
+from llm_jax.models.loading import EXTRA, ROLE, TEMPLATES, TOKENIZER_FILES, Model
+from llm_jax.models.parameter import declarations
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.safetensors import write_folder
 from llm_jax.storage.workdir import FORMAT, Workdir
@@ -27,12 +27,14 @@ from llm_jax.storage.workdir import FORMAT, Workdir
 def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:
     """Writes a Hugging Face folder: safetensors, the tokenizer's files if there are any, config.json last.
 
-    `dtype` of the tensors; None keeps what each had in the folder the model came from, float32 for a new model.
+    `dtype` of the tensors; None keeps what each had in the folder the model came from (bfloat16 of those that were
+    packed), float32 for a new model.
     Raises UserError for a head that the family's folders do not have.
     """
     path = epath.Path(path)
-    fields = family(model.config.family).to_hf(model.config, model.extra)
+    # First whatever may find the model wanting: then nothing is written.
     tensors = hf_tensors(model, dtype)
+    fields = family(model.config.family).to_hf(model.config, model.extra)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").unlink(missing_ok=True)
     with Progress(f"writing {path.name}") as progress:
@@ -87,12 +89,25 @@ def checksum(model: Model, dtype: str | None = None) -> tuple[int, int, str]:
     """Tensors, bytes, and a SHA-256 over names, dtypes, shapes and values: equal for two folders of one model, in
     whatever layout. `dtype` as for `save`."""
     tensors, size, whole = hf_tensors(model, dtype), 0, hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name].array())
-        size += array.nbytes
-        whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        whole.update(array.reshape(-1).view(np.uint8).data)
+    with Progress("hashing") as progress:
+        for number, name in enumerate(sorted(tensors)):
+            progress.update(total=len(tensors), done=number, tensors=number)
+            array = np.ascontiguousarray(tensors[name].array())
+            size += array.nbytes
+            whole.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            whole.update(array.reshape(-1).view(np.uint8).data)
     return len(tensors), size, whole.hexdigest()
+
+
+def rounded(model: Model, dtype: str | None = None) -> list[str]:
+    """Hugging Face names of the tensors that lose digits of float32 on being written. `dtype` as for `save`."""
+    exact, found = hf_tensors(model, "float32"), []
+    for name, tensor in hf_tensors(model, dtype).items():
+        if tensor.dtype != "float32":
+            before = exact[name].array()
+            after = before.astype(jnp.dtype(tensor.dtype)).astype(np.float32)
+            found += [] if np.array_equal(before, after, equal_nan=True) else [name]
+    return found
 
 
 def save_native(model: Model, path: epath.PathLike) -> None:
@@ -106,9 +121,11 @@ def save_native(model: Model, path: epath.PathLike) -> None:
             workdir.tokenizer.mkdir(exist_ok=True)
             copy_tokenizer(model.tokenizer_dir, workdir.tokenizer)
         checkpoints = Checkpoints(workdir.checkpoints)
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), model.params)
+        declared = flatten(declarations(model.decoder))
+        parts = {name: "params" if declared[name].learned else "model_state" for name in declared}
+        params = {f"{parts[name]}/{ROLE}/{name}": x.astype(jnp.float32) for name, x in flatten(model.params).items()}
         meta = {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}}
-        checkpoints.save(0, {"params": {ROLE: params}}, meta)
+        checkpoints.save(0, unflatten(params), meta)
         checkpoints.wait()
         write_atomically(workdir.path / EXTRA, json.dumps(model.extra, indent=1))
         write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model.config), indent=1))
@@ -117,8 +134,11 @@ def save_native(model: Model, path: epath.PathLike) -> None:
 
 
 def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
-    """Copies the tokenizer's files that are there."""
-    for name in TOKENIZER_FILES:
-        file = epath.Path(source) / name
-        if file.exists():
-            (epath.Path(folder) / name).write_bytes(file.read_bytes())
+    """Copies the tokenizer's files that are there, byte for byte."""
+    source, folder = epath.Path(source), epath.Path(folder)
+    names = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    if (source / TEMPLATES).is_dir():
+        (folder / TEMPLATES).mkdir(exist_ok=True)
+        names += [f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).iterdir() if file.suffix == ".jinja"]
+    for name in names:
+        (folder / name).write_bytes((source / name).read_bytes())

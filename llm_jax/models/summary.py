@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_jax.base.trees import flatten
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.parameter import abstract_params
+from llm_jax.models.parameter import abstract_params, declarations
 
 NORMS = "norms"
 
@@ -38,6 +38,17 @@ def parameters_by_part(decoder: Decoder) -> dict[str, int]:
     head = "head" if decoder.config.head.labels is None else "score"
     inside = [part for part in counts if part not in ("embed", NORMS, head)]
     return {part: counts.get(part, 0) for part in ("embed", *inside, NORMS, head)}
+
+
+def active_parameters(decoder: Decoder) -> int:
+    """Those that take part in one token's next-token logits: of experts as many as a token is sent to, and the shared
+    ones; not the layers for further tokens. The embedding is counted whole, as model cards do."""
+    declared, experts, count = flatten(declarations(decoder)), decoder.config.experts, 0
+    for path, leaf in flatten(abstract_params(decoder)).items():
+        if not path.startswith("mtp/"):
+            size = math.prod(leaf.shape)
+            count += size * experts.top_k // experts.num if "experts" in declared[path].axes else size
+    return count
 
 
 def rows(decoder: Decoder) -> list[Row]:
@@ -74,7 +85,8 @@ def _row(where: str, modules: Any, layers: int, stacked: bool = False) -> Row:
 
 def _weight(path: str, shape: Sequence[int]) -> str:
     name = path.removesuffix("/weight").replace("/", ".")
-    size = "→".join(f"{length}" for length in shape)
+    *experts, _, _ = (*shape,) if len(shape) > 2 else (0, 0)
+    size = "".join(f"{number} × " for number in experts) + "→".join(f"{length}" for length in shape[len(experts) :])
     return size if name == "weight" else f"{name} {size}"
 
 

@@ -12,6 +12,7 @@ __getattr__ = lazy_exports(
         "check_divides": "llm_jax.sharding.plan",
         "storage_shardings": "llm_jax.sharding.plan",
         "place": "llm_jax.sharding.placement",
+        "place_pieces": "llm_jax.sharding.placement",
         "place_batch": "llm_jax.sharding.placement",
         "placed_batches": "llm_jax.sharding.placement",
         "row_part": "llm_jax.sharding.placement",

@@ -1,6 +1,6 @@
 """Between the memory of this process and arrays that lie on the devices of several."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -45,6 +45,28 @@ def place(tree: Any, shardings: Any) -> Any:
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(one, tree, shardings)
+
+
+def place_pieces(
+    shape: tuple[int, ...], sharding: Any, pieces: Callable[[list[tuple[slice, ...]]], list[np.ndarray]]
+) -> jax.Array:
+    """An array of which this process makes no more than its devices hold.
+
+    Args:
+        shape: of the whole array.
+        sharding: None for this process's default device.
+        pieces: gives the parts at some indices: at each different one that devices of this process hold, once.
+    """
+    if sharding is None:
+        (value,) = pieces([tuple(slice(0, size) for size in shape)])
+        return jax.block_until_ready(jax.device_put(value))
+    holders: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        where = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+        holders.setdefault(where, []).append(device)
+    values = pieces([tuple(slice(*part) for part in where) for where in holders])
+    arrays = [jax.device_put(value, device) for value, devices in zip(values, holders.values()) for device in devices]
+    return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
 
 
 def row_part(plan: Plan) -> Part:

@@ -7,19 +7,23 @@ from typing import Any
 from etils import epath
 
 from llm_jax.base.errors import UserError
+from llm_jax.storage.pointers import refuse_pointer
 
 
 def read_json(file: str | os.PathLike[str], kind: type = dict) -> Any:
     """The content of a JSON file.
 
     Raises:
-      UserError: it is missing, is not JSON or not UTF-8, is nested too deep, or is not of the kind asked for.
+      UserError: it is missing, a git-LFS pointer, not JSON or not UTF-8, nested too deep, or not of the kind asked for.
     """
     file = epath.Path(file)
     try:
-        value = json.loads(file.read_bytes())
+        content = file.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
+    refuse_pointer(file, content)
+    try:
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from None
     if not isinstance(value, kind):

@@ -19,6 +19,7 @@ from etils import epath
 from llm_jax.base.errors import UserError
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.json_files import read_json
+from llm_jax.storage.pointers import refuse_pointer
 from llm_jax.storage.remote import is_remote, publish
 
 _DTYPES = {
@@ -57,7 +58,8 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
     """What a folder's safetensors hold, from the headers alone.
 
     Raises UserError for a folder with no weights or with pickles only (named; they are never read), for a truncated
-    or malformed file, and for an index that names a file or tensor that is not there.
+    or malformed file or a git-LFS pointer, and for an index that is not what the shards are: it names a file that is
+    not there, or a tensor that the file lacks, or leaves one out.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -77,29 +79,44 @@ def read_index(folder: epath.PathLike) -> dict[str, TensorInfo]:
             raise UserError(f"{folder / _INDEX} names {file!r}, which is no file of the folder")
         if not (folder / file).exists():
             raise UserError(f"{folder / _INDEX} names {file}, which is not there")
-        found.update(_read_header(folder / file))
+        held = _read_header(folder / file)
+        for name in held:
+            if name not in weight_map:
+                raise UserError(f"{folder / file} holds the tensor {name}, which {_INDEX} does not name")
+            if weight_map[name] != file:
+                raise UserError(f"{folder / _INDEX} names {name} in {weight_map[name]}, but {file} holds one too")
+        found.update(held)
     missing = sorted(set(weight_map) - set(found))
     if missing:
         raise UserError(f"{folder / _INDEX} names the tensor {missing[0]}, which {weight_map[missing[0]]} lacks")
     return {name: found[name] for name in weight_map}
 
 
-def has_weights(folder: epath.Path) -> bool:
-    """Whether there are safetensors, good ones or not."""
-    return (folder / _SINGLE).exists() or (folder / _INDEX).exists()
+def has_weights(folder: epath.PathLike) -> bool:
+    """Whether a folder holds weights or a part of them, readable ones or not."""
+    names = [child.name for child in epath.Path(folder).iterdir()]
+    return any(name == _INDEX or name.endswith((".safetensors", *_PICKLES)) for name in names)
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
-    """A folder's tensors by name; each is read, read-only, when it is asked for. Raises as `read_index`."""
+    """A folder's tensors by name, read-only. Raises as `read_index`.
+
+    Those of a local file are views of it, mapped: its bytes are read where they are looked at, and are the system's to
+    drop. Those of a remote one are read when they are asked for.
+    """
 
     def __init__(self, folder: epath.PathLike) -> None:
         self.index = read_index(folder)
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, shape, dtype, start = self.index[name]
+        count = math.prod(shape)
+        # NumPy maps no empty range, and a tensor that starts between two numbers would be slow to work with.
+        if count and start % dtype.itemsize == 0 and not is_remote(file):
+            return np.memmap(file, dtype, "r", start, shape).view(np.ndarray)
         with file.open("rb") as stream:
             stream.seek(start)
-            data = stream.read(int(np.prod(shape)) * dtype.itemsize)
+            data = stream.read(count * dtype.itemsize)
         return np.frombuffer(data, dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -176,7 +193,10 @@ def _remove_weights(folder: epath.Path, keep: Container[str] = ()) -> None:
 def _read_header(file: epath.Path) -> dict[str, TensorInfo]:
     length = file.stat().length
     with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
+        start = stream.read(64)
+        refuse_pointer(file, start)
+        size = int.from_bytes(start[:8], "little")
+        stream.seek(8)
         if length < 8 or size > length - 8:
             raise UserError(f"{file} is truncated or not a safetensors file")
         raw = stream.read(size)
@@ -233,4 +253,5 @@ def _no_weights(folder: epath.Path) -> str:
     pickles = sorted(child.name for child in folder.iterdir() if child.name.endswith(_PICKLES))
     if pickles:
         return f"{folder / pickles[0]} is a pickle: only safetensors are read (convert it with transformers first)"
-    return f"{folder} has no {_SINGLE} and no {_INDEX}"
+    shards = sorted(child.name for child in folder.iterdir() if child.name.endswith(".safetensors"))
+    return f"{folder} has {shards[0]} but no {_INDEX}" if shards else f"{folder} has no {_SINGLE} and no {_INDEX}"

@@ -14,7 +14,8 @@ import pytest
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
 from llm_jax.describe import changed, parse
-from llm_jax.jobs.describe import Setting, describe, read_setting, text
+from llm_jax.jobs.describe import Setting, describe, read_setting
+from llm_jax.jobs.describe_text import text
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.models import Decoder, HeadConfig, ModelConfig, abstract_params, declarations, init_params, layout
 from llm_jax.models.families import family

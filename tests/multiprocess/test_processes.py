@@ -18,7 +18,7 @@ from llm_jax.training.metrics import read_metrics
 from tests.multiprocess.launching import job, running, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-PRETRAIN, DPO = (str(ROOT / "configs" / name) + ":test" for name in ("pretrain.py", "dpo.py"))
+PRETRAIN, SFT, DPO = (str(ROOT / "configs" / name) + ":test" for name in ("pretrain.py", "sft.py", "dpo.py"))
 
 
 def lines(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -148,6 +148,16 @@ def test_a_job_in_several_processes_equals_one(tmp_path, count, devices, mesh):
     exported = [json.loads((tmp_path / run / "export" / "config.json").read_text()) for run in ("one", "several")]
     assert exported[0] == exported[1]
     assert (tmp_path / "several" / "samples.jsonl").exists() and (tmp_path / "several" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [("--config.mesh.zero=3",), ("--config.mesh.tensor=2", "--config.mesh.data=2")])
+def test_a_job_from_a_folder_that_each_process_reads_its_part_of(tmp_path, mesh):
+    train(job(PRETRAIN, tmp_path / "base", "--config.mesh.data=1", "--config.model.num_kv_heads=2"), tmp_path, 1)
+    start = f"--config.init_from={tmp_path / 'base' / 'export'}"
+    train(job(SFT, tmp_path / "one", "--config.mesh.data=1", start), tmp_path, 1)
+    train(job(SFT, tmp_path / "several", *mesh, start), tmp_path / "logs", 2, 2)
+    assert_equal_runs(tmp_path / "several", tmp_path / "one")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ CASES: dict[str, tuple[str, int]] = {
     "mixtral": ("window", 2),
     "gpt2": ("plain", 4),
     "gpt_neox": ("parallel", 3),
+    "modernbert": ("biases", 3),
 }
 """Family -> the configuration, and how many labels."""
 KINDS = ("sequence", "token")

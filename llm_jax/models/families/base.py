@@ -19,6 +19,8 @@ from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
+from llm_jax.models.families.packed import FIELD as PACKING
+from llm_jax.models.families.packed import read_packing
 from llm_jax.models.families.rope import read_rope, write_rope
 from llm_jax.models.families.tensors import Form, Holding, Tensor
 from llm_jax.models.head_config import HeadConfig
@@ -32,7 +34,7 @@ CARRIED = {
     "output_hidden_states", "output_attentions",
     "chunk_size_feed_forward", "max_sequence_length", "_flash_attn_2_enabled", "_attn_implementation",
     "_from_model_config", "task_specific_params", "auto_map", "cache_implementation", "use_return_dict",
-    *LABELS,
+    "_attn_implementation_autoset", *LABELS,
 }
 # fmt: on
 
@@ -58,6 +60,9 @@ SPELLING = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "r
 
 SIGHTS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
 LAYER_TYPES = {ours: theirs for theirs, ours in SIGHTS.items()}
+
+MOST_LAYERS = 10**5
+"""Lists with an entry for each layer are made before sizes are checked."""
 
 START = ("init_std", "embed_init_std", "depth_scaled_init")
 MAMBA_START = ("dt_init_min", "dt_init_max", "dt_init_floor", "chunk_size")
@@ -108,7 +113,8 @@ class Family:
         """The decoder's config. Raises UserError naming a field that the decoder does not honour."""
         hf = self._today(hf)
         fixed = {**FIXED, **self.FIXED}
-        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures"}
+        read_packing(hf)
+        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures", PACKING}
         for name, value in hf.items():
             if name in fixed and name not in read and value not in fixed[name]:
                 raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
@@ -118,6 +124,9 @@ class Family:
         values = dict(self.CONSTANTS)
         for name, (theirs, default) in self.FIELDS.items():
             values[name] = self.value_from_hf(name, theirs, hf.get(theirs, default))
+        if not 1 <= values.get("num_layers", 1) <= MOST_LAYERS:
+            theirs = self.FIELDS["num_layers"][0]
+            raise UserError(f"config.json: {theirs}={values['num_layers']} is not between 1 and {MOST_LAYERS}")
         values |= self.derived(hf, values) | {"head": read_head(hf, self.heads(hf))}
         config = ModelConfig(family=self.MODEL_TYPE, **values)
         config.resolved()

@@ -94,7 +94,7 @@ class DeepseekV2(WithExperts, Llama):
         if count < 1:
             raise UserError(f"config.json: n_shared_experts={count}, the {self.MODEL_TYPE} family has at least 1")
         experts = found["experts"]
-        shared = {"shared_size": count * experts.intermediate_size}
+        shared = {"shared_size": count * read_int(hf, *self.EXPERTS["intermediate_size"])}
         experts = dataclasses.replace(experts, **shared, **self.read_groups(hf))
         return found | {"head_dim": latent.rope_dim, "latent": latent, "feed_forwards": feeds, "experts": experts}
 

@@ -62,6 +62,7 @@ class GptOss(WithFusedExperts, Llama):
         return super().derived_fields() | {"layer_types"}
 
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        # Without one our experts would be plain, while null is no limit that transformers could work with.
         typed(float, hf.get("swiglu_limit", 7.0), "config.json: swiglu_limit")
         if hf.get("rope_parameters") is None and not hf.get("rope_scaling"):
             hf = {**hf, "rope_parameters": YARN}

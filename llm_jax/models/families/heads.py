@@ -58,7 +58,8 @@ def count_labels(hf: Mapping[str, Any]) -> int:
 def label_names(count: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """`id2label` and `label2id` for `count` labels, as transformers numbers them; none where `extra` names as many, nor
     for the two that an absent field means."""
-    if len(extra.get("id2label") or "12") == count:
+    known = extra.get("id2label")
+    if (2 if known is None else len(known)) == count:
         return {}
     names = [f"LABEL_{i}" for i in range(count)]
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.base.config import typed
+from llm_jax.base.errors import UserError
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.base import read_sights, write_sights
 from llm_jax.models.families.fused_experts import WithFusedExperts
@@ -59,12 +60,16 @@ class Llama4Text(WithFusedExperts, Llama):
         def read(name: str, kind: Any, default: Any) -> Any:
             return typed(kind, hf.get(name, default), f"config.json: {name}")
 
-        layers = range(values["num_layers"])
-        interval = max(read("no_rope_layer_interval", int, 4), 1)
+        def read_period(name: str, default: int) -> int:
+            if (value := read(name, int, default)) < 1:
+                raise UserError(f"config.json: {name}={value} is not a positive number")
+            return value
+
+        layers, interval = range(values["num_layers"]), read_period("no_rope_layer_interval", 4)
         # Despite its name 1 means that the layer turns them.
         said = read("no_rope_layers", tuple[int, ...] | None, None)
         turned = tuple(x != 0 for x in said) if said else tuple((layer + 1) % interval != 0 for layer in layers)
-        step = max(read("interleave_moe_layer_step", int, 1), 1)
+        step = read_period("interleave_moe_layer_step", 1)
         chosen = read("moe_layers", tuple[int, ...] | None, None)
         chosen = layers[step - 1 :: step] if chosen is None else chosen
         own: dict[str, Any] = {

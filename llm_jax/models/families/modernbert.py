@@ -81,8 +81,9 @@ class ModernBert(Family):
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         wide = typed(int, hf.get("local_attention", 128), "config.json: local_attention")
         every = typed(int, hf.get("global_attn_every_n_layers", 3), "config.json: global_attn_every_n_layers")
-        layers = range(values["num_layers"])
-        sights = read_sights(hf, ["sliding" if layer % max(every, 1) else "full" for layer in layers])
+        if every < 1:
+            raise UserError(f"config.json: global_attn_every_n_layers={every}, it has to be positive")
+        sights = read_sights(hf, full_every(every, values["num_layers"]))
         flat, theta = of_full_layers(hf, values, "local_rope_theta", 10000.0)
         return super().derived(flat, values) | {
             "norm": "layer" if self._flag(hf, "norm_bias") else "layer_unbiased",
@@ -129,7 +130,17 @@ class ModernBert(Family):
         poolings = {ours: theirs for theirs, ours in POOLINGS.items()}
         if head.pooling in poolings:
             fields["classifier_pooling"] = poolings[head.pooling]
+        # Releases before layer_types know this spelling only.
+        for every in range(1, config.num_layers + 1):
+            if full_every(every, config.num_layers) == list(config.sights or ()):
+                fields["global_attn_every_n_layers"] = every
+                break
         return fields | write_sights(config)
+
+
+def full_every(count: int, layers: int) -> list[str]:
+    """A full layer, then `count` - 1 sliding ones, over and over."""
+    return ["sliding" if layer % count else "full" for layer in range(layers)]
 
 
 FAMILY = ModernBert()

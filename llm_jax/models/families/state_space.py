@@ -55,7 +55,7 @@ class StateSpace(WithStates):
 
     def inner_size(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> int:
         inner = super().inner_size(hf, values)
-        if hf.get("intermediate_size", inner) != inner:
+        if hf.get("intermediate_size") not in (None, inner):
             raise UserError(f"config.json: intermediate_size={hf['intermediate_size']!r} is not expand * hidden_size")
         return inner
 
