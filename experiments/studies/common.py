@@ -221,6 +221,14 @@ def compared(values: Sequence[float], others: Sequence[float]) -> str:
     return "higher" if min(values) > max(others) else "no difference"
 
 
+def changed(differences: Sequence[float]) -> str:
+    """Of one model's differences seed by seed: `no difference` where their mean is within the spread around it."""
+    middle = mean(differences)
+    if abs(middle) <= max(differences) - min(differences):
+        return "no difference"
+    return "lower" if middle < 0 else "higher"
+
+
 def table(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
     """Markdown."""
     rows = [head, ["---"] * len(head), *body]

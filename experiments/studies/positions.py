@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Recipe, Rows, Trainer, cell, compared, evaluate, make_parser, mean, packed_rows, say, stacked, table
+from common import Recipe, Rows, Trainer, cell, changed, evaluate, make_parser, mean, packed_rows, say, stacked, table
 from common import text as read_text
 from plot import lines
 
@@ -79,9 +79,8 @@ def main() -> None:
     body = []
     for name, by_times in losses.items():
         changes = {n: [after - before for before, after in zip(by_times[1], by_times[n])] for n in TIMES[1:]}
-        beside = {n: compared(change, [0.0]) for n, change in changes.items()}
         say(f"{name}: {cell(by_times[1])}, {[cell(change) for change in changes.values()]}")
-        body.append([name, cell(by_times[1]), *(f"{cell(changes[n])} {beside[n]}" for n in changes)])
+        body.append([name, cell(by_times[1]), *(f"{cell(changes[n])} {changed(changes[n])}" for n in changes)])
     head = [f"loss at {TRAINED} tokens", *(f"change at {n * TRAINED}" for n in TIMES[1:])]
     print(table(["positions", *head], body))
     curves = {name: [(n * TRAINED, mean(each)) for n, each in by_times.items()] for name, by_times in losses.items()}

@@ -24,6 +24,8 @@ def test_arms_differ_where_the_ranges_of_their_seeds_are_apart(study):
     assert common.compared([1.0, 1.2, 1.1], [1.3, 1.4, 1.25]) == "lower"
     assert common.compared([1.3, 1.4, 1.25], [1.0, 1.2, 1.1]) == "higher"
     assert common.compared([1.0, 1.3, 1.1], [1.25, 1.4, 1.5]) == "no difference"
+    assert common.changed([0.3, 0.4, 0.5]) == "higher" and common.changed([-0.3, -0.4, -0.5]) == "lower"
+    assert common.changed([0.1, 0.2, 0.4]) == "no difference"
     assert common.cell([1.0, 1.3, 1.15], 2) == "1.15 (1.00–1.30)"
     assert common.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
 
@@ -56,7 +58,7 @@ def test_exponents_and_crossings_of_power_laws(study):
 
 
 COMMANDS = {
-    "experts": ["--steps", "4", "--parts", "dense", "decode"],
+    "experts": ["--steps", "4", "--parts", "dense"],
     "blocks": ["--steps", "4", "--rates", "4e-3"],
     "state_space": ["--longest", "1024"],
     "positions": ["--steps", "4"],
