@@ -23,7 +23,7 @@ from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.models import Decoder, ModelConfig
 from llm_jax.models.config import RopeScaling
 
-VOCAB, TRAINED, TIMES = 1024, 64, (1, 2, 4, 8)
+VOCAB, TRAINED = 1024, 64
 POSITIONS = ("rope", "alibi", "sinusoidal", "none")
 
 
@@ -37,9 +37,9 @@ def scalings(times: int) -> dict[str, RopeScaling | None]:
     }
 
 
-def stretches(tokenizer: Tokenizer, documents: list[list[int]], most: int) -> dict[int, Rows]:
+def stretches(tokenizer: Tokenizer, documents: list[list[int]], times: tuple[int, ...], most: int) -> dict[int, Rows]:
     """By how many times the trained length: rows that end in the same tokens, of which the last half are targets."""
-    longest = TRAINED * max(TIMES)
+    longest = TRAINED * max(times)
     ends = [ids[i : i + longest] for ids in documents for i in range(0, len(ids) - longest, longest)][:most]
 
     def row(ids: list[int], length: int) -> list[TokenSequence]:
@@ -47,7 +47,7 @@ def stretches(tokenizer: Tokenizer, documents: list[list[int]], most: int) -> di
         mask[-TRAINED // 2 :] = 1
         return [TokenSequence(np.array(ids[-length:], np.int32), mask)]
 
-    return {n: stacked(tokenizer, n * TRAINED, [row(ids, n * TRAINED) for ids in ends]) for n in TIMES}
+    return {n: stacked(tokenizer, n * TRAINED, [row(ids, n * TRAINED) for ids in ends]) for n in times}
 
 
 def main() -> None:
@@ -57,7 +57,8 @@ def main() -> None:
     read = read_text(VOCAB, 1_000_000 if test else 3_000_000)
     rows = packed_rows(read.tokenizer, read.train, TRAINED)
     held_out = {name: x[:256] for name, x in packed_rows(read.tokenizer, read.held_out, TRAINED).items()}
-    targets = stretches(read.tokenizer, read.held_out, most=8 if test else 128)
+    lengths = (1, 2) if test else (1, 2, 4, 8)
+    targets = stretches(read.tokenizer, read.held_out, lengths, most=8 if test else 128)
     say(f"{len(targets[1]['tokens'])} held-out stretches")
     common: dict[str, Any] = {"hidden_size": width, "num_heads": width // 24, "num_layers": layers}
     embedding = {"vocab_size": VOCAB, "tie_embeddings": True, "embed_init_std": 0.1, "embed_scale": 10.0}
@@ -75,13 +76,13 @@ def main() -> None:
                 for name, scaling in arms.items():
                     decoder = Decoder(replace(config, rope_scaling=scaling))
                     loss = evaluate(decoder, found.params, these, batch=8)
-                    losses.setdefault(name, {n: [] for n in TIMES})[times].append(loss)
+                    losses.setdefault(name, {n: [] for n in lengths})[times].append(loss)
     body = []
     for name, by_times in losses.items():
-        changes = {n: [after - before for before, after in zip(by_times[1], by_times[n])] for n in TIMES[1:]}
+        changes = {n: [after - before for before, after in zip(by_times[1], by_times[n])] for n in lengths[1:]}
         say(f"{name}: {cell(by_times[1])}, {[cell(change) for change in changes.values()]}")
         body.append([name, cell(by_times[1]), *(f"{cell(changes[n])} {changed(changes[n])}" for n in changes)])
-    head = [f"loss at {TRAINED} tokens", *(f"change at {n * TRAINED}" for n in TIMES[1:])]
+    head = [f"loss at {TRAINED} tokens", *(f"change at {n * TRAINED}" for n in lengths[1:])]
     print(table(["positions", *head], body))
     curves = {name: [(n * TRAINED, mean(each)) for n, each in by_times.items()] for name, by_times in losses.items()}
     Path(options.svg).write_text(lines(curves, "tokens seen; loss of the same targets, nats per token", log_x=True))
