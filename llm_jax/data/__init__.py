@@ -15,7 +15,7 @@ __getattr__ = lazy_exports(
         "pretrain_texts": "llm_jax.data.bpe_text",
         "render": "llm_jax.data.chat",
         "source_manifest": "llm_jax.data.corpus",
-        "train_bpe": "llm_jax.data.tokenizers",
-        "train_sentencepiece": "llm_jax.data.tokenizers",
+        "train_bpe": "llm_jax.data.tokenizer_training",
+        "train_sentencepiece": "llm_jax.data.tokenizer_training",
     },
 )

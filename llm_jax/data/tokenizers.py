@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tokenizers as hf
@@ -21,7 +21,6 @@ from jaxtyping import Int
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.sentencepiece_folders import MODEL_FILE, read_model_folder
-from llm_jax.data.sentencepiece_models import convert, train
 from llm_jax.data.templating import load_template, render_marked
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import file_sha256
@@ -30,8 +29,6 @@ from llm_jax.storage.pointers import refuse_pointer
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
-# The library reserves memory for as many at once; the largest vocabularies in use have a quarter of a million.
-MOST_ENTRIES = 1 << 24
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # What `load_tokenizer` reads of a folder; the model only where there is no tokenizer.json.
 TOKENIZER_FILES = (
@@ -40,11 +37,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     MODEL_FILE,
-)
-# How text is cut before merging: the pattern of Llama 3 (numbers in runs of up to three digits) and of Qwen 2 (singly).
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -237,99 +229,6 @@ class Tokenizer:
         if self.chat_template is not None:
             write_atomically(folder / "chat_template.jinja", self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:
-    """A byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), the same for the same texts in the same order.
-
-    Args:
-      texts: any strings.
-      vocab_size: entries at most, 256 bytes and 4 special tokens included; little text gives fewer.
-      split_digits: whether each digit is a token of its own (else runs of up to three).
-
-    Raises:
-      UserError: vocab_size is below 260, or there is no text.
-    """
-    check_bpe_size(vocab_size)
-    counted = _Counted(texts)
-    backend = hf.Tokenizer(hf.models.BPE())
-    pattern = hf.Regex(PATTERN.replace("{DIGITS}", "" if split_digits else "{1,3}"))
-    backend.pre_tokenizer = hf.pre_tokenizers.Sequence(
-        [
-            hf.pre_tokenizers.Split(pattern, behavior="isolated"),
-            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = hf.decoders.ByteLevel()
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(counted, trainer)
-    if not counted.characters:
-        raise UserError("the tokenizer has no text to be trained on")
-    return _trained(backend)
-
-
-def _trained(backend: hf.Tokenizer) -> Tokenizer:
-    """A vocabulary that was trained here, with its special tokens put to use."""
-    bos = backend.token_to_id(END_OF_TEXT)
-    backend.post_processor = hf.processors.TemplateProcessing(
-        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A {END_OF_TEXT} $B", special_tokens=[(END_OF_TEXT, bos)]
-    )
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": PAD,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 10**30,
-    }
-    return Tokenizer(backend, config)
-
-
-def train_sentencepiece(
-    texts: Iterable[str], vocab_size: int, kind: Literal["bpe", "unigram"], split_digits: bool = True
-) -> Tokenizer:
-    """A SentencePiece vocabulary in the manner of Gemma's: bytes for what it lacks, no dummy prefix, no normalization.
-
-    Every text comes back, but for `▁`, which comes back as a space. Special tokens are those of `train_bpe`, and
-    `<unk>`, which nothing becomes.
-
-    Args:
-      texts: any strings.
-      vocab_size: entries at most, 256 bytes and 5 special tokens included.
-      kind: BPE or Unigram.
-      split_digits: whether each digit is a token of its own.
-
-    Raises:
-      UserError: there is no text, or vocab_size is too small for its characters.
-    """
-    data = train(texts, vocab_size, kind, split_digits, PAD, END_OF_TEXT, (TURN_START, TURN_END))
-    backend, _ = convert(data, f"the trained SentencePiece {kind}")
-    return _trained(backend)
-
-
-def check_bpe_size(vocab_size: int) -> None:
-    """Raises UserError for a size that no BPE trained here can have."""
-    if vocab_size < 256 + len(SPECIALS):
-        raise UserError(f"tokenizer.vocab_size is {vocab_size}: bytes and special tokens alone take 260")
-    if vocab_size > MOST_ENTRIES:
-        raise UserError(f"tokenizer.vocab_size is {vocab_size}: it has to be at most {MOST_ENTRIES}")
-
-
-class _Counted:
-    """Texts, and how many characters have gone by."""
-
-    def __init__(self, texts: Iterable[str]):
-        self.texts, self.characters = texts, 0
-
-    def __iter__(self):
-        for text in self.texts:
-            self.characters += len(text)
-            yield text
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:

@@ -14,7 +14,8 @@ from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.bpe_text import CHOICE
 from llm_jax.data.config import TokenizerConfig
 from llm_jax.data.store import obtain
-from llm_jax.data.tokenizers import check_bpe_size, has_tokenizer, tokenizer_manifest
+from llm_jax.data.tokenizer_training import check_bpe_size
+from llm_jax.data.tokenizers import has_tokenizer, tokenizer_manifest
 from llm_jax.jobs.config import PretrainConfig
 from llm_jax.jobs.fit import check_shapes, check_training, fit, packed_sets, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook

@@ -244,10 +244,10 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
             f"{parts[name]}/{ROLE}/{name}": jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
             for name, s in shapes.items()
         }
-        restored = checkpoints.restore(unflatten(wanted), step, partial=True)
+        restored = checkpoints.restore(unflatten(wanted), step, partial=True, cast=dtype)
         assert restored is not None
         leaves = flatten(restored[1])
-        flat = {name: leaves[f"{parts[name]}/{ROLE}/{name}"].astype(dtype) for name in shapes}
+        flat = {name: leaves[f"{parts[name]}/{ROLE}/{name}"] for name in shapes}
     else:
         saved: dict[str, Any] = {}
         for of in dict.fromkeys(parts.values()):

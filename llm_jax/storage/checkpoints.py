@@ -209,7 +209,7 @@ class Checkpoints:
     # ---- restoring
 
     def restore(
-        self, abstract_tree: Any, step: int | None = None, *, partial: bool = False
+        self, abstract_tree: Any, step: int | None = None, *, partial: bool = False, cast: str | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Arrays as `abstract_tree` asks for them: any mesh, the same names, shapes and types.
 
@@ -217,6 +217,7 @@ class Checkpoints:
             abstract_tree: pytree of ShapeDtypeStructs; one without a sharding goes to the first device.
             step: which; None takes `newest_good()`.
             partial: whether the checkpoint may hold more than is asked for.
+            cast: a dtype that the arrays get while they are read, in place of the one that was asked for and checked.
 
         Returns:
             `(step, tree, meta)`, or None where nothing was ever committed. UserError for a corrupt checkpoint, an
@@ -229,7 +230,9 @@ class Checkpoints:
         self._check_arrays(step, wanted, partial)
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         how = {
-            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or first, global_shape=leaf.shape, dtype=leaf.dtype)
+            name: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding or first, global_shape=leaf.shape, dtype=jax.numpy.dtype(cast or leaf.dtype)
+            )
             for name, leaf in wanted.items()
         }
         restored = self._read(step, how)

@@ -10,7 +10,8 @@ import pytest
 from llm_jax.data.chat import with_template
 from llm_jax.data.config import EmbeddedConfig
 from llm_jax.data.embedded.problems import demonstrations, stories
-from llm_jax.data.tokenizers import Tokenizer, train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
+from llm_jax.data.tokenizers import Tokenizer
 
 TINY = EmbeddedConfig(records=64, eval_records=16)
 PROSE = (

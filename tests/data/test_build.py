@@ -232,7 +232,7 @@ import jax; jax.devices()
 from llm_jax.data.bpe_text import pretrain_texts
 from llm_jax.data.config import DataConfig
 from llm_jax.data.prepare import prepare
-from llm_jax.data.tokenizers import train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
 data = DataConfig(path={str(tmp_path / "text.txt")!r})
 prepare("pretrain", data, train_bpe(pretrain_texts(data), 2048), {str(tmp_path / "rows")!r})
 """

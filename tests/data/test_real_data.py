@@ -9,7 +9,7 @@ from llm_jax.data.bpe_text import pretrain_texts
 from llm_jax.data.checking import check_records
 from llm_jax.data.config import DataConfig
 from llm_jax.data.prepare import prepare
-from llm_jax.data.tokenizers import train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
 
 FOLDER = os.environ.get("LLM_JAX_DATA")
 pytestmark = [

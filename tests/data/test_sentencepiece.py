@@ -13,7 +13,8 @@ from sentencepiece import sentencepiece_model_pb2 as schema
 from llm_jax.base.errors import UserError
 from llm_jax.data import sentencepiece_models
 from llm_jax.data.chat import render, with_template
-from llm_jax.data.tokenizers import load_tokenizer, tokenizer_manifest, train_sentencepiece
+from llm_jax.data.tokenizer_training import train_sentencepiece
+from llm_jax.data.tokenizers import load_tokenizer, tokenizer_manifest
 
 ODD = "日本語 naïve ½ ﬁ ﾊﾞ e\u0301 👩‍👩‍👧 \u200b\u202e ▁ <0x41> 12345 \t\n  x\r\n{}[]<>"
 ALPHABET = "abcdé日本👩\u200d\t\n  <>0123½\u0301\x01.,"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.tokenizers import SPECIALS, Tokenizer, load_tokenizer, tokenizer_manifest, train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
+from llm_jax.data.tokenizers import SPECIALS, Tokenizer, load_tokenizer, tokenizer_manifest
 
 TRICKY = [
     "",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llm_jax.data.tokenizers import Tokenizer, train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
+from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params

@@ -15,7 +15,7 @@ import pytest
 from llm_jax.base.door import run_door
 from llm_jax.data import chat
 from llm_jax.data.templating import load_template
-from llm_jax.data.tokenizers import train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
 from llm_jax.generate import main
 from llm_jax.inference import Generator, SamplingParams, Session
 from llm_jax.models.config import ModelConfig

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from llm_jax.base.errors import UserError
+from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.families import family
@@ -164,6 +165,17 @@ def test_native_folder_round_trip(hf_folder, tmp_path):
     tokens = np.arange(12).reshape(1, 12)
     np.testing.assert_array_equal(load(tmp_path / "native")(tokens), load(folder)(tokens))
     assert read_model_config(tmp_path / "native") == read_model_config(tmp_path / "back").resolved()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, zero=3)])
+def test_native_folders_are_cast_as_they_are_read(hf_folder, tmp_path, dtype, mesh):
+    """To the numbers in float32, rounded to the nearest."""
+    save_native(load(hf_folder("biases")), tmp_path)
+    cast, whole = (flatten(load(tmp_path, kind, mesh).params) for kind in (dtype, "float32"))
+    for name, leaf in whole.items():
+        assert cast[name].dtype == jnp.dtype(dtype)
+        np.testing.assert_array_equal(np.asarray(cast[name]), np.asarray(leaf).astype(jnp.dtype(dtype)))
 
 
 def test_convert_refuses(hf_folder, tmp_path):

@@ -19,11 +19,28 @@ from llm_jax.sharding import MeshConfig, make_plan, storage_shardings, use
 
 VOCAB, ROWS, LENGTH = 64, 8, 24
 ALONE: dict[str, Any] = {"feed_forwards": ("none",) * 2, "positions": "none"}
+LLAMA4: dict[str, Any] = {"scores": "sigmoid", "normalize": False, "weigh": "input"}
 NEMOTRON: dict[str, Any] = {"scores": "sigmoid", "correction_bias": True, "group_score": "top2", "scale": 2.5}
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {"num_kv_heads": 2},
     "experts": {"experts": ExpertsConfig(num=4, top_k=2, intermediate_size=24, shared_size=16)},
     "latent": {"latent": LatentConfig(kv_rank=8, q_rank=12, nope_dim=6, rope_dim=4, value_dim=6), "head_dim": 4},
+    "gpt_oss": {
+        "sights": ("sliding", "full"),
+        "window": 6,
+        "sinks": True,
+        "attention_bias": True,
+        "experts": ExpertsConfig(num=4, top_k=2, intermediate_size=24, bias=True, router_bias=True, limit=1.0),
+    },
+    "llama4": {
+        "sights": ("chunked", "full"),
+        "chunk": 8,
+        "rope_layers": (True, False),
+        "qk_norm": "plain",
+        "query_growth": 0.5,
+        "query_growth_every": 4,
+        "experts": ExpertsConfig(num=4, top_k=1, intermediate_size=24, shared_size=16, **LLAMA4),
+    },
     "mamba": {
         "mixers": ("mamba",) * 2,
         "mamba": MambaConfig(inner_size=64, state_size=5, dt_rank=3, selection_norm="weighted"),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from llm_jax.data.templating import load_template
-from llm_jax.data.tokenizers import load_tokenizer, train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
+from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.models import Decoder, Model, init_params, load, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.saving import save_native

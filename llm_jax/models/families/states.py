@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ class ConvForm(Form):
         return [array[:, None] if array.ndim == 2 else array for array in super().write(ours)]
 
 
-class WithStates(Family):
+class WithStates(Family, abc.ABC):
     """Goes before the family that the rest of the model is like, after `WithMamba` or `WithMamba2`, which say more."""
 
     MIXER: ClassVar[Mixer]
@@ -52,9 +53,9 @@ class WithStates(Family):
     EXPAND: ClassVar[str | None] = "mamba_expand"
     """Their field for the scan's channels over the model's width; None where heads say how many they are."""
 
+    @abc.abstractmethod
     def mixers(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Mixer, ...]:
         """That of each layer."""
-        raise NotImplementedError
 
     def inner_size(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> int:
         """Channels of the scan."""
