@@ -25,7 +25,8 @@ from llm_jax.data.embedded import stdlib_text
 from llm_jax.data.encode import Sequence as TokenSequence
 from llm_jax.data.packing import cut_every
 from llm_jax.data.rows import fill_row, lm_schema
-from llm_jax.data.tokenizers import Tokenizer, train_bpe
+from llm_jax.data.tokenizer_training import train_bpe
+from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.models import Decoder, ModelConfig, abstract_params, declarations, init_params
