@@ -39,16 +39,16 @@ from llm_jax.inference.generator import cache_bytes_per_token
 from llm_jax.models import Decoder, Model, ModelConfig, init_params
 from llm_jax.models.grouping_heads import group_heads
 
-VOCAB, WINDOW, HEADS, GROUPED = 1024, 128, 8, (4, 2, 1)
+VOCAB, WINDOW, HEADS = 1024, 128, 8
 
 
-def speed(options: Namespace) -> str:
+def speed(options: Namespace, counts: tuple[int, ...]) -> str:
     """Milliseconds a token behind a long prompt, the prompt's own time taken off by a call for one token."""
     width, prompt, tokens, rows = (64, 64, 8, 2) if options.scale == "test" else (512, 1536, 64, 8)
     prompts = np.random.default_rng(0).integers(4, VOCAB, (rows, prompt)).tolist()
     few, many = (SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True) for n in (1, tokens + 1))
     calls, times, bytes_per_token = {}, {}, {}
-    for kv_heads in (HEADS, *GROUPED):
+    for kv_heads in counts:
         config = ModelConfig(
             vocab_size=VOCAB,
             hidden_size=width,
@@ -81,8 +81,9 @@ def speed(options: Namespace) -> str:
 
 def main() -> None:
     options = make_parser(__doc__, __file__, steps=400).parse_args()
-    print(speed(options) + "\n", flush=True)
     test = options.scale == "test"
+    counts = (HEADS, 1) if test else (HEADS, 4, 2, 1)
+    print(speed(options, counts) + "\n", flush=True)
     width, layers = (64, 1) if test else (128, 3)
     read = text(VOCAB, 100_000 if test else 3_000_000)
     rows = packed_rows(read.tokenizer, read.train, WINDOW)
@@ -102,7 +103,7 @@ def main() -> None:
     scratch: dict[int, list[Trained]] = {}
     pooled: dict[int, list[float]] = {}
     uptrained: dict[int, list[float]] = {}
-    for kv_heads in (HEADS, *GROUPED):
+    for kv_heads in counts:
         config = Decoder(replace(whole, num_kv_heads=kv_heads)).config
         trainer, further = Trainer(config, recipe), Trainer(config, more)
         scratch[kv_heads] = [trainer(rows, held_out, seed) for seed in seeds]
