@@ -16,7 +16,7 @@ from plot import lines
 
 from llm_jax.models import ModelConfig
 
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 VOCAB, WINDOW = 1024, 128
 
 
@@ -38,6 +38,7 @@ def arms(width: int) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = make_parser(__doc__, __file__, steps=300)
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--arms", nargs="+", default=None, help="of these alone; the first is what others stand beside")
     options = parser.parse_args()
     test = options.scale == "test"
     width, layers = (48, 1) if test else (96, 3)
@@ -47,9 +48,11 @@ def main() -> None:
     # Token vectors of root mean square 1, as in 2017: sinusoids have 0.7.
     embedding = {"tie_embeddings": True, "embed_init_std": 0.1, "embed_scale": 10.0}
     common = {"vocab_size": VOCAB, "hidden_size": width, "num_heads": width // 24, "num_layers": layers, **embedding}
-    modern: list[float] = []
+    first_arm: list[float] = []
     body, curves = [], {}
-    for name, fields in arms(width).items():
+    every = arms(width)
+    for name in options.arms or every:
+        fields = every[name]
         config = ModelConfig(**common, **fields)
         trainers = {rate: Trainer(config, Recipe(options.steps, rate=rate)) for rate in options.rates}
         first = {rate: trainer(rows, held_out, 0) for rate, trainer in trainers.items()}
@@ -58,14 +61,14 @@ def main() -> None:
         rate = min(first, key=lambda rate: first[rate].loss)
         found = [first[rate], *(trainers[rate](rows, held_out, seed) for seed in range(1, options.seeds))]
         losses = [one.loss for one in found]
-        modern = modern or losses
-        beside = "" if name == "modern" else compared(losses, modern)
+        beside = compared(losses, first_arm) if first_arm else ""
+        first_arm = first_arm or losses
         say(f"{name}: {cell(losses)} {beside}")
         body.append([name, count_parameters(config), f"{rate:g}", cell(losses), beside])
         together = zip(*(one.curve for one in found))
         curves[name] = [(looks[0].step, mean(look.loss for look in looks)) for looks in together]
     Path(options.svg).write_text(lines(curves, "step; held-out loss, nats per token"))
-    print(table(["block", "parameters", "learning rate", "held-out loss", "beside the modern block"], body))
+    print(table(["block", "parameters", "learning rate", "held-out loss", "beside the first"], body))
 
 
 if __name__ == "__main__":
