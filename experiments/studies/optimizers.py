@@ -13,6 +13,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from plot import Curve, lines
+
 from llm_jax.base.door import run_door
 from llm_jax.main import main as train
 
@@ -24,10 +26,7 @@ RATES = {
     "sgd": (0.1, 0.3, 1.0),
 }
 """Muon's with match_rms_adamw, for its AdamW part too; Adafactor's are relative to the size of each parameter."""
-COLOURS = {"adamw": "#4269d0", "lion": "#efb118", "adafactor": "#3ca951", "muon": "#ff725c", "sgd": "#9498a0"}
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 360, 44, 96, 14, 34
-
-Curve = list[tuple[int, float]]
+CAPTION = "step; held-out loss, nats per token"
 
 
 def held_out(arguments: argparse.Namespace, rule: str, rate: float) -> Curve:
@@ -53,37 +52,9 @@ def held_out(arguments: argparse.Namespace, rule: str, rate: float) -> Curve:
 
 
 def svg(curves: dict[str, tuple[float, Curve]]) -> str:
-    """All curves over one pair of axes, each named at its end."""
-    steps = [step for _, curve in curves.values() for step, _ in curve]
-    losses = [loss for _, curve in curves.values() for _, loss in curve]
-    low, high = min(losses), max(losses)
-
-    def x(step: float) -> float:
-        return LEFT + step / max(steps) * (WIDTH - LEFT - RIGHT)
-
-    def y(loss: float) -> float:
-        return TOP + (high - loss) / max(high - low, 1e-9) * (HEIGHT - TOP - BOTTOM)
-
-    marks = []
-    for i in range(5):
-        loss, step = low + (high - low) * i / 4, max(steps) * i / 4
-        marks.append(f'<path d="M{LEFT} {y(loss):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        marks.append(f'<text x="{LEFT - 6}" y="{y(loss) + 4:.1f}" text-anchor="end">{loss:.2f}</text>')
-        anchor = "end" if i == 4 else "middle"
-        marks.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{step:g}</text>')
-    middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
-    marks.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">step; held-out loss, nats per token</text>')
-    below = float(HEIGHT)
-    for rule, (rate, curve) in sorted(curves.items(), key=lambda item: item[1][1][-1][1]):
-        points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curve)
-        label = below = min(y(curve[-1][1]) + 4, below - 14)
-        marks.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[rule]}" stroke-width="2"/>')
-        marks.append(f'<text x="{WIDTH - RIGHT + 6}" y="{label:.1f}" fill="{COLOURS[rule]}">{rule} {rate:g}</text>')
-    body = "\n".join(marks)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="12" fill="#333">\n<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
-    )
+    """Each rule's curve, named by its rate, the best one first."""
+    best_first = sorted(curves.items(), key=lambda item: item[1][1][-1][1])
+    return lines({f"{rule} {rate:g}": curve for rule, (rate, curve) in best_first}, CAPTION)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.parameter import declarations
-from llm_jax.sharding import Plan, compute_weights, current_plan, use
+from llm_jax.sharding import Plan, compute_weights, current_plan, dtype_in_use, use
 
 if TYPE_CHECKING:
     from llm_jax.data.tokenizers import Tokenizer
@@ -249,12 +249,11 @@ def deltas(outputs: Iterator[Output]) -> Iterator[Delta]:
 
 @partial(jax.jit, static_argnames=("decoder", "dtype"))
 def _unstack_as(params: Mapping[str, Any], *, decoder: Decoder, dtype: str) -> dict[str, Any]:
-    def cast(x: jax.Array) -> jax.Array:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    out = jax.tree.map(cast, unstack(params, decoder))
-    if current_plan() is None:
-        return out
-    # What ZeRO stores cut over the mesh is gathered here, once, and not at every token.
     axes = jax.tree.map(lambda declared: declared.axes, declarations(decoding_decoder(decoder.config)))
-    return compute_weights(out, axes)
+
+    def cast(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        return x.astype(dtype_in_use(axes, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    out = jax.tree.map(cast, unstack(params, decoder), axes)
+    # What ZeRO stores cut over the mesh is gathered here, once, and not at every token.
+    return out if current_plan() is None else compute_weights(out, axes)

@@ -39,6 +39,8 @@ class Balancing:
     config: BalancingConfig
     num: int
     top_k: int
+    further: bool = False
+    """Whether layers for further tokens are trained too."""
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -48,7 +50,13 @@ class Balancing:
     @property
     def needs_whole_batch(self) -> bool:
         """Whether a microbatch's losses need the others' statistics."""
-        return bool(self.coefficients.keys() - set(LINEAR))
+        return bool(self.coefficients.keys() - set(self.linear))
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """Losses whose microbatches add up. Layers for further tokens see fewer tokens than the others: with these,
+        the mean over layers is no sum over tokens by one number."""
+        return () if self.further else LINEAR
 
     def terms(self, own: Router, statistics: Statistics | None) -> dict[str, Float[Array, ""]]:
         """Sums of a microbatch whose router says `own`; `statistics` has those of all, None where this is all."""
@@ -62,15 +70,21 @@ class Balancing:
             "load_balance": lambda: experts.load_balance(whole["assigned"], whole["probability"], whole["tokens"]),
             "importance": lambda: experts.importance(whole["importance"]),
             "load": lambda: experts.load(whole["load"]),
-            "router_z": lambda: experts.router_z(own["z"], jnp.float32(1)),
+            "router_z": lambda: experts.router_z(*of("router_z", "z", "tokens")),
             "sequence_balance": lambda: experts.sequence_balance(
-                own["sequence_product"], jnp.float32(1), self.num, self.top_k
+                *of("sequence_balance", "sequence_product", "sequences"), self.num, self.top_k
             ),
         }
+
+        def of(name: str, total: str, count: str) -> tuple[Array, Array]:
+            """Of a linear loss the microbatch's own sum, which is divided by `weights`."""
+            linear = name in self.linear
+            return (own[total], jnp.ones_like(own[count])) if linear else (whole[total], whole[count])
+
         sums = {name: jnp.mean(losses[name]()) for name in self.coefficients}
         # Every microbatch has the whole batch's loss: each counts a part of it.
         shared = {
-            name: x - jax.lax.stop_gradient(x) * (1 - 1 / count) for name, x in sums.items() if name not in LINEAR
+            name: x - jax.lax.stop_gradient(x) * (1 - 1 / count) for name, x in sums.items() if name not in self.linear
         }
         return sums | shared
 
@@ -79,7 +93,10 @@ class Balancing:
         ids = batch["segment_ids"]
         starts = jnp.concatenate([ids[..., :1], jnp.where(ids[..., 1:] != ids[..., :-1], ids[..., 1:], 0)], axis=-1)
         of = {"router_z": ids, "sequence_balance": starts}
-        return {n: jnp.sum(of[n] > 0, dtype=jnp.float32) if n in of else jnp.float32(1) for n in self.coefficients}
+        return {
+            name: jnp.sum(of[name] > 0, dtype=jnp.float32) if name in self.linear else jnp.float32(1)
+            for name in self.coefficients
+        }
 
 
 def metrics(own: Router) -> Pairs:

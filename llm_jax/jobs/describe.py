@@ -11,12 +11,13 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.registry import load_config, split_reference
-from llm_jax.jobs.regularization import frozen_patterns, without_noise
+from llm_jax.jobs.regularization import check_of_model, frozen_patterns, without_noise
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, bind, declarations, layout, pattern
 from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.families import family
 from llm_jax.models.flops import flops_per_token, training_flops_per_token
 from llm_jax.models.loading import check_folder, read_model_config
 from llm_jax.models.summary import active_parameters, parameters_by_part, rows
@@ -55,8 +56,11 @@ def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Settin
         model = _of_folder(reference)
         return Setting(reference, model, window=min(model.max_position_embeddings, 2048))
     config, model = _of_config(reference, overrides, (Path(),), ())
+    if hasattr(config, "model"):
+        family(model.family).check(model)
     if not hasattr(config, "train"):
         return Setting(reference, model, mesh=config.mesh, window=min(model.max_position_embeddings, 2048))
+    check_of_model(config.train, model, fresh=config.init_from is None)
     frozen = {}
     if getattr(config, "reference_logps", "stored") == "live":
         frozen["ref"] = model if config.reference is None else _model(config.reference, (Path(),), ())

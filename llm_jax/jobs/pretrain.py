@@ -20,7 +20,7 @@ from llm_jax.jobs.config import PretrainConfig
 from llm_jax.jobs.fit import check_shapes, check_training, fit, packed_sets, prepare_child, prepare_rows, setup
 from llm_jax.jobs.held_out import text_hook
 from llm_jax.jobs.origin import origin
-from llm_jax.jobs.regularization import regularization
+from llm_jax.jobs.regularization import check_of_model, regularization
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params, load
@@ -53,8 +53,7 @@ def check(node: "Node") -> None:
         known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
         family(config.model.family).check(known)
         check_shapes(config, make_plan(config.mesh), config.model)
-        if config.model.mtp and not config.train.mtp_weight:
-            raise UserError(f"model.mtp={config.model.mtp} is not trained without train.mtp_weight (DeepSeek-V3: 0.3)")
+        check_of_model(config.train, config.model, fresh=True)
         check_bpe_size(config.tokenizer.vocab_size)
     path, default = config.tokenizer.path, TokenizerConfig()
     for name in ("kind", "vocab_size", "split_digits"):

@@ -42,8 +42,9 @@ class Regularization:
         return any(rates) or self.router_noise
 
     def decoder_arguments(self, decoder: Decoder, key: Array, rows: Rows) -> dict[str, Any]:
-        """Keyword arguments of a decoder's call; none where nothing is random. `rows` then have `example`, int32[B]."""
+        """Keyword arguments of `run_rows`; none where nothing is random. `rows` then have `example`, int32[B]."""
         arguments, inputs, config = {}, {}, decoder.config
+        layers = config.num_layers + self.depth
         if self.neftune_noise_alpha:
             keys = example_keys(key, NEFTUNE, rows["example"])
             noise = neftune_noise(keys, rows["segment_ids"], config.hidden_size, self.neftune_noise_alpha)
@@ -54,9 +55,9 @@ class Regularization:
         ):
             if rate:
                 keys = example_keys(key, purpose, rows["example"])
-                inputs[name] = Dropout(layer_keys(keys, config.num_layers), rate)
+                inputs[name] = Dropout(layer_keys(keys, layers), rate)
         if self.router_noise:
-            inputs["router_noise"] = layer_keys(example_keys(key, ROUTER, rows["example"]), config.num_layers)
+            inputs["router_noise"] = layer_keys(example_keys(key, ROUTER, rows["example"]), layers)
         return arguments | ({"layer_inputs": inputs} if inputs else {})
 
     @property
@@ -115,15 +116,15 @@ NONE = Regularization()
 
 def regularization(config: TrainConfig, model: ModelConfig) -> Regularization:
     """What `train.*` asks for, of a model."""
-    experts = model.experts
+    experts, further = model.experts, config.mtp_weight > 0
     return Regularization(
         config.z_loss,
         config.neftune_noise_alpha,
         config.residual_dropout,
         config.attention_dropout,
         router_noise=experts.noisy,
-        balancing=Balancing(config.balancing, experts.num, experts.top_k) if experts.num else None,
-        further=(config.mtp_weight, model.mtp) if config.mtp_weight else None,
+        balancing=Balancing(config.balancing, experts.num, experts.top_k, further) if experts.num else None,
+        further=(config.mtp_weight, model.mtp) if further else None,
     )
 
 
@@ -138,9 +139,11 @@ def frozen_patterns(config: TrainConfig, model: ModelConfig) -> tuple[str, ...]:
     return (*config.freeze, r"^mtp\.") if model.mtp and not config.mtp_weight else config.freeze
 
 
-def check_of_model(config: TrainConfig, model: ModelConfig) -> None:
-    """Raises UserError for what the model has no part for."""
+def check_of_model(config: TrainConfig, model: ModelConfig, fresh: bool = False) -> None:
+    """Raises UserError for what the model has no part for. `fresh`: it starts at random, so all of it is trained."""
     check_balancing(config.balancing, model)
+    if fresh and model.mtp and not config.mtp_weight:
+        raise UserError(f"model.mtp={model.mtp} is not trained without train.mtp_weight (DeepSeek-V3: 0.3)")
     if config.mtp_weight and not model.mtp:
         raise UserError(
             f"train.mtp_weight is {config.mtp_weight}, but the model predicts no further tokens (model.mtp)"

@@ -7,6 +7,7 @@ t + 1 is marked and belongs to the same document. All functions are pure and run
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
@@ -33,13 +34,17 @@ def run_rows(
     decoder: Decoder, rows: Rows, *, further: bool = False, **arguments: Any
 ) -> tuple[Float[Array, "B T D"], list[Float[Array, "B T D"]], dict[str, Array]]:
     """A decoder over rows: its states; with `further` those for the tokens after the next one; and the statistics of
-    all routers that took part, `[layers, ...]` each. `arguments` go to the decoder's call."""
+    all routers that took part, `[layers, ...]` each. `arguments` go to the decoder's call; `layer_inputs` among them
+    have the layers for further tokens behind the others."""
     tokens, positions, segment_ids = (rows[name] for name in ("tokens", "positions", "segment_ids"))
-    hidden, _, aux = decoder(tokens, positions, segment_ids, **arguments)
+    layers, inputs = decoder.config.num_layers, arguments.pop("layer_inputs", None)
+    of_layers = None if inputs is None else jax.tree.map(lambda x: x[:layers], inputs)
+    hidden, _, aux = decoder(tokens, positions, segment_ids, layer_inputs=of_layers, **arguments)
     routers = aux.get("experts", {})
     if not further:
         return hidden, [], routers
-    states, own = decoder.further(hidden, tokens, positions, segment_ids)
+    inputs = None if inputs is None else jax.tree.map(lambda x: x[layers:], inputs)
+    states, own = decoder.further(hidden, tokens, positions, segment_ids, inputs)
     return hidden, states, {name: jnp.concatenate([x, own[name]]) if own else x for name, x in routers.items()}
 
 

@@ -149,11 +149,13 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
+        layer_inputs: Mapping[str, Any] | None = None,
     ) -> tuple[list[Float[Array, "B T D"]], dict[str, Array]]:
         """Of a model with `mtp`: for k = 1, 2, … the states that the head predicts the token 1 + k ahead from, and the
         statistics of their routers `{name: [mtp, ...]}`, empty where they have none.
 
         `hidden` is what a call gave. Positions that have no token k ahead in their document hold nothing of use.
+        `layer_inputs` as of a call, [mtp, ...].
         """
         found, seen = [], []
         spec = layer_specs(self.config)[-1]
@@ -161,8 +163,10 @@ class Decoder(nnx.Module):
         for k in range(self.config.mtp):
             layer = self.mtp[str(k)]
             meta = Meta(positions, jnp.where(same_document(segment_ids, k + 1), segment_ids, 0))
-            embedded = self._embedded(ahead(tokens, k + 1), meta)
-            hidden, _, statistics = apply(layer.block, layer.combined(hidden, embedded), self._shared(meta), {})
+            own = Meta(ahead(positions, k + 1), meta.segment_ids)
+            embedded = self._embedded(ahead(tokens, k + 1), own)
+            inputs = _row(layer_inputs or {}, k)
+            hidden, _, statistics = apply(layer.block, layer.combined(hidden, embedded), self._shared(meta), inputs)
             seen.append(statistics)
             found.append(layer.norm(hidden))
         return found, _stacked(seen, ()).get("experts", {})

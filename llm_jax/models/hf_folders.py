@@ -15,7 +15,8 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family_for
 from llm_jax.models.families.packed import notes, open_tensors
 from llm_jax.models.families.tensors import Shape, Tensor
-from llm_jax.models.parameter import abstract_params
+from llm_jax.models.parameter import abstract_params, declarations
+from llm_jax.sharding import dtype_in_use
 from llm_jax.storage.safetensors import TensorInfo
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -36,17 +37,20 @@ class HfFolder:
     """
 
     def __init__(self, path: epath.Path, hf: Mapping[str, Any], dtype: np.dtype) -> None:
-        """`hf`: the content of config.json. `dtype`: of what `pieces` gives.
+        """`hf`: the content of config.json. `dtype`: of what `pieces` gives, but for routers (`dtype_in_use`).
 
         Raises:
             UserError: a field of it is not honoured, or a tensor is missing, unknown, of another shape or of a dtype
                 that is not read, or the files are not whole (`storage.safetensors.read_index`).
         """
-        self.path, self.family, self.dtype = path, family_for(hf), dtype
+        self.path, self.family = path, family_for(hf)
         self._stored = open_tensors(path, hf, dtype)
         self.notes = notes(self._stored)
         self.decoder = Decoder(self.family.as_stored(self.family.from_hf(hf), self._stored.index))
         self.shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(self.decoder)).items()}
+        self._dtypes = {
+            name: dtype_in_use(declared.axes, dtype) for name, declared in flatten(declarations(self.decoder)).items()
+        }
         self._names = {self.family.canonical(name): name for name in self._stored}
         if len(self._names) < len(self._stored):
             raise UserError(f"{path} has tensors that are one in two spellings")
@@ -114,10 +118,8 @@ class HfFolder:
 
     def pieces(self, ours: str, indices: Sequence[Index]) -> list[np.ndarray]:
         """Parts of a parameter, cast. One layer after the other is read, once; in it what the parts need, if mapped."""
-        shape = self.shapes[ours]
-        outs = [
-            _aligned([len(_range(*pair)) for pair in zip(index, shape, strict=True)], self.dtype) for index in indices
-        ]
+        shape, dtype = self.shapes[ours], self._dtypes[ours]
+        outs = [_aligned([len(_range(*pair)) for pair in zip(index, shape, strict=True)], dtype) for index in indices]
         if not ours.startswith("segments/"):
             whole = self._read(ours, None)
             for index, out in zip(indices, outs):

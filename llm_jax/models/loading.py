@@ -22,7 +22,7 @@ from llm_jax.models.families import family, family_for
 from llm_jax.models.hf_folders import FLOATS, HfFolder
 from llm_jax.models.parameter import abstract_params, bind, declarations
 from llm_jax.models.segments import regroup
-from llm_jax.sharding import check_divides, make_plan, place, place_pieces, storage_shardings, use
+from llm_jax.sharding import check_divides, dtype_in_use, make_plan, place, place_pieces, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import Plan
 from llm_jax.storage.json_files import read_json
@@ -134,7 +134,7 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None =
 
     Args:
         path: which of the three it is, is recognised.
-        dtype: of parameters and computation.
+        dtype: of parameters and computation; routers of experts stay float32.
         mesh: spreads the parameters over devices, those of all processes, which all call this; None puts them on the
             default one of this process.
 
@@ -248,12 +248,14 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
     part = "ema" if checkpoints.holds(step, f"ema/{ROLE}") else "params"
     shapes, declared = flatten(abstract_params(decoder)), flatten(declarations(decoder))
     parts = {name: part if declared[name].learned else "model_state" for name in shapes}
+    dtypes = {name: dtype_in_use(declared[name].axes, dtype) for name in shapes}
     if meta["layout"] == layout(decoder):
         wanted = {
             f"{parts[name]}/{ROLE}/{name}": jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[name])
             for name, s in shapes.items()
         }
-        restored = checkpoints.restore(unflatten(wanted), step, partial=True, cast=dtype)
+        cast = unflatten({f"{parts[name]}/{ROLE}/{name}": dtypes[name] for name in shapes})
+        restored = checkpoints.restore(unflatten(wanted), step, partial=True, cast=cast)
         assert restored is not None
         leaves = flatten(restored[1])
         flat = {name: leaves[f"{parts[name]}/{ROLE}/{name}"] for name in shapes}
@@ -262,7 +264,7 @@ def _load_native(path: epath.Path, dtype: str, plan: Plan | None) -> Model:
         for of in dict.fromkeys(parts.values()):
             saved |= flatten(checkpoints.restore_numpy(step, f"{of}/{ROLE}"))
         regrouped = flatten(regroup(unflatten(saved), meta["layout"], layout(decoder)))
-        flat = {name: place(leaf.astype(dtype), shardings[name]) for name, leaf in regrouped.items()}
+        flat = {name: place(leaf.astype(dtypes[name]), shardings[name]) for name, leaf in regrouped.items()}
     tokenizer = workdir.tokenizer if workdir.tokenizer.exists() else None
     hf = meta.get("hf", {})
     return Model(

@@ -3,7 +3,7 @@
 Each is a function of the sums that routers hand out (`models.router.Router`), added over the whole global batch. Such
 sums are equal however the batch is cut into microbatches and shards, and so are these losses. For the gradient of one
 microbatch, `assigned`, `tokens` and `sequences` are the whole batch's and the rest the microbatch's own: all losses but
-Shazeer's two are linear in it.
+Shazeer's two are linear in it. Of a layer that no token reaches each loss is 0.
 """
 
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ def load_balance(
     transformers' `load_balancing_loss_func` (Mixtral, Qwen-MoE, OLMoE) pools all layers into one such loss: pass the
     three sums added over layers.
     """
-    shares = assigned / tokens[..., None]
-    return assigned.shape[-1] * jnp.sum(shares * probability / tokens[..., None], -1)
+    tokens = jnp.maximum(tokens, 1.0)[..., None]
+    return assigned.shape[-1] * jnp.sum(assigned / tokens * probability / tokens, -1)
 
 
 def sequence_balance(
@@ -33,12 +33,12 @@ def sequence_balance(
     f_e = E / (top_k T) · assigned_e and P_e = probability_e / T over a document of T tokens. 1 at perfect balance. V3's
     f counts choices as they are made, correction bias included, as its code does; its eq. 18 leaves the bias out.
     """
-    return num / top_k * sequence_product / sequences
+    return num / top_k * sequence_product / jnp.maximum(sequences, 1.0)
 
 
 def router_z(z: Float[Array, "*layers"], tokens: Float[Array, "*layers"]) -> Float[Array, "*layers"]:
     """Mean over tokens of logsumexp(logits)²: ST-MoE (Zoph et al. 2022, arXiv:2202.08906), eq. 5."""
-    return z / tokens
+    return z / jnp.maximum(tokens, 1.0)
 
 
 def importance(importance: Float[Array, "*layers E"]) -> Float[Array, "*layers"]:
@@ -53,7 +53,8 @@ def load(load: Float[Array, "*layers E"]) -> Float[Array, "*layers"]:
 
 def _squared_variation(x: Float[Array, "*layers E"]) -> Float[Array, "*layers"]:
     """Variance (over E, not E - 1) by squared mean."""
-    return jnp.var(x, axis=-1) / jnp.square(jnp.mean(x, axis=-1))
+    # The gradient divides by the square of this once more, which has to be a float32 too.
+    return jnp.var(x, axis=-1) / jnp.maximum(jnp.square(jnp.mean(x, axis=-1)), 1e-12)
 
 
 def bias_update(

@@ -26,6 +26,7 @@ __getattr__ = lazy_exports(
         "axis_index": "llm_jax.sharding.shards",
         "axis_size": "llm_jax.sharding.shards",
         "compute_weights": "llm_jax.sharding.weights",
+        "dtype_in_use": "llm_jax.sharding.weights",
         "gather_all": "llm_jax.sharding.weights",
         "Gathered": "llm_jax.sharding.weights",
     },

@@ -42,7 +42,8 @@ def _cast_and_gather(weight: Array, dtype: Any, axes: Axes, plan: Plan | None) -
     return weight if plan is None else constrain_spec(weight, plan.compute_spec(axes))
 
 
-def _dtype_in_use(axes: Axes, dtype: Any) -> Any:
+def dtype_in_use(axes: Axes, dtype: Any) -> Any:
+    """What a parameter is computed with where others are `dtype`: what chooses experts stays float32."""
     return jnp.dtype(jnp.float32) if FLOAT32_AXIS in axes else jnp.dtype(dtype)
 
 
@@ -105,7 +106,7 @@ def compute_weights(tree: Any, axes_tree: Any, dtype: Any = None) -> Any:
     def one(weight: Any, axes: Any) -> Any:
         if not jnp.issubdtype(weight.dtype, jnp.floating):
             return weight
-        to = _dtype_in_use(axes, plan.compute_dtype if dtype is None else dtype)  # type: ignore[union-attr]
+        to = dtype_in_use(axes, plan.compute_dtype if dtype is None else dtype)  # type: ignore[union-attr]
         value, slot = (weight.value, weight.slot) if isinstance(weight, Gathered) else (weight, None)
         return _use(value, slot, to, tuple(axes))
 
@@ -120,6 +121,6 @@ def gather_all(tree: Any, axes_tree: Any) -> Any:
     def one(weight: Array, axes: Axes) -> Array:
         if not jnp.issubdtype(weight.dtype, jnp.floating):
             return weight
-        return _cast_and_gather(weight, _dtype_in_use(axes, plan.compute_dtype), tuple(axes), plan)
+        return _cast_and_gather(weight, dtype_in_use(axes, plan.compute_dtype), tuple(axes), plan)
 
     return jax.tree.map(one, jax.lax.stop_gradient(tree), axes_tree)

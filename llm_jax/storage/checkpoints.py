@@ -209,7 +209,7 @@ class Checkpoints:
     # ---- restoring
 
     def restore(
-        self, abstract_tree: Any, step: int | None = None, *, partial: bool = False, cast: str | None = None
+        self, abstract_tree: Any, step: int | None = None, *, partial: bool = False, cast: Any = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Arrays as `abstract_tree` asks for them: any mesh, the same names, shapes and types.
 
@@ -217,7 +217,7 @@ class Checkpoints:
             abstract_tree: pytree of ShapeDtypeStructs; one without a sharding goes to the first device.
             step: which; None takes `newest_good()`.
             partial: whether the checkpoint may hold more than is asked for.
-            cast: a dtype that the arrays get while they are read, in place of the one that was asked for and checked.
+            cast: pytree of dtypes that the arrays get while they are read, in place of those asked for and checked.
 
         Returns:
             `(step, tree, meta)`, or None where nothing was ever committed. UserError for a corrupt checkpoint, an
@@ -228,10 +228,11 @@ class Checkpoints:
             return None
         wanted = named_leaves(abstract_tree)
         self._check_arrays(step, wanted, partial)
+        dtypes = {name: leaf.dtype for name, leaf in wanted.items()} if cast is None else named_leaves(cast)
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         how = {
             name: ocp.ArrayRestoreArgs(
-                sharding=leaf.sharding or first, global_shape=leaf.shape, dtype=jax.numpy.dtype(cast or leaf.dtype)
+                sharding=leaf.sharding or first, global_shape=leaf.shape, dtype=jax.numpy.dtype(dtypes[name])
             )
             for name, leaf in wanted.items()
         }

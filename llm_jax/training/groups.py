@@ -68,7 +68,7 @@ def make_rules(
     if not freeze:
         return rules
     rules = _frozen(rules, freeze, {path: layer_names(path, layouts) for path in rules})
-    if not any(rule.multiplier for rule in rules.values()):
+    if not any(rule.multiplier for path, rule in rules.items() if declared[path].learned):
         raise UserError(f"train.freeze {list(freeze)} leaves no parameter to train")
     return rules
 

@@ -10,7 +10,6 @@ from jaxtyping import Array
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.training.config import OptimizerConfig
 from llm_jax.training.groups import Rule, check_optimizer, make_rules
-from llm_jax.training.model_state import split
 from llm_jax.training.optimizers import SGD, Adafactor, AdamW, Lion, Muon, UpdateRule
 from llm_jax.training.schedule import Schedule, make_schedule
 
@@ -25,10 +24,18 @@ class Optimizer(NamedTuple):
     schedule: Schedule
     rules: dict[str, Rule]
     """A `Rule` for each parameter by `role/path`; a multiplier of 0 freezes it, and it takes no gradient."""
+    others: dict[str, Rule]
+    """The same for what is not `learned`: all that counts of it is whether it is frozen."""
 
     def masked(self, grads: Mapping[str, Array]) -> dict[str, Array]:
         """Gradients by `role/path`, 0 in the layers that are frozen, which so count for nothing in the norm."""
         return {path: _but_frozen(g, self.rules[path], 0.0) for path, g in grads.items()}
+
+    def but_frozen(self, moved: Tree, before: Tree) -> dict[str, Any]:
+        """What is not `learned` after a step: frozen layers as they were."""
+        flat, old = flatten(moved), flatten(before)
+        kept = {path: old[path] if not self.others[path].multiplier else value for path, value in flat.items()}
+        return unflatten({path: _but_frozen(x, self.others[path], old[path]) for path, x in kept.items()})
 
 
 def global_norm(grads: Tree) -> Array:
@@ -60,9 +67,9 @@ def make_optimizer(
     """
     check_optimizer(config, steps)
     schedule = make_schedule(config, steps)
-    learned, _ = split(declarations_by_role, declarations_by_role)
-    rules = make_rules(config, learned, freeze, layouts)
-    declared = flatten(learned)
+    declared = flatten(declarations_by_role)
+    every = make_rules(config, declarations_by_role, freeze, layouts)
+    rules, others = ({p: r for p, r in every.items() if declared[p].learned is learned} for learned in (True, False))
     by_name: dict[str, UpdateRule] = {
         "adamw": AdamW(config.beta1, config.beta2, config.eps),
         "lion": Lion(config.lion),
@@ -98,10 +105,10 @@ def make_optimizer(
                 slots[name][path] = value
         return unflatten(updates), {"count": count, **{name: unflatten(flat) for name, flat in slots.items()}}
 
-    return Optimizer(init, update, schedule, rules)
+    return Optimizer(init, update, schedule, rules, others)
 
 
-def _but_frozen(x: Array, rule: Rule, value: float) -> Array:
+def _but_frozen(x: Array, rule: Rule, value: float | Array) -> Array:
     """`value` in the frozen layers of a stacked array."""
     if rule.frozen is None:
         return x

@@ -106,7 +106,8 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}
         if objective.moved is not None:
-            new["model_state"] = objective.moved(state["model_state"], pairs)
+            moved = objective.moved(state["model_state"], pairs)
+            new["model_state"] = optimizer.but_frozen(moved, state["model_state"])
         if ema_decay is not None:
             share = 1 - ema_decay
             new["ema"] = jax.tree.map(lambda e, p: e + share * (p - e), state["ema"], params)

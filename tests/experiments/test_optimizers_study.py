@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "experiments" / "studies" / "optimizers.py"
 
 
-def test_the_plot_has_a_curve_and_a_name_for_each_rule():
+def test_the_plot_has_a_curve_and_a_name_for_each_rule(monkeypatch):
+    monkeypatch.syspath_prepend(STUDY.parent)
     spec = importlib.util.spec_from_file_location("optimizers_study", STUDY)
     assert spec is not None and spec.loader is not None
     study = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ from llm_jax.jobs.balancing import check_balancing
 from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.scoring import score_rows
 from llm_jax.jobs.terms import sft_objective
-from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params
+from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params, layout
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.sharding import MeshConfig, make_plan
 from llm_jax.training import OptimizerConfig, TrainConfig, init_state, make_optimizer, make_train_step, weights_in_use
@@ -117,6 +117,45 @@ def test_equals_the_papers_formulas_on_the_whole_batch():
     assert {"loss/nll", *(f"loss/{name}" for name in objective.coefficients)} <= metrics.keys()
     for path, g in flatten(want).items():
         assert np.linalg.norm(flatten(got["policy"])[path] - g) <= 1e-5 * np.linalg.norm(g), path
+
+
+def test_further_layers_count_their_own_tokens_and_documents():
+    """Documents of one token have none ahead: the layers' sums are divided by different numbers."""
+    config = replace(SWITCH, mtp=1)
+    decoder, objective = objective_of(config, BalancingConfig(sequence_balance=1.0, router_z=1.0))
+    lengths = [[1, 1, 5, 1], [6, 2]]
+    random = np.random.default_rng(1)
+    documents = [[Document(random.integers(VOCAB, size=n), np.ones(n, bool)) for n in row] for row in lengths]
+    found = document_rows(documents, WINDOW)
+    params = init_params(decoder, 0)
+    routers = score_rows(bind(decoder, params), found, ("logps",), further=True)[0]["experts"]
+    plan, declared = make_plan(MeshConfig(1), devices=jax.devices()[:1]), {"policy": declarations(decoder)}
+    for k in (1, 2):
+        batch = {name: x.reshape(k, -1, *x.shape[1:]) for name, x in found.items()}
+        _, metrics, _ = make_grads(objective, plan, declared)({"policy": params}, {}, batch)
+        z, balance = routers["z"] / routers["tokens"], E / K * routers["sequence_product"] / routers["sequences"]
+        np.testing.assert_allclose(metrics["loss/router_z"], np.mean(z), rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss/sequence_balance"], np.mean(balance), rtol=1e-5)
+
+
+def test_padding_alone_counts_for_nothing():
+    decoder, objective = objective_of(FURTHER, ALL)
+    plan, declared = make_plan(MeshConfig(1), devices=jax.devices()[:1]), {"policy": declarations(decoder)}
+    batch = jax.tree.map(np.zeros_like, rows(1))
+    loss, _, found = make_grads(objective, plan, declared)({"policy": init_params(decoder, 0)}, {}, batch)
+    assert loss == 0 and all(not np.any(g) for g in jax.tree.leaves(found))
+
+
+def test_frozen_biases_stay():
+    decoder, objective = objective_of(BIASED, BalancingConfig(bias_rate=0.01))
+    plan, declared = make_plan(MeshConfig(1), devices=jax.devices()[:1]), {"policy": declarations(decoder)}
+    layouts = {"policy": layout(decoder)}
+    freeze = (r"layers\.1\.mlp\.router\.correction",)
+    optimizer = make_optimizer(OptimizerConfig(), declared, 10, freeze=freeze, layouts=layouts)
+    state = init_state({"policy": init_params(decoder, 0)}, optimizer, declared, plan)
+    state, _ = make_train_step(objective, optimizer, plan, declared)(state, rows(1))
+    (bias,) = jax.tree.leaves(jax.device_get(state["model_state"]))
+    assert np.abs(bias[0]).max() > 0 and not np.any(bias[1])
 
 
 def test_loads_are_reported_of_the_whole_batch():

@@ -50,7 +50,11 @@ def held_out_loss_at_step_0(node) -> float:
         loader.extra(name, array)
     objective = dpo_objective(s.decoder, 0.1, 0.0, "stored")
     step = make_eval_step(objective, s.plan, {"policy": declarations(s.decoder)})
-    state = {"params": {"policy": llm_jax.load(reference.path, mesh=llm_jax.MeshConfig()).params}, "frozen": {}}
+    state = {
+        "params": {"policy": llm_jax.load(reference.path, mesh=llm_jax.MeshConfig()).params},
+        "frozen": {},
+        "model_state": {},
+    }
     return evaluate(step, objective, state, loader.iterate(0, 1))["loss"]
 
 

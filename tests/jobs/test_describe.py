@@ -231,6 +231,24 @@ def test_what_is_refused(arguments, said):
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (
+            {"train.balancing.load_balance": "0.01"},
+            "train.balancing.load_balance is 0.01, but the model has no experts",
+        ),
+        ({"train.mtp_weight": "0.3"}, "train.mtp_weight is 0.3, but the model predicts no further tokens"),
+        ({"model.family": "llm_jax", "model.mtp": "1"}, "model.mtp=1 is not trained without train.mtp_weight"),
+        ({"model.experts.num": "8"}, "model.experts="),
+    ],
+)
+def test_configs_that_would_not_run_are_refused(overrides, said):
+    with pytest.raises(UserError) as error:
+        read_setting(f"{CONFIGS / 'pretrain.py'}:test", list(overrides.items()))
+    assert str(error.value).startswith(said)
+
+
 def test_overrides_need_a_config(tmp_path):
     with pytest.raises(UserError, match="--config.train.steps is for a config file"):
         read_setting(str(tmp_path), [("train.steps", "3")])

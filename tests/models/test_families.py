@@ -16,6 +16,7 @@ from llm_jax.models.families import FAMILIES
 from llm_jax.models.loading import Model, load
 from llm_jax.models.parameter import bind
 from llm_jax.models.saving import save
+from tests.conftest import forget_programs
 from tests.models.conftest import TESTS
 from tests.oracles import family_recipe as recipe
 
@@ -62,7 +63,8 @@ class Case:
 @pytest.fixture(scope="module")
 def case(request, tmp_path_factory):
     family, name = request.param
-    return Case(family, name, tmp_path_factory.mktemp(f"{family}-{name}"))
+    yield Case(family, name, tmp_path_factory.mktemp(f"{family}-{name}"))
+    forget_programs()
 
 
 @over(lambda family, name: True)

@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from llm_jax.base.errors import UserError
-from llm_jax.base.trees import flatten
+from llm_jax.base.trees import flatten, unflatten
+from llm_jax.inference import Generator
 from llm_jax.models.config import ModelConfig, RopeScaling
 from llm_jax.models.decoder import Decoder, layout
+from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families import family
 from llm_jax.models.flops import flops_per_token
 from llm_jax.models.init import init_params
@@ -176,6 +178,30 @@ def test_native_folders_are_cast_as_they_are_read(hf_folder, tmp_path, dtype, me
     for name, leaf in whole.items():
         assert cast[name].dtype == jnp.dtype(dtype)
         np.testing.assert_array_equal(np.asarray(cast[name]), np.asarray(leaf).astype(jnp.dtype(dtype)))
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(8, 1, 3)])
+def test_what_chooses_experts_stays_float32(tmp_path, mesh):
+    """As transformers keeps `e_score_correction_bias`: a rounded one picks other experts."""
+    experts = ExpertsConfig(num=8, top_k=2, scores="sigmoid", correction_bias=True)
+    config = ModelConfig(
+        family="llm_jax", vocab_size=64, hidden_size=32, intermediate_size=16, num_layers=2, experts=experts
+    )
+    decoder = Decoder(config)
+    params = flatten(init_params(decoder, 0))
+    (path,) = [path for path in params if path.endswith("correction")]
+    params[path] = jax.random.normal(jax.random.key(0), params[path].shape)
+    model = Model(decoder, unflatten(params), decoder.config)
+    save(model, tmp_path / "hf")
+    save_native(model, tmp_path / "native")
+    for folder in ("hf", "native"):
+        for name, leaf in flatten(load(tmp_path / folder, "bfloat16", mesh).params).items():
+            assert leaf.dtype == (jnp.float32 if "router" in name else jnp.bfloat16), name
+            if leaf.dtype == jnp.float32:
+                np.testing.assert_array_equal(np.asarray(leaf), np.asarray(params[name]))
+    decoding = flatten(Generator(load(tmp_path / "hf"), dtype="bfloat16").params)
+    assert {str(leaf.dtype) for name, leaf in decoding.items() if "router" in name} == {"float32"}
+    assert decoding["embed/weight"].dtype == jnp.bfloat16
 
 
 def test_convert_refuses(hf_folder, tmp_path):

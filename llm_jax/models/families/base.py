@@ -215,17 +215,18 @@ class Family:
 
         A head for scores is free: what no class of the family has is kept in native folders alone.
         """
-        config = config.resolved()
+        given, plain, config = config, ModelConfig(), config.resolved()
         scored = config.head.labels is not None
         again = _kept(self.from_hf(self._all_but_head(config, {}) if scored else self.to_hf(config, {})))
         config = _kept(config)
-        for field in dataclasses.fields(config):
-            here, there = getattr(config, field.name), getattr(again, field.name)
-            if here != there and not (scored and field.name == "head"):
-                raise UserError(
-                    f"model.{field.name}={here!r}: the {self.MODEL_TYPE} family has {there!r} there; "
-                    "model.family=llm_jax takes any combination"
-                )
+        names = [field.name for field in dataclasses.fields(config) if not (scored and field.name == "head")]
+        differ = [name for name in names if getattr(config, name) != getattr(again, name)]
+        # First what was said, not what follows from it.
+        for name in sorted(differ, key=lambda name: getattr(given, name) == getattr(plain, name)):
+            raise UserError(
+                f"model.{name}={getattr(config, name)!r}: the {self.MODEL_TYPE} family has {getattr(again, name)!r} "
+                "there; model.family=llm_jax takes any combination"
+            )
 
     # Weights.
 

@@ -1,0 +1,77 @@
+"""The studies of architectures: each command at test size, and how they put numbers together."""
+
+import importlib
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STUDIES = Path(__file__).parents[2] / "experiments" / "studies"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A module of the folder, by name."""
+    monkeypatch.syspath_prepend(STUDIES)
+    return importlib.import_module
+
+
+def test_arms_differ_where_the_ranges_of_their_seeds_are_apart(study):
+    common = study("common")
+    assert common.compared([1.0, 1.2, 1.1], [1.3, 1.4, 1.25]) == "lower"
+    assert common.compared([1.3, 1.4, 1.25], [1.0, 1.2, 1.1]) == "higher"
+    assert common.compared([1.0, 1.3, 1.1], [1.25, 1.4, 1.5]) == "no difference"
+    assert common.changed([0.3, 0.4, 0.5]) == "higher" and common.changed([-0.3, -0.4, -0.5]) == "lower"
+    assert common.changed([0.1, 0.2, 0.4]) == "no difference"
+    assert common.cell([1.0, 1.3, 1.15], 2) == "1.15 (1.00–1.30)"
+    assert common.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+def test_rows_hold_real_documents_in_order(study):
+    common = study("common")
+    read = common.text(300, 50_000)
+    rows = common.packed_rows(read.tokenizer, read.train, 64)
+    line = np.concatenate(read.train)
+    assert np.array_equal(rows["tokens"].ravel(), line[: rows["tokens"].size])
+    first = rows["segment_ids"] != np.pad(rows["segment_ids"], ((0, 0), (1, 0)))[:, :-1]
+    assert np.array_equal(rows["loss_mask"] == 0, first) and np.all(rows["positions"][first] == 0)
+    assert not set(map(tuple, read.train)) & set(map(tuple, read.held_out))
+
+
+def test_the_time_to_a_loss_lies_between_two_looks(study):
+    experts, look = study("experts"), study("common").Look
+    curve = [look(10, 1.0, 5.0), look(20, 3.0, 4.0), look(30, 4.0, 3.5)]
+    assert experts.reached(curve, 4.25) == look(17.5, 2.5, 4.25)
+    assert experts.reached(curve, 3.0) is None
+
+
+def test_exponents_and_crossings_of_power_laws(study):
+    space = study("state_space")
+    lengths = [512 << i for i in range(6)]
+    square, straight = {n: 1e-6 * n**2 for n in lengths}, {n: 4e-3 * n for n in lengths}
+    assert abs(space.exponent(square) - 2) < 1e-9 and abs(space.exponent(straight) - 1) < 1e-9
+    assert space.crossing(straight, square) == "4000"
+    assert space.crossing(square, straight) == "beyond 16384"
+
+
+COMMANDS = {
+    "experts": ["--steps", "4", "--parts", "dense"],
+    "blocks": ["--steps", "4", "--rates", "4e-3"],
+    "state_space": ["--longest", "1024"],
+    "positions": ["--steps", "4"],
+    "kv_heads": ["--steps", "4"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_at_test_size(name, tmp_path):
+    plot = tmp_path / "plot.svg"
+    command = [sys.executable, str(STUDIES / f"{name}.py"), "--scale", "test", "--seeds", "2", "--svg", str(plot)]
+    found = subprocess.run([*command, *COMMANDS[name]], capture_output=True, text=True, check=True)
+    assert "| --- |" in found.stdout and "nan" not in found.stdout
+    lines = [part for part in ElementTree.fromstring(plot.read_text()) if part.tag.endswith("polyline")]
+    assert len(lines) >= 3
