@@ -5,8 +5,8 @@
 
 A training step on 8 x 256 tokens (AdamW), and greedy decoding of 128 tokens after 128 of prompt at batch 1, as in
 `train_step.py` and `decode.py`. Each model has some million parameters and random weights, which our side writes as a
-folder for both. PyTorch without CUDA has Mamba's scan as a Python loop: a training step of `mamba` or `jamba` takes it a
-minute, and is left out of --tasks=train unless --kinds names it.
+folder for both. PyTorch without CUDA has Mamba's scan as a Python loop: a training step of `mamba` or `jamba` takes it
+a minute, and is left out unless --kinds names it.
 """
 
 import argparse
