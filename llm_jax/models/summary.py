@@ -101,5 +101,6 @@ def _numbers(layers: Sequence[int]) -> str:
         return f"layer {layers[0]}"
     if list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"layers {layers[0]}–{layers[-1]}"
-    dots = "… " if len(layers) > 3 else ""
-    return f"layers {layers[0]}, {layers[1]}, {dots}{layers[-1]}"
+    if len(layers) <= 3:
+        return f"layers {', '.join(map(str, layers))}"
+    return f"layers {layers[0]}, {layers[1]}, … {layers[-1]}"

@@ -263,3 +263,11 @@ def test_the_door():
     said = json.loads(done.stdout)
     assert said["parameters"]["total"] == 1_049_728
     assert (said["memory"]["data"], said["memory"]["zero"], said["memory"]["batch_size"]) == (4, 2, 8)
+
+
+def test_layers_that_take_turns_are_named_once():
+    config = ModelConfig(
+        vocab_size=64, hidden_size=32, num_layers=4, num_heads=4, feed_forwards=("dense", "none", "dense", "none")
+    )
+    named = [row.where for row in rows(Decoder(config)) if row.where.startswith("layer")]
+    assert named == ["layers 0, 2", "layers 1, 3"]
