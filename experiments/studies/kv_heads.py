@@ -35,8 +35,8 @@ from common import (
 from plot import lines
 
 from llm_jax.inference import Generator, SamplingParams
-from llm_jax.inference.generator import cache_bytes_per_token
 from llm_jax.models import Decoder, Model, ModelConfig, init_params
+from llm_jax.models.cache_bytes import cache_bytes
 from llm_jax.models.grouping_heads import group_heads
 
 VOCAB, WINDOW, HEADS = 1024, 128, 8
@@ -60,7 +60,7 @@ def speed(options: Namespace, counts: tuple[int, ...]) -> str:
         decoder = Decoder(config)
         generator = Generator(Model(decoder, init_params(decoder, 0), decoder.config), max_batch=rows)
         calls[kv_heads] = [partial(generator.generate, prompts, sampling) for sampling in (few, many)]
-        times[kv_heads], bytes_per_token[kv_heads] = [], cache_bytes_per_token(config, "float32")
+        times[kv_heads], bytes_per_token[kv_heads] = [], cache_bytes(config, "float32").per_token
         for call in calls[kv_heads]:
             call()
     # In turns, so that a busy machine disturbs all alike.

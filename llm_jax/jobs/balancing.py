@@ -76,10 +76,10 @@ class Balancing:
             ),
         }
 
-        def of(name: str, total: str, count: str) -> tuple[Array, Array]:
+        def of(name: str, total: str, by: str) -> tuple[Array, Array]:
             """Of a linear loss the microbatch's own sum, which is divided by `weights`."""
             linear = name in self.linear
-            return (own[total], jnp.ones_like(own[count])) if linear else (whole[total], whole[count])
+            return (own[total], jnp.ones_like(own[by])) if linear else (whole[total], whole[by])
 
         sums = {name: jnp.mean(losses[name]()) for name in self.coefficients}
         # Every microbatch has the whole batch's loss: each counts a part of it.
