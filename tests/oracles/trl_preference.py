@@ -134,9 +134,8 @@ def main() -> None:
 
     def orpo(options: dict) -> dict:
         del options["loss_type"]
-        trainer = ORPOTrainer(
-            make_model(), ORPOConfig(**arguments(PAIRS) | options), train_dataset=dataset(PAIRS), processing_class=with_bos
-        )
+        config = ORPOConfig(**arguments(PAIRS) | options)
+        trainer = ORPOTrainer(make_model(), config, train_dataset=dataset(PAIRS), processing_class=with_bos)
         return judged(trainer, experimental)
 
     for name, cases, made in (("dpo", DPO, dpo), ("kto", KTO, kto), ("cpo", CPO, cpo), ("orpo", ORPO, orpo)):
