@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ PER_LAYER = ("mixers", "feed_forwards", "sights", "rope_layers")
 
 def forward(kind: str, times: int) -> jax.stages.Lowered:
     """The forward of a kind's layers, repeated so many times, with the head's logits."""
-    fields = {"num_layers": 2, "num_heads": 4, "head_dim": 8} | KINDS[kind]
+    fields: dict[str, Any] = {"num_layers": 2, "num_heads": 4, "head_dim": 8} | KINDS[kind]
     layers = fields["num_layers"] * times
     repeated = {name: tuple(fields[name]) * times for name in PER_LAYER if name in fields}
     config = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=48, max_position_embeddings=64)

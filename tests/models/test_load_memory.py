@@ -59,7 +59,8 @@ def measured(tiny: Path, big: Path, dtype: str, mesh: str) -> dict[str, Any]:
 )
 def test_growth(folders, megabytes, dtype, mesh):
     """No more than what is placed and the two largest stacked shards; no second copy stays."""
-    found = measured(*folders(megabytes), dtype, mesh)
+    tiny, big = folders(megabytes)
+    found = measured(tiny, big, dtype, mesh)
     assert found["grown"] <= found["placed"] + sum(found["stacked"])
     # What was freed malloc may keep, up to twice the 32 MiB above which it maps.
     assert found["kept"] <= found["placed"] + 2**26
@@ -69,8 +70,8 @@ def test_growth(folders, megabytes, dtype, mesh):
 def test_growth_of_a_native_folder(folders, tmp_path):
     """Orbax holds what it reads, in float32, beside what becomes of it: two of the largest stacked parameters, twice
     as large as they are placed, and what malloc keeps. Read all at once, all of them would be there twice."""
-    native = tmp_path / "tiny", tmp_path / "big"
-    for source, to in zip(folders(256), native):
+    tiny, big = tmp_path / "tiny", tmp_path / "big"
+    for source, to in zip(folders(256), (tiny, big), strict=True):
         subprocess.run([sys.executable, "-m", "llm_jax.convert", str(source), str(to)], check=True, cwd=ROOT)
-    found = measured(*native, "bfloat16", "one")
+    found = measured(tiny, big, "bfloat16", "one")
     assert found["grown"] <= found["placed"] + 2 * sum(found["stacked"]) + 2**26
