@@ -73,7 +73,7 @@ def reference_free(case: dict, x: dict, logps: jax.Array) -> jax.Array:
     zeros = jnp.zeros_like(chosen)
     if name == "hinge":
         return objectives.hinge(chosen, rejected, zeros, zeros, **options)[0]
-    return objectives.ipo(chosen, rejected, zeros, zeros, **options, length_normalized=False)[0]
+    return objectives.ipo(chosen, rejected, zeros, zeros, **options, **lengths_of(x))[0]
 
 
 def orpo(case: dict, x: dict, logps: jax.Array) -> jax.Array:

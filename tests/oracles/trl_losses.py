@@ -158,7 +158,7 @@ def kto(inputs: dict, loss_type: str, options: dict, dtype: torch.dtype) -> tupl
 def cpo(inputs: dict, loss_type: str, options: dict, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     """`CPOTrainer.cpo_loss` on sums, or on averages where that trainer takes them."""
     logps = torch.tensor(inputs["logps"], dtype=dtype, requires_grad=True)
-    given = logps / torch.tensor(inputs["lengths"]) if loss_type == "simpo" else logps
+    given = logps / torch.tensor(inputs["lengths"]) if loss_type in ("simpo", "ipo") else logps
     trainer = stand_in(
         alpha=options.get("alpha", 0.0),
         loss_type=loss_type,
