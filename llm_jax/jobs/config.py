@@ -118,4 +118,80 @@ class GenerateConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
-JOBS = {"pretrain": PretrainConfig, "sft": SFTConfig, "preference": PreferenceConfig, "generate": GenerateConfig}
+@dataclass(frozen=True)
+class ScorerConfig:
+    kind: Literal["answer", "reward", "function"] = "answer"
+    """answer: 1 where the final answer is right, else 0; reward: a reward model's score; function: any Python
+    function's."""
+    model: ModelRef | None = None
+    """The reward model."""
+    function: str | None = None
+    """Dotted name, called as TRL calls reward functions, `f(prompts, completions, **columns) -> [score or None, ...]`
+    with all samples of one prompt; with `pairwise` each completion is a pair of answers, and the value the probability
+    that the first is better."""
+    pairwise: bool = False
+    """function: judges pairs of answers."""
+    timeout: float = 10.0
+    """function: seconds that one call may take; it runs in a process of its own."""
+    on_error: Literal["error", "skip"] = "error"
+    """function: what a call that raises or takes too long does: ends the run, or leaves out its prompt (counted)."""
+    win_probability: Literal["sigmoid", "compare"] = "sigmoid"
+    """How two scores make a probability to win, for spo and sppo: sigmoid of their difference, or 1, 1/2 and 0."""
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    choose: Literal["max_min", "thresholds", "all"] = "max_min"
+    """max_min: the best over the worst; thresholds: those from `above` on over those up to `below`; all: each over each
+    with a lower score."""
+    above: float | None = None
+    """thresholds: least score of a chosen answer."""
+    below: float | None = None
+    """thresholds: greatest score of a rejected answer."""
+    most: int | None = None
+    """thresholds, all: pairs of one prompt at most, drawn at random; None takes all."""
+    truncated: Literal["drop", "keep"] = "drop"
+    """Samples that max_tokens cut off: no part of any pair (counted), or taken as if they had ended there."""
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    job: Literal["rounds"] = "rounds"
+    init_from: ModelRef | None = None
+    """Policy of the first round."""
+    method: Literal["iterative_dpo", "iterative_rpo", "online_dpo", "spo", "sppo", "spin", "step_dpo", "mcts_dpo"] = (
+        "iterative_dpo"
+    )
+    """How pairs are made; `preference.loss_type` says what is minimised on them."""
+    rounds: int = 3
+    """Rounds of sampling and training; the policy of a round's start is its reference."""
+    prompts_per_round: int | None = None
+    """Prompts sampled in a round, each round the next ones; None: all prompts, dealt out over the rounds."""
+    chunk: int = 64
+    """Prompts that are sampled, scored and stored at a time."""
+    sample_every: int = 1
+    """online_dpo: training steps on one sampling of pairs."""
+    keep_rounds: int = 0
+    """So many rounds before, whose pairs are trained on again (SPIN: 1)."""
+    seed: int = 0
+    """Seed of all samples."""
+    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(n=8))
+    """n: samples per prompt."""
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    """path: records of `prompt` (and `answer`), `question` and `answer`, or demonstrations; None: word problems."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """The training of each round; its `init_from`, `reference`, `data`, `mesh` and `task_eval` are the loop's own."""
+    task_eval: TaskEvalConfig = field(default_factory=TaskEvalConfig)
+    """problems: held-out prompts answered greedily after each round; None means 400, or fewer where there are."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+JOBS = {
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "preference": PreferenceConfig,
+    "generate": GenerateConfig,
+    "rounds": RoundsConfig,
+}
