@@ -175,6 +175,8 @@ class RoundsConfig:
     """So many rounds before, whose pairs are trained on again (SPIN: 1)."""
     seed: int = 0
     """Seed of all samples."""
+    batch_size: int = 128
+    """Samples decoded together, at most."""
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(n=8))
     """n: samples per prompt."""
     scorer: ScorerConfig = field(default_factory=ScorerConfig)

@@ -7,7 +7,7 @@ ROUND/pairs.jsonl            all pairs of the round; it is there when the set is
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -67,6 +67,10 @@ class ChunkStore:
         file = self.file(number)
         return Made(**json.loads(file.read_text())) if file.exists() else None
 
+    def all(self) -> list[Made]:
+        """What was made of every chunk that is finished, in order."""
+        return [Made(**json.loads(file.read_text())) for file in sorted((self.folder / "chunks").glob("*.json"))]
+
     def write(self, number: int, made: Made) -> None:
         write_atomically(self.file(number), json.dumps(asdict(made), ensure_ascii=False))
 
@@ -91,7 +95,7 @@ def make_pairs(
     sampler: Callable[[], Sampler],
     seed: int,
     earlier: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, float]:
+) -> None:
     """Makes what is missing of a round's pairs, and writes `pairs.jsonl`.
 
     Args:
@@ -102,22 +106,22 @@ def make_pairs(
       sampler: opens the policy of the round's start; not called where every chunk is there.
       seed: of the round.
       earlier: records of rounds before that are trained on again.
-
-    Returns:
-      the chunks' counts added up, with `prompts` and `pairs`, those of this round.
     """
     chunks = [prompts[first : first + size] for first in range(0, len(prompts), size)]
-    records: list[Mapping[str, Any]] = []
-    counts: dict[str, float] = {"prompts": len(prompts)}
+    records: list[Mapping[str, Any]] = [*earlier]
     with Progress("sampling", "prompts") as progress:
         for number, chunk in enumerate(chunks):
             made = store.obtain(number, lambda sampler, chunk=chunk: maker(chunk, sampler, seed), sampler)
             records += made.records
-            for name, value in made.counts.items():
-                counts[name] = counts.get(name, 0) + value
             progress.update(len(chunks), number + 1, prompts=min(len(prompts), (number + 1) * size))
-    counts["pairs"] = len(records)
-    if not store.pairs.exists():
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in [*earlier, *records])
-        write_atomically(store.pairs, "".join(lines))
+    write_atomically(store.pairs, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def summed(chunks: Iterable[Made]) -> dict[str, float]:
+    """The counts of chunks added up, and how many `pairs` they have."""
+    counts: dict[str, float] = {"pairs": 0}
+    for made in chunks:
+        counts["pairs"] += len(made.records)
+        for name, value in made.counts.items():
+            counts[name] = counts.get(name, 0) + value
     return counts
