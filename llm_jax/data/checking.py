@@ -10,7 +10,7 @@ from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Located, check, check_packing, numbered_examples, parts, readers
 from llm_jax.data.encode import encode_examples
 from llm_jax.data.fitting import Counts, fit
-from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Text
+from llm_jax.data.formats import Conversation, Example, Kind, Messages, Pair, Text
 from llm_jax.data.holdout import held_out_below
 from llm_jax.data.sources import read_records
 from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
@@ -52,7 +52,7 @@ def every_example(kind: Kind, data: DataConfig) -> Iterator[Located]:
                 held_out_below(one.path, one.max_records, one.eval_fraction)
             for path, limit in ((one.path, one.max_records), (one.eval_path, None)):
                 records = read_records(path, limit) if path is not None else ()
-                for number, where, example in numbered_examples(kind, enumerate(records)):
+                for number, where, example in numbered_examples(kind, enumerate(records), one.unpair):
                     progress.update(records=number)
                     yield where, example
 
@@ -69,7 +69,8 @@ def check_lengths(kind: Kind, data: DataConfig, tokenizer: Tokenizer) -> None:
         return
     tokenizer = with_template(tokenizer, data.chat_template)
     encoded = encode_examples(kind, every_example(kind, data), tokenizer)
-    for _ in encoded if data.packing == "concat_split" else fit(encoded, data.window, data.on_long, Counts()):
+    whole = data.packing == "concat_split"
+    for _ in encoded if whole else fit(encoded, data.window, data.on_long, Counts(), data.on_unusable):
         pass
 
 
@@ -94,5 +95,5 @@ def _check_rendering(template: str, where: str, example: Example) -> None:
 def _turns(example: Example) -> list[tuple[Messages, Messages, Tools]]:
     if isinstance(example, Text | Conversation) or isinstance(example.prompt, str):
         return []
-    answers = (example.completion,) if isinstance(example, Completion) else (example.chosen, example.rejected)
+    answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
     return [(example.prompt, answer, example.tools) for answer in answers]  # pyright: ignore[reportReturnType]
