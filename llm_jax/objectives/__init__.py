@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from llm_jax.objectives.experts import load_balance as load_balance
     from llm_jax.objectives.experts import router_z as router_z
     from llm_jax.objectives.experts import sequence_balance as sequence_balance
-    from llm_jax.objectives.pairs import dpo as dpo
-    from llm_jax.objectives.pairs import implicit_rewards as implicit_rewards
-    from llm_jax.objectives.pairs import ipo as ipo
+    from llm_jax.objectives.preference.divergence import f_divergence as f_divergence
+    from llm_jax.objectives.preference.dpo import dpo as dpo
+    from llm_jax.objectives.preference.ipo import ipo as ipo
+    from llm_jax.objectives.preference.shared import implicit_rewards as implicit_rewards
     from llm_jax.objectives.tokens import sft as sft
 
-# No file bears its function's name: importing a module `objectives.dpo` would put it in the function's place.
+# A file bears its function's name one level deeper only: importing a module `objectives.dpo` would put it in the
+# function's place.
 __getattr__ = lazy_exports(
     globals(),
     {
@@ -26,9 +28,10 @@ __getattr__ = lazy_exports(
         "load_balance": "llm_jax.objectives.experts",
         "router_z": "llm_jax.objectives.experts",
         "sequence_balance": "llm_jax.objectives.experts",
-        "dpo": "llm_jax.objectives.pairs",
-        "implicit_rewards": "llm_jax.objectives.pairs",
-        "ipo": "llm_jax.objectives.pairs",
+        "f_divergence": "llm_jax.objectives.preference.divergence",
+        "dpo": "llm_jax.objectives.preference.dpo",
+        "ipo": "llm_jax.objectives.preference.ipo",
+        "implicit_rewards": "llm_jax.objectives.preference.shared",
         "sft": "llm_jax.objectives.tokens",
     },
 )
