@@ -67,9 +67,9 @@ class PreferenceConfig:
     """Strength of the pull to the reference; IPO's tau, ORPO's lambda, SimPO's scale of rewards."""
     label_smoothing: float = 0.0
     """Probability that a preference label is flipped (cDPO, robust DPO, EXO's epsilon)."""
-    f_divergence_type: Literal[
-        "reverse_kl", "forward_kl", "js", "js_divergence", "alpha", "alpha_divergence"
-    ] = "reverse_kl"
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js", "js_divergence", "alpha", "alpha_divergence"] = (
+        "reverse_kl"
+    )
     """What keeps the policy near the reference; `alpha` is the paper's, `alpha_divergence` TRL's."""
     f_alpha_divergence_coef: float = 0.5
     """Alpha of those two divergences."""

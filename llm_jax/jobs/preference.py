@@ -9,10 +9,10 @@ from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
+from llm_jax.jobs.fit import LiveRows, check_training, fit, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.paired import paired_objective
-from llm_jax.jobs.preference_loss import preference_loss
+from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
 from llm_jax.jobs.reference import stored_logps, synchronised
 from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.scoring import answer_logps, unpaired_logps
@@ -32,15 +32,20 @@ def source_manifest(config: PreferenceConfig) -> dict[str, Any]:
 def check(node: "Node") -> None:
     """Everything that fields and files can tell. Raises UserError."""
     config: PreferenceConfig = node.config
+    loss = checked_loss(config)
+    check_training(node, loss.kind)
+    check_numbers(config.data, loss.columns, ", ".join(term.name for term in loss.terms if term.named.scores))
+
+
+def checked_loss(config: PreferenceConfig) -> PreferenceLoss:
+    """The losses, once all fields but those of data and training are known to be right. Raises UserError."""
     if config.init_from is None:
         raise UserError("init_from is not set: preference needs a policy to align")
-    loss = preference_loss(config)
     if config.train.mtp_weight:
         raise UserError(
             f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
         )
-    check_training(node, loss.kind)
-    check_numbers(config.data, loss.columns, ", ".join(term.name for term in loss.terms if term.named.scores))
+    return preference_loss(config)
 
 
 def prepare(node: "Node") -> None:
@@ -57,6 +62,11 @@ def prepare(node: "Node") -> None:
 
 def run(node: "Node") -> None:
     """Trains the policy, and answers word problems before and after."""
+    train_preference(node)
+
+
+def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
+    """The same on the node's records, or on `rows` that are made while it trains; it is evaluated on the records."""
     config: PreferenceConfig = node.config
     loss = preference_loss(config)
     s = setup(node, loss.kind)
@@ -87,5 +97,6 @@ def run(node: "Node") -> None:
         frozen=frozen,
         frozen_decoders={"ref": Decoder(reference.model)} if live else None,
         columns=columns,
+        live=rows,
         finish=(problem_hook(s, before=policy),),
     )
