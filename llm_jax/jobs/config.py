@@ -87,8 +87,8 @@ class PreferenceConfig:
     """RPO: weight of the chosen answers' negative log-likelihood per token."""
     dpop_lambda: float = 50.0
     """DPO-positive: penalty on chosen answers that become less likely than under the reference."""
-    alpha: float = 0.0
-    """AlphaPO: shape of the reward, (1 - p^-alpha) / alpha; 0 is the logarithm."""
+    alpha: float = 0.25
+    """AlphaPO: shape of the reward, (1 - p^-alpha) / alpha; 0 is the logarithm, SimPO's."""
     desirable_weight: float = 1.0
     """KTO: weight of desirable answers."""
     undesirable_weight: float = 1.0

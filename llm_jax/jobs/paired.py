@@ -11,7 +11,7 @@ from llm_jax import objectives
 from llm_jax.jobs.first_pass import split_statistics, with_first_pass
 from llm_jax.jobs.preference_loss import PreferenceLoss
 from llm_jax.jobs.regularization import NONE, Regularization
-from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows, sum_by_answer, tail_weights
+from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows, sum_by_answer, without_tails
 from llm_jax.jobs.terms import Sums, over_tokens, routing, source_losses, source_metrics, token_count
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.mtp import same_document
@@ -66,7 +66,7 @@ def paired_objective(
             logps = scores["logps"]
         chosen_nll = None if "answer" not in nlls else -sum_by_answer(logps, mask, rows)[0]
         if loss.ld_alpha is not None:
-            logps = logps * tail_weights(mask, rows, loss.ld_alpha)
+            logps = without_tails(logps, mask, rows, loss.ld_alpha)
         chosen, rejected = sum_by_answer(logps, mask, rows)
         lengths = sum_by_answer(mask.astype(jnp.float32), mask, rows)
         found = {"chosen_logps": chosen, "rejected_logps": rejected}
@@ -90,7 +90,8 @@ def paired_objective(
         found: dict[str, Any] = {"counts": counts(rows)} if nlls else {}
         if matched:
             _, _, own = policy_logps(params, rows, key)
-            found["pairs"] = {"present": rows["pair_index"] >= 0, **_logps(own), **reference_logps(frozen, rows)}
+            found["logps"] = reference_logps(frozen, rows) | {name: own[name] for name in LOGPS}
+            found["logps"] |= {"present": rows["pair_index"] >= 0}
         return found
 
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
@@ -101,16 +102,22 @@ def paired_objective(
         if nlls:
             totals = counts(rows) if of_batch is None else jax.tree.map(lambda x: x.sum(0), of_batch.values["counts"])
             for kind in nlls:
-                tokens = totals[f"{kind}_tokens"]
-                own[f"{kind}_nll"] = objectives.nll_shares(own[f"{kind}_nll"], totals["pairs"], tokens)
+                tokens = jnp.maximum(totals[f"{kind}_tokens"], 1.0)
+                own[f"{kind}_nll"] = objectives.nll_shares(own[f"{kind}_nll"], tokens, totals["pairs"])
         weights = pair_weights(rows, own, scores, mask)
         sums, losses, metrics = {}, jnp.zeros_like(own["chosen_logps"]), {}
-        for term in loss.terms:
-            given = arguments(term, own) | matched_arguments(term, own, present, of_batch)
-            values, said = term.function(*given.pop("positional"), **given, **term.arguments)
+        if reference != "none" and not any(term.named.has_beta for term in loss.terms):
+            metrics = objectives.implicit_rewards(*logps_of(own), beta=loss.beta)  # pyright: ignore[reportCallIssue]
+        # What a loss without β calls a reward is none.
+        for term in sorted(loss.terms, key=lambda term: not term.named.has_beta):
+            given = arguments(term, own, rows)
+            if term.named.statistics is not None:
+                given[term.named.statistics] = statistic(term, own | {"present": present}, of_batch)
+            values, said = term.function(*logps_of(own, term.named.reference), **given, **term.arguments)
             values = values if weights is None else values * weights
             sums[term.name] = over_pairs(values, present)
-            losses, metrics = losses + term.factor * values, said | metrics
+            losses = losses + term.factor * values
+            metrics = said | metrics
         pairs = present.sum().astype(jnp.float32)
         chosen, rejected = mask & (rows["side"] == 1), mask & (rows["side"] == 2)
         metrics = {n: (over_pairs(v, present), pairs) for n, v in (metrics | watched(own)).items()} | {
@@ -158,6 +165,37 @@ def counts(rows: Rows) -> dict[str, Array]:
         "sequence_tokens": chosen_side(rows),
     }
     return {name: where.sum().astype(jnp.float32) for name, where in found.items()}
+
+
+def logps_of(own: Mapping[str, Array], reference: bool = True) -> list[Array]:
+    """The arguments by position that all losses have."""
+    names = (*LOGPS, *(f"ref_{name}" for name in LOGPS)) if reference else LOGPS
+    return [own[name] for name in names]
+
+
+def statistic(term: Term, own: Mapping[str, Array], of_batch: Statistics | None) -> Any:
+    """A loss's statistic of the whole batch, from what the first pass found; without one the rows are all there is."""
+    count = own["present"].shape[0]
+    whole = own if of_batch is None else Statistics(of_batch.values["logps"], of_batch.index).everything
+    logps = logps_of(jax.lax.stop_gradient(dict(whole)))
+    if term.named.statistics == "delta":
+        policy, ref = (jnp.stack(logps[i : i + 2]) for i in (0, 2))
+        labels = jnp.stack([jnp.ones_like(whole["present"]), jnp.zeros_like(whole["present"])])
+        present = jnp.stack([whole["present"]] * 2)
+        return objectives.bco_delta(policy, ref, labels, term.arguments["beta"], present)[0]
+    matched = {"aot": objectives.aot_matched, "aot_unpaired": objectives.aot_unpaired_matched}[term.named.function]
+    found = matched(*logps, whole["present"])
+    return found if of_batch is None else own_rows(found, of_batch.index, count)
+
+
+def arguments(term: Term, own: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
+    """What the pairs themselves give a loss by name."""
+    given = {name: own[name] for name in term.named.lengths}
+    if term.named.scores:
+        given |= {f"{side}_scores": rows[f"{side}_score"] for side in SIDES}
+    if term.named.nll is not None:
+        given["chosen_nll"] = own[f"{term.named.nll}_nll"]
+    return given
 
 
 def over_pairs(values: Array, present: Array) -> Array:

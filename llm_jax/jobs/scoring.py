@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from llm_jax import objectives
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.head import token_scores
 from llm_jax.models.mtp import ahead, same_document
@@ -120,25 +121,29 @@ def of_answer(chosen: Float[Array, "B P"], rejected: Float[Array, "B P"], rows: 
     return jnp.where(rows["pair_id"][:, None, :] == pairs[:, None], values, 0.0).sum(axis=1)
 
 
-def tail_weights(mask: Bool[Array, "B T"], rows: Rows, ld_alpha: float) -> Float[Array, "B T"]:
-    """LD-DPO (Liu et al. 2024, arXiv:2409.06411, eq. 9): 1 for an answer's tokens up to the length of the shorter answer
-    of its pair, `ld_alpha` beyond. TRL weighs policy and reference so, LLaMA-Factory the policy alone."""
+def without_tails(
+    logps: Float[Array, "B T"], mask: Bool[Array, "B T"], rows: Rows, ld_alpha: float
+) -> Float[Array, "B T"]:
+    """`objectives.ld_dpo` of packed pairs: an answer's tokens beyond the length of the shorter one weigh less."""
     counted = mask.astype(jnp.float32)
     chosen, rejected = sum_by_answer(counted, mask, rows)
+    # How many answer tokens of the row come before each answer.
     before = jnp.cumsum(chosen + rejected, axis=-1) - (chosen + rejected)
-    place = jnp.cumsum(counted, axis=-1) - of_answer(before, before + chosen, rows)
+    place = jnp.cumsum(counted, axis=-1) - 1 - of_answer(before, before + chosen, rows)
     shared = jnp.minimum(chosen, rejected)
-    return jnp.where(place <= of_answer(shared, shared, rows), 1.0, ld_alpha)
+    return objectives.ld_dpo(
+        logps, place.astype(jnp.int32), of_answer(shared, shared, rows).astype(jnp.int32), ld_alpha
+    )
 
 
 def answer_logps(decoder: Decoder, rows: Rows, ld_alpha: float | None = None) -> dict[str, Float[Array, "B P"]]:
     """Summed log-probabilities of the two answers of each pair: `chosen_logps` and `rejected_logps`, 0 for no pair.
 
-    Under the reference model these are what a preference job stores beside its rows. `ld_alpha` as `tail_weights` has
-    it; None sums all tokens.
+    Under the reference model these are what a preference job stores beside its rows. `ld_alpha` as for
+    `without_tails`; None sums all tokens.
     """
     scores, mask = score_rows(decoder, rows, ("logps",))
-    logps = scores["logps"] if ld_alpha is None else scores["logps"] * tail_weights(mask, rows, ld_alpha)
+    logps = scores["logps"] if ld_alpha is None else without_tails(scores["logps"], mask, rows, ld_alpha)
     chosen, rejected = sum_by_answer(logps, mask, rows)
     return {"chosen_logps": chosen, "rejected_logps": rejected}
 

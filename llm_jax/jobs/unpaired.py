@@ -1,6 +1,6 @@
 """Losses on unpaired answers as the training step takes them: packed answers in, sums of terms and of metrics out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,18 +30,18 @@ def unpaired_objective(
     """Weighted sum of losses, each a mean over the answers of the whole batch, desirable and undesirable together.
 
     The reference's log-probabilities are columns of the rows (`stored`: `ref_logps`, and `ref_kl_logps` where a loss
-    takes KTO's z; float32[B, P]) or computed in the step (`live`). Absent answers (`answer_index` -1) count for nothing.
-    An answer's `weight` multiplies its losses; the mean is over answers all the same.
+    takes KTO's z; float32[B, P]) or computed in the step (`live`). Absent answers (`answer_index` -1) count for
+    nothing. An answer's `weight` multiplies its losses; the mean is over answers all the same.
 
     KTO's z comes from the first pass: the mean, over all answers of the global batch, of log π - log π_ref of the
     mismatched answers beside them (`data/mismatching.py`), at least 0. So it is the same for any number of microbatches
     and devices, where TRL takes it of each microbatch (a mean over its devices' means).
 
-    Metrics under TRL's names: `rewards/chosen`, `logps/chosen` and `logits/chosen` over desirable answers (their tokens)
-    and `…/rejected` over undesirable ones, left out where there are none; `rewards/margins`, the difference of both
-    means, 0 where one is missing; `kl`, KTO's z; `entropy` over answer tokens; `num_tokens` as a count (of the answers
-    with their prompts, as TRL has it, the mismatched ones not). Beside TRL's: `implicit_kl`, `probs/…` and `lengths/…`
-    as for pairs; `loss_NAME` over the answers of each of several `sources`.
+    Metrics under TRL's names: `rewards/chosen`, `logps/chosen` and `logits/chosen` over desirable answers (or their
+    tokens) and `…/rejected` over undesirable ones, left out where there are none; `rewards/margins`, the difference of
+    both means, 0 where one is missing; `kl`, KTO's z; `entropy` over answer tokens; `num_tokens` as a count, of the
+    answers with their prompts and, as in TRL, not of the mismatched ones. Beside TRL's: `implicit_kl`, `probs/…` and
+    `lengths/…` as for pairs; `loss_NAME` over the answers of each of several `sources`.
     """
     outputs = ("logps", "entropy", "mean_logit", *extra.outputs)
     z = "kl" in loss.statistics
@@ -77,8 +77,8 @@ def unpaired_objective(
         present, labels = rows["answer_index"] >= 0, rows["label"] != 0
         of_batch, of_routers = split_statistics(statistics, bool(loss.statistics))
         known = {"logps": logps, "ref_logps": ref_logps, "labels": labels, "present": present}
-        known = jax.lax.stop_gradient(known) if of_batch is None else of_batch.everything
-        found = {name: STATISTICS[name](known, loss.beta) for name in loss.statistics}
+        known = known if of_batch is None else of_batch.everything
+        found = {name: statistic(name, known, loss.beta) for name in loss.statistics}
         sums, losses, metrics = {}, jnp.zeros_like(logps), {}
         for term in loss.terms:
             needed = term.named.statistics
@@ -89,8 +89,6 @@ def unpaired_objective(
             losses, metrics = losses + term.factor * values, said | metrics
         averaged = _by_label(metrics, present, labels) | _watched(logps, ref_logps, mask, rows, present, labels)
         averaged |= {"entropy": over_tokens(scores["entropy"], mask)}
-        if z:
-            averaged["kl"] = (found["kl"], jnp.ones(()))
         desirable = mask & of_segment(labels, rows["segment_ids"])
         averaged["logits/chosen"] = over_tokens(scores["mean_logit"], desirable)
         averaged["logits/rejected"] = over_tokens(scores["mean_logit"], mask & ~desirable)
@@ -101,15 +99,22 @@ def unpaired_objective(
         answers = (batch["answer_index"] >= 0).sum().astype(jnp.float32)
         return {term.name: answers for term in loss.terms} | extra.weights(batch)
 
-    of_extra = extra.of_objective(decoder)
+    further = with_first_pass(extra.of_objective(decoder), first_pass if loss.statistics else None, of_one=z)
+    further["summary"] = _with_margins(further.get("summary"))
     return Objective(
         terms,
         weights,
         {term.name: term.factor for term in loss.terms} | extra.coefficients,
         sparse=(*SIDED, *source_metrics(sources)),
-        **with_first_pass(of_extra, first_pass if loss.statistics else None, of_one=z)
-        | {"summary": _with_margins(of_extra.get("summary"))},
+        **further,
     )
+
+
+def statistic(name: str, whole: Mapping[str, Array], beta: float) -> Array:
+    """A statistic of the whole batch."""
+    if name == "kl":
+        return objectives.kto_kl(whole["kl_logps"], whole["ref_kl_logps"], whole["present"])
+    return objectives.bco_delta(whole["logps"], whole["ref_logps"], whole["labels"], beta, whole["present"])[0]
 
 
 def _by_label(metrics: dict[str, Array], present: Array, labels: Array) -> Pairs:

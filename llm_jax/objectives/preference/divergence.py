@@ -19,8 +19,7 @@ def f_divergence(
     f_alpha_divergence_coef: float = 0.5,
     power: int = 1,
 ) -> Float[Array, "*batch"]:
-    """Reward of an answer up to β and a constant of the prompt, f'(π/π_ref): Wang et al. 2023 (arXiv:2309.16240), eq. 8
-    and table 1.
+    """Reward of an answer up to β and a constant of the prompt, f'(π/π_ref): Wang et al. 2023 (arXiv:2309.16240).
 
         reverse_kl                 log r
         forward_kl                 1 - 1/r
