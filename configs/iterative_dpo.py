@@ -50,6 +50,7 @@ def rpo() -> ConfigDict:
         {
             "method": "iterative_rpo",
             "pairs": {"choose": "thresholds", "above": 1.0, "below": 0.0, "most": 4},
+            "preference": {"loss_type": "rpo"},
         }
     )
     return config
@@ -58,8 +59,17 @@ def rpo() -> ConfigDict:
 def online() -> ConfigDict:
     """One training, whose policy is asked again every four steps; the reference stays where it began."""
     config = quickstart()
-    config.update({"method": "online_dpo", "rounds": 1, "sample_every": 4, "sampling": {"n": 2}})
-    config.update({"preference": {"reference_logps": "live", "train": {"steps": 180}}})
+    config.update(
+        {
+            "method": "online_dpo",
+            "rounds": 1,
+            "prompts_per_round": 64,
+            "sample_every": 4,
+            "sampling": {"n": 4},
+            "data": {"window": 192, "packing": "one_per_row", "on_long": "truncate"},
+            "preference": {"reference_logps": "live", "train": {"steps": 180, "batch_size": 16}},
+        }
+    )
     return config
 
 

@@ -1,7 +1,7 @@
 """What can be told about records before anything is made: whether each can be read, rendered, and fits its window."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.progress import Progress
@@ -73,6 +73,18 @@ def check_lengths(kind: Kind, data: DataConfig, tokenizer: Tokenizer) -> None:
     whole = data.packing == "concat_split"
     for _ in encoded if whole else fit(encoded, data.window, data.on_long, Counts(), data.on_unusable):
         pass
+
+
+def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
+    """Raises UserError, naming file and line, for the first pair that lacks a number which `loss` takes."""
+    if not columns:
+        return
+    if data.path is None and not data.mixture:
+        raise UserError(f"loss_type={loss} needs `{columns[0]}` of every pair, which embedded data do not have")
+    for where, example in every_example("preference", data):
+        for name in columns:
+            if not isinstance(example, Pair) or name not in example.numbers:
+                raise UserError(f"{where}: loss_type={loss} needs `{name}`, which the record does not have")
 
 
 def _check_rendering(template: str, where: str, example: Example) -> None:

@@ -67,10 +67,12 @@ class PreferenceConfig:
     """Strength of the pull to the reference; IPO's tau, ORPO's lambda, SimPO's scale of rewards."""
     label_smoothing: float = 0.0
     """Probability that a preference label is flipped (cDPO, robust DPO, EXO's epsilon)."""
-    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
-    """What keeps the policy near the reference."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js", "js_divergence", "alpha", "alpha_divergence"] = (
+        "reverse_kl"
+    )
+    """What keeps the policy near the reference; `alpha` is the paper's, `alpha_divergence` TRL's."""
     f_alpha_divergence_coef: float = 0.5
-    """Alpha of f_divergence_type=alpha_divergence."""
+    """Alpha of those two divergences."""
     ld_alpha: float | None = None
     """LD-DPO: weight of an answer's tokens beyond the shorter answer's length; None: 1."""
     use_weighting: bool = False
@@ -83,6 +85,10 @@ class PreferenceConfig:
     """CPO: weight of the chosen answers' negative log-likelihood (0 for SimPO as in its paper)."""
     rpo_alpha: float = 1.0
     """RPO: weight of the chosen answers' negative log-likelihood per token."""
+    dpop_lambda: float = 50.0
+    """DPO-positive: penalty on chosen answers that become less likely than under the reference."""
+    alpha: float = 0.25
+    """AlphaPO: shape of the reward, (1 - p^-alpha) / alpha; 0 is the logarithm, SimPO's."""
     desirable_weight: float = 1.0
     """KTO: weight of desirable answers."""
     undesirable_weight: float = 1.0

@@ -13,7 +13,7 @@ Of several processes the first locks, prepares and marks; the others wait for it
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,16 @@ def run(reference: str, overrides: Sequence[Override] = (), workdir: str | None 
     return root
 
 
-def make(nodes: Sequence[Node]) -> None:
-    """Checks, prepares and does runs that are still to be made, parents before children."""
+def make(nodes: Sequence[Node], run: Callable[[Node], None] | None = None) -> None:
+    """Checks, prepares and does runs that are still to be made, parents before children.
+
+    `run` does them; None: each one's job.
+    """
     with _prepared(nodes) as locks:
         for node in nodes:
             if not processes.from_first(node.is_done):
                 log(f"{node.name}: {'goes on' if node.workdir.checkpoints.exists() else 'begins'} in {node.workdir}")
-                job_module(node.job).run(node)
+                (run or job_module(node.job).run)(node)
                 done = {"name": node.name, "hash": node.hash}
                 processes.from_first(lambda node=node, done=done: node.workdir.mark_done(done))
             locks[node].close()

@@ -6,13 +6,16 @@
     WORKDIR/rounds/01/eval.json      held-out prompts, answered after it
     WORKDIR/checkpoints/, export/    of the last round's policy
 
+Of online DPO there is one round, whose `pairs.jsonl` is what its training is evaluated on; those it trains on are in
+`rounds/01/online/`, a chunk for each time the policy was asked.
+
 What is there is never made a second time: a run that was killed goes on with the chunk it was sampling, or with the
 step after its training's last save, and ends as if it had not been, bit for bit.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.base.errors import UserError
@@ -22,13 +25,15 @@ from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.chat import with_template
 from llm_jax.jobs.alignment.checks import check_rounds, check_texts, function_hash, round_config
 from llm_jax.jobs.alignment.evaluation import evaluated, held_out
-from llm_jax.jobs.alignment.making import ChunkStore, make_pairs, prompt_seed, summed
+from llm_jax.jobs.alignment.making import ChunkStore, PairMaker, make_pairs, prompt_seed, summed
 from llm_jax.jobs.alignment.methods import METHODS, pair_maker
+from llm_jax.jobs.alignment.online import OnlineRows
 from llm_jax.jobs.alignment.policies import Policies, publish_model
 from llm_jax.jobs.alignment.prompts import read_prompts, share_of
 from llm_jax.jobs.alignment.scorers import open_scorer
 from llm_jax.jobs.config import RoundsConfig
 from llm_jax.jobs.origin import origin, write_architecture, write_generation_config
+from llm_jax.jobs.preference import train_preference
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.json_files import read_json
 from llm_jax.training.metrics import read_metrics
@@ -71,7 +76,7 @@ def run(node: "Node") -> None:
     lines = [_evaluate(node, policies, policy, 0)]
     for number in range(1, config.rounds + 1):
         counts = _pairs(node, policies, policy, number)
-        policy = last = _train(node, policy, number)
+        policy = last = _train(node, policies, policy, number)
         found = _round_metrics(counts) | _last_metrics(last) | _evaluate(node, policies, policy, number)
         lines.append(found)
         write_metrics(node, lines)
@@ -103,29 +108,44 @@ def _make_pairs(node: "Node", policies: Policies, policy: "Parent", store: Chunk
     prompts = share_of(read_prompts(config.data, "train"), number, config.prompts_per_round, config.rounds)
     before = range(max(1, number - config.keep_rounds), number)
     earlier = [record for n in before for made in ChunkStore(round_folder(node, n)).all() for record in made.records]
+    with _maker(node, policies) as maker:
+        seed = prompt_seed(config.seed, number, "round")
+        make_pairs(store, prompts, config.chunk, maker, lambda: policies.of(policy), seed, earlier)
+
+
+@contextmanager
+def _maker(node: "Node", policies: Policies) -> Iterator[PairMaker]:
+    """The method's maker with its scorer, where it has one."""
+    config: RoundsConfig = node.config
     with ExitStack() as stack:
         scorer = None
         if METHODS[config.method].scored:
             judge = node.parents.get("scorer.model")
             source = None if judge is None else origin(judge, "scorer.model")
             scorer = stack.enter_context(open_scorer(config.scorer, source))
-        maker = pair_maker(config, policies.tokenizer, scorer)
-        seed = prompt_seed(config.seed, number, "round")
-        make_pairs(store, prompts, config.chunk, maker, lambda: policies.of(policy), seed, earlier)
+        yield pair_maker(config, policies.tokenizer, scorer)
 
 
-def _train(node: "Node", policy: "Parent", number: int) -> "Node":
+def _train(node: "Node", policies: Policies, policy: "Parent", number: int) -> "Node":
     """The round's training, a run of its own."""
     from llm_jax.jobs import graph
 
     folder = round_folder(node, number)
     config = round_config(node.config, str(origin(policy, "init_from").path), folder / "pairs.jsonl")
-    name = f"{node.name}-round{number}"
-    child = graph.make_node(name, "preference", config, {"init_from": policy}, folder / "run")
+    child = graph.make_node(f"{node.name}-round{number}", "preference", config, {"init_from": policy}, folder / "run")
     if not child.is_done():
         graph.refuse_changes(child.workdir, child.record())
-        graph.make([child])
+        online = node.config.method == "online_dpo"
+        graph.make([child], (lambda child: _train_online(node, policies, child)) if online else None)
     return child
+
+
+def _train_online(node: "Node", policies: Policies, child: "Node") -> None:
+    config: RoundsConfig = node.config
+    with _maker(node, policies) as maker:
+        store, seed = ChunkStore(round_folder(node, 1) / "online"), prompt_seed(config.seed, 1, "online")
+        rows = OnlineRows(config, read_prompts(config.data, "train"), store, maker, policies, seed)
+        train_preference(child, rows)
 
 
 def _evaluate(node: "Node", policies: Policies, policy: "Parent", number: int) -> dict[str, float]:

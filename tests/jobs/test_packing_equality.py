@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from llm_jax.base.trees import flatten
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
@@ -20,6 +23,8 @@ from tests.jobs.batches import Document, Pair, document_rows, evaluate, pair_row
 
 VOCAB = 61
 BETA = 0.3
+DPO = preference_loss(PreferenceConfig(beta=BETA))
+CDPO = preference_loss(PreferenceConfig(beta=BETA, label_smoothing=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +155,7 @@ def test_packed_pairs_equal_padded_pairs(decoder: Decoder, params: dict, referen
     a, b, c, d = random_pairs(4, [(7, 12, 9), (1, 3, 20), (15, 8, 1), (4, 30, 31)])
     ref = init_params(decoder, 1)
     rows = pair_rows([[a, b, c], [d]], 128, most_pairs=4)
-    objective, frozen = dpo_objective(decoder, BETA, 0.0, reference), {"ref": ref}
+    objective, frozen = paired_objective(decoder, DPO, reference), {"ref": ref}
     if reference == "stored":
         stored = jax.jit(lambda p: answer_logps(bind(decoder, p), rows))(ref)
         # What a loader joins for absent pairs must not matter.
@@ -168,7 +173,7 @@ def test_packed_pairs_equal_padded_pairs(decoder: Decoder, params: dict, referen
 def test_pairs_in_any_order_and_window_give_the_same(decoder: Decoder, params: dict):
     a, b, c = random_pairs(5, [(7, 12, 9), (2, 3, 20), (15, 8, 1)])
     ref = {"ref": init_params(decoder, 1)}
-    objective = dpo_objective(decoder, BETA, 0.1, "live")
+    objective = paired_objective(decoder, CDPO, "live")
     alone = evaluate(objective, params, ref, pair_rows([[a], [b], [c]], 64, most_pairs=1))
     packed = evaluate(objective, params, ref, pair_rows([[c, b, a]], 128, most_pairs=5))
     assert_same(packed, alone)

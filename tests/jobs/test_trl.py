@@ -16,8 +16,11 @@ from safetensors.numpy import save_file
 from llm_jax.data.config import DataConfig
 from llm_jax.data.prepare import prepare
 from llm_jax.data.tokenizers import load_tokenizer
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.scoring import answer_logps
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models.families import family
 from llm_jax.models.loading import Model, load
 from llm_jax.models.parameter import bind
@@ -151,7 +154,7 @@ def test_dpo_equals_trl(policy: Model, reference: Model, kind: str, mode: Any):
             np.testing.assert_allclose(values[0, : len(pairs)], golden[f"ref_{name}"], rtol=1e-5)
         rows |= {f"ref_{name}": values for name, values in stored.items()}
         frozen = {}
-    objective = dpo_objective(policy.decoder, BETA, 0.0, mode)
+    objective = paired_objective(policy.decoder, preference_loss(PreferenceConfig(beta=BETA)), mode)
     assert_equals_trl(policy, evaluate(objective, policy.params, frozen, rows), golden)
 
 

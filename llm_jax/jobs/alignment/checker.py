@@ -6,7 +6,7 @@ from decimal import Decimal, InvalidOperation
 from llm_jax.data.embedded.problems import is_correct
 from llm_jax.jobs.alignment.prompts import Prompt
 
-MARKED = re.compile(r"(?:####|\bAnswer:|^A:)[^\S\n]*([^\n]+)", re.MULTILINE)
+MARKED = re.compile(r"(?:####|\bAnswer:|^A:)[^\S\n]*((?:(?!####|\bAnswer:)[^\n])+)", re.MULTILINE)
 NUMBER = re.compile(r"-?\$?-?\d[\d,]*(?:\.\d+)?")
 
 

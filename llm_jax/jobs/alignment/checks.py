@@ -13,8 +13,9 @@ from llm_jax.jobs.alignment.prompts import read_prompts
 from llm_jax.jobs.alignment.sampler import encode
 from llm_jax.jobs.alignment.scorers import check_scorer
 from llm_jax.jobs.config import PairsConfig, PreferenceConfig, RoundsConfig, ScorerConfig, TaskEvalConfig
-from llm_jax.jobs.fit import check_shapes
+from llm_jax.jobs.fit import check_shapes, check_training
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
+from llm_jax.jobs.preference import checked_loss
 from llm_jax.sharding import check_divides, make_plan
 from llm_jax.storage.hashes import file_sha256
 from llm_jax.training.loop import check_least
@@ -115,7 +116,9 @@ def _check_method(config: RoundsConfig, method: Method) -> None:
         _refuse_changed(config.scorer, ScorerConfig(), "scorer", f"method={config.method}")
     if config.method not in ("spo", "sppo") and config.scorer.win_probability != "sigmoid":
         raise UserError(f"scorer.win_probability={config.scorer.win_probability} is not read by method={config.method}")
-    if config.method != "online_dpo" and config.sample_every != 1:
+    if config.method == "online_dpo":
+        _check_online(config)
+    elif config.sample_every != 1:
         raise UserError(f"sample_every={config.sample_every} is not read by method={config.method}")
 
 
@@ -151,18 +154,43 @@ def _check_pairs(config: RoundsConfig) -> None:
 
 
 def _check_training(node: "Node") -> None:
+    """The training of a round, as far as it can be told without its pairs."""
     config: RoundsConfig = node.config
     for name in LOOPS_OWN:
         if getattr(config.preference, name) != getattr(PreferenceConfig(), name):
             raise UserError(f"preference.{name} is set, but the loop gives each round its own: see {_instead(name)}")
-    from llm_jax.jobs import preference
-
     # This node stands for the policy: a run whose model is not known yet.
     training = replace(node, config=round_config(config, config.init_from), parents={"init_from": node})
     try:
-        preference.check(training)
+        loss = checked_loss(training.config)
+        check_training(training, "preference")
     except UserError as error:
         raise UserError(f"preference: {error}") from None
+    method, names = config.method, [term.name for term in loss.terms]
+    if loss.unpaired:
+        raise UserError(f"preference.loss_type={names[0]} takes unpaired answers; method={method} makes pairs")
+    wanted = METHODS[method].losses
+    if wanted and not set(wanted) & set(names):
+        raise UserError(
+            f"preference.loss_type={','.join(names)}: method={method} is trained with {' or '.join(wanted)}"
+        )
+    if loss.columns and not METHODS[method].probabilities:
+        raise UserError(f"preference.loss_type={','.join(names)} takes probabilities to win, which method=sppo makes")
+
+
+def _check_online(config: RoundsConfig) -> None:
+    if config.rounds != 1:
+        raise UserError(f"rounds is {config.rounds}; method=online_dpo is one training, of preference.train.steps")
+    if config.prompts_per_round is None:
+        raise UserError("prompts_per_round is not set: of method=online_dpo these prompts are evaluated on")
+    if config.pairs.choose != "max_min":
+        raise UserError(f"pairs.choose={config.pairs.choose} is not read by method=online_dpo, which has max_min")
+    if config.data.packing != "one_per_row":
+        raise UserError(f"data.packing={config.data.packing}: method=online_dpo has a pair in each row (one_per_row)")
+    if config.preference.reference_logps == "stored":
+        raise UserError(
+            "preference.reference_logps=stored: method=online_dpo makes its pairs while it trains; set live"
+        )
 
 
 def _instead(name: str) -> str:

@@ -56,7 +56,7 @@ def _plain(value: Any) -> Any:
             value = getattr(value, method)()
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, int | float) else repr(value)
+    return value if value is None or isinstance(value, int | float | str) else repr(value)
 
 
 def _said(error: BaseException) -> str:

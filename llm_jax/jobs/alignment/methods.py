@@ -39,17 +39,19 @@ class Method:
     written: bool = False
     """Whether each prompt has to come with an answer that somebody wrote."""
     losses: tuple[str, ...] = ()
-    """What `preference.loss_type` has to name; none: whatever it names."""
+    """One of these has to be in `preference.loss_type`; none: whatever it names."""
+    probabilities: bool = False
+    """Whether its scores of the two answers are probabilities to win, as the loss `sppo` takes them."""
 
 
 _HERE = "llm_jax.jobs.alignment.methods"
 METHODS = {
     "iterative_dpo": Method(f"{_HERE}:ScoredPairs"),
-    "iterative_rpo": Method(f"{_HERE}:ScoredPairs"),
+    "iterative_rpo": Method(f"{_HERE}:ScoredPairs", losses=("rpo", "sft")),
     "online_dpo": Method(f"{_HERE}:ScoredPairs"),
     "spo": Method(f"{_HERE}:SelfPlayPairs"),
-    "sppo": Method(f"{_HERE}:WinRatePairs"),
-    "spin": Method(f"{_HERE}:WrittenOverSampled", scored=False, samples=1, written=True),
+    "sppo": Method(f"{_HERE}:WinRatePairs", losses=("sppo", "sppo_hard"), probabilities=True),
+    "spin": Method(f"{_HERE}:WrittenOverSampled", scored=False, samples=1, written=True, losses=("spin", "sigmoid")),
 }
 
 

@@ -1,6 +1,7 @@
 """The policy of whatever round: its weights in one generator, whose programs serve all rounds."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.inference.generation_config import read_end_ids
@@ -48,6 +49,13 @@ class Policies:
             self._generator.update_params(load(source.path, mesh=config.mesh).params)
         self._holds = policy
         return self._generator
+
+    def with_params(self, params: Mapping[str, Any]) -> Generator:
+        """A sampler with the weights of a training that is under way."""
+        generator = self._generator or self.of(self._node.parents["init_from"])
+        generator.update_params(params)
+        self._holds = None
+        return generator
 
 
 def publish_model(node: "Node", last: "Node") -> None:
