@@ -92,7 +92,7 @@ def test_gsm8k_pairs(tokenizer, tmp_path):
     pairs = [read_examples("preference", row, f"{i}") for i, row in enumerate(gsm8k("model_solutions"))]
     wrong = sum(any(not s["is_correct"] for s in marked_solutions(r).values()) for r in gsm8k("model_solutions"))
     assert sum(map(bool, pairs)) == wrong == 876 and sum(map(len, pairs)) == 3053
-    data = DataConfig(path=str(ROOT / "gsm8k/model_solutions.jsonl.gz"), window=1024)
+    data = DataConfig(path=str(ROOT / "gsm8k/model_solutions.jsonl.gz"), window=2048)
     check_records("preference", data)
     counts = prepare("preference", data, tokenizer, tmp_path).summary
     made = [counts[split]["documents"] for split in ("train", "eval")]
