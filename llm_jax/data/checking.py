@@ -83,7 +83,7 @@ def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
         raise UserError(f"loss_type={loss} needs `{columns[0]}` of every pair, which embedded data do not have")
     for where, example in every_example("preference", data):
         for name in columns:
-            if not isinstance(example, Pair) or name not in example.numbers:
+            if not isinstance(example, Pair | StepPair) or name not in example.numbers:
                 raise UserError(f"{where}: loss_type={loss} needs `{name}`, which the record does not have")
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from llm_jax import objectives
 from llm_jax.jobs.first_pass import split_statistics, with_first_pass
-from llm_jax.jobs.preference_loss import PreferenceLoss
+from llm_jax.jobs.preference_loss import SMOOTHED_BY_PAIR, PreferenceLoss
 from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows, sum_by_answer, without_tails
 from llm_jax.jobs.terms import Sums, over_tokens, routing, source_losses, source_metrics, token_count
@@ -113,7 +113,7 @@ def paired_objective(
             given = arguments(term, own, rows)
             if term.named.statistics is not None:
                 given[term.named.statistics] = statistic(term, own | {"present": present}, of_batch)
-            values, said = term.function(*logps_of(own, term.named.reference), **given, **term.arguments)
+            values, said = term.function(*logps_of(own, term.named.reference), **(term.arguments | given))
             values = values if weights is None else values * weights
             sums[term.name] = over_pairs(values, present)
             losses = losses + term.factor * values
@@ -193,6 +193,9 @@ def arguments(term: Term, own: Mapping[str, Array], rows: Rows) -> dict[str, Arr
     given = {name: own[name] for name in term.named.lengths}
     if term.named.scores:
         given |= {f"{side}_scores": rows[f"{side}_score"] for side in SIDES}
+    if term.named.function in SMOOTHED_BY_PAIR and "label_smoothing" in rows:
+        own_smoothing = rows["label_smoothing"]
+        given["label_smoothing"] = jnp.where(jnp.isnan(own_smoothing), term.arguments["label_smoothing"], own_smoothing)
     if term.named.nll is not None:
         given["chosen_nll"] = own[f"{term.named.nll}_nll"]
     return given

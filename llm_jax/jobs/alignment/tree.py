@@ -1,44 +1,21 @@
 """Monte Carlo tree search over the steps of an answer, without a model in sight: MCTS-DPO's search.
 
-Xie et al. 2024 (arXiv:2405.00451), section 3.1. A node is an answer so far; its edge is its last step a. Each simulation
+Xie et al. 2024 (arXiv:2405.00451), section 3.1. A node is an answer so far, its edge its last step a. A simulation
 
     selects    argmax_a Q(s, a) + c p(a) √N(s) / (1 + N(s, a))                 from the root down, the first of equals
     expands    the node it comes to, and goes on selecting, until it is at an answer's end
     backs up   Q(s, a) = r(s, a) + γ V(s'),  V(s) = Σ_a w(a) Q(s, a) / Σ_a w(a),  N += 1    from there to the root
 
 with r(s, a) = R(s') - R(s), the difference of what the two nodes are worth by themselves. Where the authors' code
-(github.com/YuxiXie/MCTS-DPO, `mcts.py`) reads this differently, a field of `Rules` chooses.
+(github.com/YuxiXie/MCTS-DPO, `mcts.py`) reads this differently, a field of `TreeConfig` chooses.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Rules:
-    """How a tree is searched. Defaults are the paper's."""
-
-    simulations: int = 32
-    """From the root; with `every_depth` from each node of the path that is taken."""
-    root_factor: int = 1
-    """Times as many from the root itself (authors: 4)."""
-    every_depth: bool = False
-    """Searches again from the best child, until an answer's end (authors: yes), or from the root alone."""
-    exploration: float = 1.0
-    """c (the authors' `w_exp`)."""
-    discount: float = 1.0
-    """γ"""
-    length_penalty: float = 1.25
-    """λ of the prior, from a step's number of tokens."""
-    prior: Literal["paper", "authors"] = "paper"
-    """paper: p = π(a|s) / |a|^λ; authors: p = exp(log π(a|s) / |a|^λ), which is far larger for a long step."""
-    weights: Literal["paper", "authors"] = "paper"
-    """Of V: the number of visits N(s, a) (0 for a child that was never visited), or max(1, N(s, a))."""
-    visits: Literal["paper", "authors"] = "paper"
-    """paper: one per node and simulation; authors: the root one more, and every node of the path one more for each
-    node that the simulation expands below the root."""
+from llm_jax.jobs.config import TreeConfig
 
 
 @dataclass(frozen=True)
@@ -104,60 +81,60 @@ def expand(node: Node, steps: Sequence[Step]) -> None:
     node.children = [Node(distinct[text], node, node.depth + 1) for text in dict.fromkeys(s.text for s in steps)]
 
 
-def prior(step: Step, rules: Rules) -> float:
+def prior(step: Step, config: TreeConfig) -> float:
     """p(a): how likely the policy finds a step, for its length."""
-    scale = max(1, step.tokens) ** rules.length_penalty
-    return math.exp(step.logp / scale) if rules.prior == "authors" else math.exp(step.logp) / scale
+    scale = max(1, step.tokens) ** config.length_penalty
+    return math.exp(step.logp / scale) if config.prior == "authors" else math.exp(step.logp) / scale
 
 
-def puct(node: Node, rules: Rules) -> float:
+def puct(node: Node, config: TreeConfig) -> float:
     """What the selection maximises."""
     assert node.parent is not None
-    explored = prior(node.step, rules) * math.sqrt(node.parent.visits) / (1 + node.visits)
-    return node.quality + rules.exploration * explored
+    explored = prior(node.step, config) * math.sqrt(node.parent.visits) / (1 + node.visits)
+    return node.quality + config.exploration * explored
 
 
-def back_up(path: Sequence[Node], rules: Rules) -> None:
+def back_up(path: Sequence[Node], config: TreeConfig) -> None:
     """Carries what was found at a path's end to its beginning; the end's own V stays."""
     for node in reversed(path):
         if node.children and node is not path[-1]:
-            weights = [max(1, c.visits) if rules.weights == "authors" else c.visits for c in node.children]
+            weights = [max(1, c.visits) if config.weights == "authors" else c.visits for c in node.children]
             if any(weights):
                 pairs = zip(weights, node.children, strict=True)
                 node.total = sum(w * child.quality for w, child in pairs) / sum(weights)
         node.visits += 1
         if node.parent is not None:
-            node.quality = node.reward + rules.discount * node.total
+            node.quality = node.reward + config.discount * node.total
 
 
-def search(start: Node, rules: Rules) -> Iterator[Node]:
+def search(start: Node, config: TreeConfig) -> Iterator[Node]:
     """Searches a tree; yields each node that is to be expanded, which the caller has to do before it goes on.
 
     So that one caller can expand a node each of many trees at a time.
     """
     node = start
     while not node.terminal:
-        for _ in range(rules.simulations * (rules.root_factor if node.parent is None else 1)):
-            yield from _simulate(node, rules)
-        if not rules.every_depth or not node.children:
+        for _ in range(config.simulations * (config.root_factor if node.parent is None else 1)):
+            yield from _simulate(node, config)
+        if not config.every_depth or not node.children:
             return
         node = best(node)
 
 
-def _simulate(start: Node, rules: Rules) -> Iterator[Node]:
+def _simulate(start: Node, config: TreeConfig) -> Iterator[Node]:
     path = [start]
-    twice = rules.visits == "authors"
+    twice = config.visits == "authors"
     start.visits += twice
     while not path[-1].terminal:
         node = path[-1]
         if node.children is None:
             yield node
             if twice and node.parent is not None:
-                back_up(path, rules)
+                back_up(path, config)
             if not node.children:
                 break
-        path.append(max(node.children or (), key=lambda child: puct(child, rules)))
-    back_up(path, rules)
+        path.append(max(node.children or (), key=lambda child: puct(child, config)))
+    back_up(path, config)
 
 
 def best(node: Node) -> Node:

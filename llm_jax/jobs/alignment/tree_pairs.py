@@ -2,23 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from llm_jax.jobs.alignment.tree import Node, every_node, main_path
-
-
-@dataclass(frozen=True)
-class PairRules:
-    """Which children become pairs. Defaults are the paper's."""
-
-    nodes: Literal["path", "all"] = "path"
-    """Whose children: of the nodes on the best path, one pair a depth; or of every node."""
-    rejected: Literal["worst", "second"] = "worst"
-    """The child of the lowest Q (paper, and the authors' --choose_worst), or of the second highest (authors)."""
-    visited: bool = True
-    """Takes children only that a simulation went through; the authors take all, whose Q then is their own reward."""
-    smoothing: Literal["visits", "none"] = "visits"
-    """visits: the paper's conservative DPO, `visit_smoothing`; the authors' trainer has none but with --conservative."""
+from llm_jax.jobs.config import TreeConfig
 
 
 @dataclass(frozen=True)
@@ -38,23 +24,23 @@ def visit_smoothing(chosen_visits: int, rejected_visits: int) -> float:
     return min(1 - 1 / (1 + rejected_visits / max(1, chosen_visits)), 0.5)
 
 
-def tree_pairs(start: Node, rules: PairRules) -> list[TreePair]:
+def tree_pairs(start: Node, config: TreeConfig) -> list[TreePair]:
     """The pairs of a tree, parents before children. None where the best Q is not above the other's."""
-    nodes = main_path(start) if rules.nodes == "path" else every_node(start)
-    pairs = [_pair(node.children or (), rules) for node in nodes]
+    nodes = main_path(start) if config.pairs_of == "path" else every_node(start)
+    pairs = [_pair(node.children or (), config) for node in nodes]
     return [pair for pair in pairs if pair is not None]
 
 
-def _pair(children: Sequence[Node], rules: PairRules) -> TreePair | None:
+def _pair(children: Sequence[Node], config: TreeConfig) -> TreePair | None:
     # The authors sort by (Q, π, r, value); at temperature 0 their π marks the child that was visited most.
     ranked = sorted(
-        (child for child in children if child.visits or not rules.visited),
+        (child for child in children if child.visits or config.unvisited),
         key=lambda child: (child.quality, child.visits, child.reward, child.step.value),
     )
     if len(ranked) < 2:
         return None
-    chosen, rejected = ranked[-1], ranked[0 if rules.rejected == "worst" else -2]
+    chosen, rejected = ranked[-1], ranked[0 if config.rejected == "worst" else -2]
     if not chosen.quality > rejected.quality:
         return None
-    smoothing = visit_smoothing(chosen.visits, rejected.visits) if rules.smoothing == "visits" else 0.0
+    smoothing = visit_smoothing(chosen.visits, rejected.visits) if config.smoothing == "visits" else 0.0
     return TreePair(chosen, rejected, smoothing)

@@ -6,8 +6,9 @@ import math
 import pytest
 
 from llm_jax.jobs.alignment import tree
-from llm_jax.jobs.alignment.tree import Rules, Step, expand, search
-from llm_jax.jobs.alignment.tree_pairs import PairRules, tree_pairs, visit_smoothing
+from llm_jax.jobs.alignment.tree import Step, expand, search
+from llm_jax.jobs.alignment.tree_pairs import tree_pairs, visit_smoothing
+from llm_jax.jobs.config import TreeConfig
 
 # name: (parent, p, R, terminal). Steps have one token, so that p = π whatever λ is.
 HAND = {
@@ -36,10 +37,10 @@ DEEP = {
 }
 
 
-def searched(table, rules):
+def searched(table, config):
     """A tree of the table's nodes, and its nodes by name."""
     start = tree.root()
-    for node in search(start, rules):
+    for node in search(start, config):
         own = "" if node.parent is None else node.step.text
         children = [(name, *rest) for name, (parent, *rest) in table.items() if parent == own]
         expand(node, [Step(name, math.log(p), 1, value, terminal) for name, p, value, terminal in children])
@@ -105,7 +106,7 @@ BY_HAND = {
 @pytest.mark.parametrize("simulations", BY_HAND)
 def test_first_simulations_are_those_worked_out_by_hand(simulations):
     visits, quality_a, quality_b, total = BY_HAND[simulations]
-    start, nodes = searched(HAND, Rules(simulations=simulations))
+    start, nodes = searched(HAND, TreeConfig(simulations=simulations))
     opened = [name for name in HAND if name in nodes]
     assert {name: nodes[name].visits for name in opened} == {n: v for n, v in zip(HAND, visits) if n in opened}
     assert nodes["A"].quality == pytest.approx(quality_a) and nodes["B"].quality == pytest.approx(quality_b)
@@ -118,8 +119,8 @@ def test_first_simulations_are_those_worked_out_by_hand(simulations):
 @pytest.mark.parametrize(("exploration", "discount"), [(1.0, 1.0), (3.0, 0.9)])
 def test_visits_and_qualities_equal_the_table(simulations, authors, table, exploration, discount):
     how = "authors" if authors else "paper"
-    rules = Rules(simulations, exploration=exploration, discount=discount, weights=how, visits=how)
-    start, nodes = searched(table, rules)
+    config = TreeConfig(simulations, exploration=exploration, discount=discount, weights=how, visits=how)
+    start, nodes = searched(table, config)
     N, V, Q = by_table(table, simulations, exploration, discount, authors)
     for name, node in nodes.items():
         assert node.visits == N[name]
@@ -139,30 +140,30 @@ def _check_pairs(start, nodes, table, N, Q):
             few, many = N[ranked[0]], N[ranked[-1]]
             expected.append((ranked[-1], ranked[0], min(few / (few + many), 0.5)))
         name = max(children, key=lambda x: (N[x], Q[x]))
-    pairs = tree_pairs(start, PairRules())
+    pairs = tree_pairs(start, TreeConfig())
     assert [(pair.chosen.step.text, pair.rejected.step.text) for pair in pairs] == [pair[:2] for pair in expected]
     assert [pair.label_smoothing for pair in pairs] == pytest.approx([pair[2] for pair in expected])
 
 
 def test_pairs_after_twenty_simulations():
     """The two readings differ: who is rejected, and whether a child counts that no simulation went through."""
-    start, nodes = searched(DEEP, Rules(20, exploration=3.0))
+    start, nodes = searched(DEEP, TreeConfig(20, exploration=3.0))
     root_children = sorted((nodes[name].quality, name) for name in "ABC")
-    by_paper = tree_pairs(start, PairRules())[0]
-    by_authors = tree_pairs(start, PairRules(rejected="second", visited=False, smoothing="none"))[0]
+    by_paper = tree_pairs(start, TreeConfig())[0]
+    by_authors = tree_pairs(start, TreeConfig(rejected="second", unvisited=True, smoothing="none"))[0]
     assert (by_paper.chosen.step.text, by_paper.rejected.step.text) == (root_children[2][1], root_children[0][1])
     assert (by_authors.chosen.step.text, by_authors.rejected.step.text) == (root_children[2][1], root_children[1][1])
     assert by_authors.label_smoothing == 0 < by_paper.label_smoothing <= 0.5
-    everywhere = tree_pairs(start, PairRules(nodes="all"))
-    assert len(everywhere) >= len(tree_pairs(start, PairRules()))
+    everywhere = tree_pairs(start, TreeConfig(pairs_of="all"))
+    assert len(everywhere) >= len(tree_pairs(start, TreeConfig()))
     assert all(pair.chosen.parent is pair.rejected.parent for pair in everywhere)
 
 
 def test_equal_children_are_no_pair():
     table = {"A": ("", 0.5, 1.0, True), "B": ("", 0.5, 1.0, True)}
-    start, _ = searched(table, Rules(8, exploration=5.0))
+    start, _ = searched(table, TreeConfig(8, exploration=5.0))
     assert [child.visits > 0 for child in start.children or ()] == [True, True]
-    assert tree_pairs(start, PairRules()) == []
+    assert tree_pairs(start, TreeConfig()) == []
 
 
 @pytest.mark.parametrize(
@@ -177,16 +178,16 @@ def test_smoothing(chosen, rejected, smoothing):
 def test_priors():
     """p = π / |a|^λ and p = exp(log π / |a|^λ), λ = 1.25, of a step of 4 tokens."""
     step = Step("a", -2.0, 4, 0.0)
-    assert tree.prior(step, Rules()) == pytest.approx(math.exp(-2.0) / 4**1.25)
-    assert tree.prior(step, Rules(prior="authors")) == pytest.approx(math.exp(-2.0 / 4**1.25))
+    assert tree.prior(step, TreeConfig(prior="paper")) == pytest.approx(math.exp(-2.0) / 4**1.25)
+    assert tree.prior(step, TreeConfig()) == pytest.approx(math.exp(-2.0 / 4**1.25))
 
 
 def test_searching_again_at_every_depth():
-    start, _ = searched(DEEP, Rules(4, root_factor=2, every_depth=True))
+    start, _ = searched(DEEP, TreeConfig(4, root_factor=2, every_depth=True))
     path = tree.main_path(start)
     assert start.visits == 8 and path[-1].terminal
     # Each node of the path but its end was the root of four more simulations.
-    once = searched(DEEP, Rules(8))[1]
+    once = searched(DEEP, TreeConfig(8))[1]
     assert path[1].visits == once[path[1].step.text].visits + 4
     assert all(node.visits >= 4 for node in path[1:])
 
@@ -194,7 +195,7 @@ def test_searching_again_at_every_depth():
 def test_dead_ends_and_repeated_steps():
     """A node below which nothing was found ends its path; equal steps are one child."""
     start = tree.root()
-    for node in search(start, Rules(3)):
+    for node in search(start, TreeConfig(3)):
         same = Step("a", -1.0, 1, 0.5)
         expand(node, [same, same, Step("b", -1.0, 1, 0.1)] if node is start else [])
     assert [child.step.text for child in start.children or ()] == ["a", "b"]
@@ -202,7 +203,7 @@ def test_dead_ends_and_repeated_steps():
 
 
 def test_trees_are_json():
-    start, _ = searched(HAND, Rules(6))
+    start, _ = searched(HAND, TreeConfig(6))
     stored = json.loads(json.dumps(tree.as_json(start)))
     assert stored["N"] == 6 and [child["text"] for child in stored["children"]] == ["A", "B"]
     assert stored["children"][0]["children"][1] == {
