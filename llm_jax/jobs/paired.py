@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from llm_jax import objectives
-from llm_jax.jobs.first_pass import split_statistics, with_first_pass
-from llm_jax.jobs.preference_loss import PreferenceLoss
+from llm_jax.jobs.first_pass import own_rows, split_statistics, with_first_pass
+from llm_jax.jobs.preference_loss import PreferenceLoss, Term
 from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows, sum_by_answer, without_tails
 from llm_jax.jobs.terms import Sums, over_tokens, routing, source_losses, source_metrics, token_count
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.mtp import same_document
 from llm_jax.models.parameter import bind
-from llm_jax.training.terms import Objective, Params, Rows
+from llm_jax.training.terms import Objective, Params, Rows, Statistics
 
 Reference = Literal["stored", "live", "none"]
 SIDES = ("chosen", "rejected")

@@ -57,14 +57,13 @@ def check_rounds(node: "Node") -> None:
     _check_pairs(config)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     _check_training(node)
-    prompts = read_prompts(config.data, "train")
+    prompts = [*read_prompts(config.data, "train"), *read_prompts(config.data, "eval")]
     wanted = (("answer", method.scored and config.scorer.kind == "answer"), ("written", method.written))
     for name, needed in wanted:
         lacking = next((prompt for prompt in prompts if needed and getattr(prompt, name) is None), None)
         if lacking is not None:
             what = "an `answer`, which scorer.kind=answer checks" if name == "answer" else "an answer that is preferred"
             raise UserError(f"{lacking.where}: the prompt comes without {what}")
-    held_out(config)
     for field, parent in node.parents.items():
         if not hasattr(parent, "workdir"):
             source = origin(parent, field)
