@@ -193,8 +193,8 @@ class TreeConfig:
     length_penalty: float = 1.25
     """lambda of the prior, the exponent of a step's number of tokens."""
     prior: Literal["authors", "paper"] = "authors"
-    """authors: p = exp(log pi(a|s) / |a|^lambda), as their code has it; paper: p = pi(a|s) / |a|^lambda, which of a step of
-    a dozen tokens is so small that nothing is explored."""
+    """authors: p = exp(log pi(a|s) / |a|^lambda), as in their code; paper: p = pi(a|s) / |a|^lambda, which of a dozen
+    tokens is so small that nothing is explored."""
     weights: Literal["paper", "authors"] = "paper"
     """Of V's mean. paper: visits N(s, a), 0 for a child that was never visited; authors: max(1, N(s, a))."""
     visits: Literal["paper", "authors"] = "paper"

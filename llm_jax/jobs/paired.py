@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from llm_jax import objectives
-from llm_jax.jobs.first_pass import split_statistics, with_first_pass
-from llm_jax.jobs.preference_loss import SMOOTHED_BY_PAIR, PreferenceLoss
+from llm_jax.jobs.first_pass import own_rows, split_statistics, with_first_pass
+from llm_jax.jobs.preference_loss import SMOOTHED_BY_PAIR, PreferenceLoss, Term
 from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows, sum_by_answer, without_tails
 from llm_jax.jobs.terms import Sums, over_tokens, routing, source_losses, source_metrics, token_count
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.mtp import same_document
 from llm_jax.models.parameter import bind
-from llm_jax.training.terms import Objective, Params, Rows
+from llm_jax.training.terms import Objective, Params, Rows, Statistics
 
 Reference = Literal["stored", "live", "none"]
 SIDES = ("chosen", "rejected")
@@ -113,7 +113,7 @@ def paired_objective(
             given = arguments(term, own, rows)
             if term.named.statistics is not None:
                 given[term.named.statistics] = statistic(term, own | {"present": present}, of_batch)
-            values, said = term.function(*logps_of(own, term.named.reference), **(term.arguments | given))
+            values, said = term.function(*logps_of(own, term.named.reference), **(dict(term.arguments) | given))
             values = values if weights is None else values * weights
             sums[term.name] = over_pairs(values, present)
             losses = losses + term.factor * values

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llm_jax import objectives
 from llm_jax.jobs.first_pass import split_statistics, with_first_pass
 from llm_jax.jobs.paired import SIDES, Reference
 from llm_jax.jobs.preference_loss import PreferenceLoss

@@ -59,7 +59,7 @@ def check_rounds(node: "Node") -> None:
     check_steps(config)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     _check_training(node)
-    prompts = read_prompts(config.data, "train")
+    prompts = [*read_prompts(config.data, "train"), *read_prompts(config.data, "eval")]
     checked = method.answers or (method.scored and config.scorer.kind == "answer")
     wanted = (("answer", checked), ("written", method.written))
     for name, needed in wanted:
@@ -67,7 +67,6 @@ def check_rounds(node: "Node") -> None:
         if lacking is not None:
             what = "an `answer` to check against" if name == "answer" else "an answer that is preferred"
             raise UserError(f"{lacking.where}: the prompt comes without {what}")
-    held_out(config)
     for field, parent in node.parents.items():
         if not hasattr(parent, "workdir"):
             source = origin(parent, field)
