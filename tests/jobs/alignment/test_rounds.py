@@ -82,7 +82,7 @@ def test_each_round_begins_where_the_one_before_ended(rounds):
 def test_the_run_is_a_model_of_its_own(rounds):
     last = Checkpoints(round_of(rounds, 2) / "run" / "checkpoints")
     own, exported = load(rounds.workdir.path), load(rounds.workdir.export)
-    trained = flatten(last.restore_numpy(last.newest_good())["params"]["policy"])
+    trained = flatten(last.restore_numpy(rounds.config.preference.train.steps)["params"]["policy"])
     for name, array in flatten(own.params).items():
         np.testing.assert_array_equal(array, trained[name])
         np.testing.assert_array_equal(array, flatten(exported.params)[name])
@@ -98,7 +98,7 @@ def test_a_maker_is_a_function_of_its_arguments(rounds):
     with open_scorer(config.scorer, None) as scorer:
         maker = pair_maker(config, tokenizer, scorer)
         stored = ChunkStore(round_of(rounds, 1)).read(0)
-        assert maker(chunk, sampler, seed) == stored
+        assert stored is not None and maker(chunk, sampler, seed) == stored
         assert maker(chunk, sampler, seed + 1).records != stored.records
 
 
