@@ -134,8 +134,9 @@ def paired_objective(
         weights = rows.get("weight")
         if not loss.use_weighting:
             return weights
-        aligned = sum_by_answer(jax.lax.stop_gradient(scores["logps"] - scores["log_sum_sq_probs"]), mask, rows)
-        wpo = objectives.wpo(*aligned, own["chosen_lengths"], own["rejected_lengths"])
+        # Of all tokens alike, whatever weights `ld_alpha` gives them.
+        logps, squares = (sum_by_answer(scores[name], mask, rows) for name in ("logps", "log_sum_sq_probs"))
+        wpo = objectives.wpo(*logps, *squares, own["chosen_lengths"], own["rejected_lengths"])
         return wpo if weights is None else wpo * weights
 
     def weights(batch: Rows) -> dict[str, Array]:

@@ -55,7 +55,7 @@ def assert_same(one: tuple[Any, dict, dict], other: tuple[Any, dict, dict]) -> N
     # A reward is β times a difference of sums of log-probabilities near 100, each rounded twice.
     rounding = 2 * BETA * float(np.spacing(np.float32(100)))
     for name, value in one[1].items():
-        atol = rounding if name.startswith("rewards/") else 0
+        atol = rounding if name.startswith("rewards/") else rounding / BETA if name == "implicit_kl" else 0
         np.testing.assert_allclose(value, other[1][name], rtol=1e-5, atol=atol, err_msg=name)
     for path, grad in one[2].items():
         difference = np.linalg.norm(np.asarray(grad - other[2][path]))
@@ -139,6 +139,10 @@ def padded_pairs(decoder: Decoder, pairs: list[Pair], ref: Mapping) -> Callable:
         losses, metrics = dpo(sums[:n], sums[n:], *jnp.split(scores(ref)[2], 2), beta=BETA)
         mean_logits, right = logits.mean(axis=-1), logits.argmax(axis=-1) == tokens[:, 1:]
         entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+        lengths = counted.sum(axis=1)
+        ratios, probs = sums - scores(ref)[2], jnp.exp(sums / lengths)
+        watched = {"lengths/chosen": lengths[:n], "lengths/rejected": lengths[n:], "implicit_kl": ratios}
+        metrics |= watched | {"probs/chosen": probs[:n], "probs/rejected": probs[n:]}
         metrics = {name: values.mean() for name, values in metrics.items()} | {
             "entropy": entropy[counted].mean(),
             "mean_token_accuracy": right[:n][counted[:n]].mean(),

@@ -4,7 +4,8 @@
     HF_HUB_OFFLINE=1 python tests/oracles/trl_preference.py
 
 writes `tests/golden/trl/preference_{dpo,kto,cpo,orpo}.npz`. Of each case its options (JSON), loss, metrics, and of each
-parameter's gradient its norm and projections of `recipe.project`, in float64.
+parameter's gradient its norm and projections of `recipe.project`, in float64. `other` among the options is how far the
+reference's weights lie from the policy's.
 """
 
 import json
@@ -16,7 +17,7 @@ from recipe import project
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-from trl_tiny import PAIRS, UNPAIRED, dataset, make_model, make_tokenizer, write
+from trl_tiny import PAIRS, UNMERGED, UNPAIRED, dataset, make_model, make_tokenizer, write
 
 DPO = {
     "sigmoid": {},
@@ -34,7 +35,8 @@ DPO = {
     "discopop": {"beta": 0.01},
     "sft": {},
     "sigmoid_norm": {},
-    "forward_kl": {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl", "beta": 0.01},
+    # Its rewards grow with the exponential of the log-ratio: the reference is nearer.
+    "forward_kl": {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl", "other": 0.1},
     "js_divergence": {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence"},
     "alpha_divergence": {
         "loss_type": ["sigmoid"],
@@ -102,11 +104,11 @@ def experimental(trainer, batch):
     return trainer.get_batch_loss_metrics(trainer.model, batch, "train")
 
 
-def save(name: str, cases: dict[str, dict], made) -> None:
-    arrays = {}
+def save(name: str, cases: dict[str, dict], records: list[dict], made) -> None:
+    arrays = {"records": np.array(json.dumps(records))}
     for case, options in cases.items():
         given = {"loss_type": case, **options}
-        found = made(given)
+        found = made(dict(given))
         arrays |= {f"{case}/{key}": value for key, value in found.items() if key != "tensors"}
         arrays |= {f"{case}/options": np.array(json.dumps(given)), "tensors": found["tensors"]}
         print(case, float(found["loss"]), dict(zip(found["metric_names"].tolist(), found["metrics"].round(4).tolist())))
@@ -118,9 +120,10 @@ def main() -> None:
     plain, with_bos = make_tokenizer(), make_tokenizer(bos=True)
 
     def dpo(options: dict) -> dict:
+        other = options.pop("other", 1.0)
         config = DPOConfig(**arguments(PAIRS) | {"beta": 0.1} | options)
         given = {"args": config, "train_dataset": dataset(PAIRS), "processing_class": plain}
-        return judged(DPOTrainer(make_model(), make_model(other=1.0), **given), stable)
+        return judged(DPOTrainer(make_model(), make_model(other=other), **given), stable)
 
     def kto(options: dict) -> dict:
         config = KTOConfig(**arguments(UNPAIRED) | {"beta": 0.1, "train_sampling_strategy": "sequential"} | options)
@@ -128,18 +131,20 @@ def main() -> None:
         return judged(KTOTrainer(make_model(), make_model(other=1.0), **given), stable)
 
     def cpo(options: dict) -> dict:
-        config = CPOConfig(**arguments(PAIRS) | options)
-        trainer = CPOTrainer(make_model(), config, train_dataset=dataset(PAIRS), processing_class=with_bos)
+        config = CPOConfig(**arguments(UNMERGED) | options)
+        trainer = CPOTrainer(make_model(), config, train_dataset=dataset(UNMERGED), processing_class=with_bos)
         return judged(trainer, experimental)
 
     def orpo(options: dict) -> dict:
         del options["loss_type"]
-        config = ORPOConfig(**arguments(PAIRS) | options)
-        trainer = ORPOTrainer(make_model(), config, train_dataset=dataset(PAIRS), processing_class=with_bos)
+        config = ORPOConfig(**arguments(UNMERGED) | options)
+        trainer = ORPOTrainer(make_model(), config, train_dataset=dataset(UNMERGED), processing_class=with_bos)
         return judged(trainer, experimental)
 
-    for name, cases, made in (("dpo", DPO, dpo), ("kto", KTO, kto), ("cpo", CPO, cpo), ("orpo", ORPO, orpo)):
-        save(f"preference_{name}", cases, made)
+    save("preference_dpo", DPO, PAIRS, dpo)
+    save("preference_kto", KTO, UNPAIRED, kto)
+    save("preference_cpo", CPO, UNMERGED, cpo)
+    save("preference_orpo", ORPO, UNMERGED, orpo)
 
 
 if __name__ == "__main__":
