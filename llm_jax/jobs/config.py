@@ -161,6 +161,56 @@ class PairsConfig:
 
 
 @dataclass(frozen=True)
+class StepsConfig:
+    locate: Literal["equations", "continuations"] = "equations"
+    """How the first wrong step of a wrong answer is found: by its equations (those of word problems, GSM8K's marks), or
+    as the first behind which none of `sampling.n` continuations is right."""
+    most: int = 2
+    """Wrong answers of one prompt that are corrected, at most."""
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    simulations: int = 32
+    """From the root; with `every_depth` from each node of the path that is taken."""
+    root_factor: int = 1
+    """Times as many from the root itself (the authors' code: 4)."""
+    every_depth: bool = False
+    """Searches again from the best child, and so on to an answer's end (the authors' code), or from the root alone."""
+    depth: int = 5
+    """Most steps of an answer; the last one is the whole rest."""
+    separator: str = "\n"
+    """What closes a step."""
+    value: Literal["outcome", "self", "both"] = "outcome"
+    """R of a node. outcome: of a whole answer its score (right 1, wrong -1), else 0; self: how likely the policy finds
+    that the steps are right; both: their sum (paper)."""
+    question: str = "Are all of these steps right? Answer with yes or no."
+    """self, both: what the policy is asked about its steps."""
+    exploration: float = 1.0
+    """c of PUCT (the authors' `w_exp`)."""
+    discount: float = 1.0
+    """gamma of the backup."""
+    length_penalty: float = 1.25
+    """lambda of the prior, the exponent of a step's number of tokens."""
+    prior: Literal["authors", "paper"] = "authors"
+    """authors: p = exp(log pi(a|s) / |a|^lambda), as in their code; paper: p = pi(a|s) / |a|^lambda, which of a dozen
+    tokens is so small that nothing is explored."""
+    weights: Literal["paper", "authors"] = "paper"
+    """Of V's mean. paper: visits N(s, a), 0 for a child that was never visited; authors: max(1, N(s, a))."""
+    visits: Literal["paper", "authors"] = "paper"
+    """paper: one per node and simulation; authors: the root one more, and every node of the path one more for each
+    node that the simulation expands below the root."""
+    pairs_of: Literal["path", "all"] = "path"
+    """Whose children make pairs: the nodes' on the path of most visits, one pair a depth (paper), or every node's."""
+    rejected: Literal["worst", "second"] = "worst"
+    """The child of the lowest Q (paper; the authors' --choose_worst), or of the second highest (the authors' code)."""
+    unvisited: bool = False
+    """Takes children too that no simulation went through, whose Q is their own reward (the authors' code)."""
+    smoothing: Literal["visits", "none"] = "visits"
+    """visits: conservative DPO, each pair's label_smoothing from its visits (paper; the authors' --conservative)."""
+
+
+@dataclass(frozen=True)
 class RoundsConfig:
     job: Literal["rounds"] = "rounds"
     init_from: ModelRef | None = None
@@ -187,6 +237,10 @@ class RoundsConfig:
     """n: samples per prompt."""
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    steps: StepsConfig = field(default_factory=StepsConfig)
+    """step_dpo: how wrong steps are found."""
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    """mcts_dpo: how steps are searched; sampling.n: steps drawn from a node, sampling.max_tokens: longest step."""
     data: DataConfig = field(default_factory=DataConfig)
     """path: records of `prompt` (and `answer`), `question` and `answer`, or demonstrations; None: word problems."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)

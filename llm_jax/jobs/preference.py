@@ -4,12 +4,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.fit import LiveRows, check_training, fit, prepare_child, setup
+from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.paired import paired_objective
 from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
@@ -50,7 +52,9 @@ def checked_loss(config: PreferenceConfig) -> PreferenceLoss:
 
 def prepare(node: "Node") -> None:
     """Renders and packs the records with the policy's tokenizer, which has to be the reference's too."""
-    prepare_child(node, preference_loss(node.config).kind)
+    loss = preference_loss(node.config)
+    prepare_child(node, loss.kind)
+    refuse_smoothing(node, loss)
     if "reference" in node.parents:
         parent = origin(node.parents["reference"], "reference")
         parent.model.check_predicts("reference")
@@ -58,6 +62,19 @@ def prepare(node: "Node") -> None:
         policy = load_tokenizer(origin(node.parents["init_from"], "init_from").tokenizer)
         if reference.fingerprint != policy.fingerprint:
             raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
+
+
+def refuse_smoothing(node: "Node", loss: PreferenceLoss) -> None:
+    """Raises UserError for records with a `label_smoothing` of their own that none of the losses reads."""
+    data = node.config.data
+    if loss.unpaired or loss.smoothed_by_pair or (data.path is None and not data.mixture):
+        return
+    rows = packed_rows(node, loss.kind, load_tokenizer(node.workdir.tokenizer))
+    for side in (rows.train, rows.eval):
+        columns = side.columns("pair_index", "label_smoothing")
+        if (~np.isnan(columns["label_smoothing"]) & (columns["pair_index"] >= 0)).any():
+            names = ",".join(term.name for term in loss.terms)
+            raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
 
 
 def run(node: "Node") -> None:

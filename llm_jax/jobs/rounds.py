@@ -176,7 +176,8 @@ def _last_metrics(child: "Node") -> dict[str, float]:
 
 
 def write_metrics(node: "Node", lines: list[dict[str, float]]) -> None:
-    """metrics.jsonl with a line per round, whose number is its step; samples before and after; the report."""
+    """metrics.jsonl with a line per round, whose number is its step; samples before and after, searched trees of
+    the last round; the report."""
     text = "".join(json.dumps({"step": number} | line) + "\n" for number, line in enumerate(lines) if line)
     write_atomically(node.workdir.metrics, text)
     first, last = (round_folder(node, number) / "eval.json" for number in (0, len(lines) - 1))
@@ -185,6 +186,9 @@ def write_metrics(node: "Node", lines: list[dict[str, float]]) -> None:
         for before, after in zip(read_json(first)["answers"], read_json(last)["answers"], strict=True):
             shown.append({"prompt": after["prompt"], "answer": after["answer"]})
             shown[-1] |= {"before": before["completion"], "after": after["completion"]}
+    trees = [note for made in ChunkStore(last.parent).all() for note in made.notes if "tree" in note]
+    if trees := trees[: node.config.task_eval.samples]:
+        write_atomically(node.workdir.trees, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in trees))
     rows = shown[: node.config.task_eval.samples]
     write_atomically(node.workdir.samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_report(node.workdir)

@@ -12,6 +12,7 @@ from llm_jax.jobs.alignment.methods import METHODS, Method
 from llm_jax.jobs.alignment.prompts import read_prompts
 from llm_jax.jobs.alignment.sampler import encode
 from llm_jax.jobs.alignment.scorers import check_scorer
+from llm_jax.jobs.alignment.step_checks import check_steps
 from llm_jax.jobs.config import PairsConfig, PreferenceConfig, RoundsConfig, ScorerConfig, TaskEvalConfig
 from llm_jax.jobs.fit import check_shapes, check_training
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
@@ -55,14 +56,16 @@ def check_rounds(node: "Node") -> None:
     _check_method(config, method)
     _check_sampling(config, method)
     _check_pairs(config)
+    check_steps(config)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     _check_training(node)
     prompts = [*read_prompts(config.data, "train"), *read_prompts(config.data, "eval")]
-    wanted = (("answer", method.scored and config.scorer.kind == "answer"), ("written", method.written))
+    checked = method.answers or (method.scored and config.scorer.kind == "answer")
+    wanted = (("answer", checked), ("written", method.written))
     for name, needed in wanted:
         lacking = next((prompt for prompt in prompts if needed and getattr(prompt, name) is None), None)
         if lacking is not None:
-            what = "an `answer`, which scorer.kind=answer checks" if name == "answer" else "an answer that is preferred"
+            what = "an `answer` to check against" if name == "answer" else "an answer that is preferred"
             raise UserError(f"{lacking.where}: the prompt comes without {what}")
     for field, parent in node.parents.items():
         if not hasattr(parent, "workdir"):

@@ -38,6 +38,8 @@ class Method:
     """Least number of samples per prompt."""
     written: bool = False
     """Whether each prompt has to come with an answer that somebody wrote."""
+    answers: bool = False
+    """Whether each prompt has to come with its right answer, whoever scores."""
     losses: tuple[str, ...] = ()
     """One of these has to be in `preference.loss_type`; none: whatever it names."""
     probabilities: bool = False
@@ -51,6 +53,8 @@ METHODS = {
     "online_dpo": Method(f"{_HERE}:ScoredPairs"),
     "spo": Method(f"{_HERE}:SelfPlayPairs"),
     "sppo": Method(f"{_HERE}:WinRatePairs", losses=("sppo", "sppo_hard"), probabilities=True),
+    "step_dpo": Method("llm_jax.jobs.alignment.stepwise:StepPairs", scored=False, answers=True, samples=1),
+    "mcts_dpo": Method("llm_jax.jobs.alignment.tree_search:TreePairs"),
     "spin": Method(f"{_HERE}:WrittenOverSampled", scored=False, samples=1, written=True, losses=("spin", "sigmoid")),
 }
 

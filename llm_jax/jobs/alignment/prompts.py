@@ -159,6 +159,16 @@ def preference_record(prompt: Prompt, chosen: str, rejected: str, **columns: flo
     return {"prompt": list(map(dict, prompt.content)), **sides, **columns}
 
 
+def step_record(
+    prompt: Prompt, prefix: str, chosen: str, rejected: str, ends: tuple[bool, bool], **columns: float
+) -> dict[str, Any]:
+    """Two ways to take the next step of an answer (`data/stepwise.py`); `ends`: whether the answer is over after it."""
+    record = {"chosen": chosen, "rejected": rejected, "chosen_ends": ends[0], "rejected_ends": ends[1], **columns}
+    if isinstance(prompt.content, str):
+        return {"prompt": prompt.content + prefix, **record}
+    return {"prompt": list(map(dict, prompt.content)), "prefix": prefix, **record}
+
+
 def share_of(prompts: Sequence[Prompt], number: int, count: int | None, rounds: int) -> list[Prompt]:
     """The prompts of round `number` (from 1): `count` of them, or an equal part of all; begun again at the end."""
     size = max(1, len(prompts) // rounds) if count is None else count
