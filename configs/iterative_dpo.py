@@ -66,7 +66,7 @@ def online() -> ConfigDict:
             "prompts_per_round": 64,
             "sample_every": 4,
             "sampling": {"n": 4},
-            "data": {"window": 192, "packing": "one_per_row", "on_long": "truncate"},
+            "data": {"window": 192, "packing": "one_per_row", "on_long": "drop"},
             "preference": {"reference_logps": "live", "train": {"steps": 180, "batch_size": 16}},
         }
     )
@@ -109,7 +109,7 @@ def small(config: ConfigDict) -> ConfigDict:
             "sampling": {"n": 3, "max_tokens": 8},
             "scorer": {"kind": "function", "function": "llm_jax.jobs.alignment.rewards.shortness"},
             "pairs": {"truncated": "keep"},
-            "data": {"generated": {"records": 8, "eval_records": 4}},
+            "data": {"window": 512, "generated": {"records": 8, "eval_records": 4}},
             "preference": {
                 "train": {
                     "steps": 3,

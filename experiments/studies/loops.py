@@ -9,11 +9,13 @@ order of rows. Each arm has the best of RATES for it by its first seed.
 
 Prints a Markdown table: exact match over the seeds, and its difference to the start and to offline DPO with the 95%
 interval of a bootstrap over problems (paired: the same problems for both sides, and the mean over the seeds of each).
-The plot has exact match by samples drawn. Runs are kept in --runs, and one that is there, or half there, goes on.
+The plot has exact match by samples drawn. Runs are kept in --runs, and one that is there, or half there, goes on;
+minutes are those of the process that first came to its end.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +88,7 @@ def start(options: argparse.Namespace) -> Path:
     make(base, "pretrain.py:test" if small else "pretrain.py", harder | {"task_eval.problems": 0, "mesh.data": 1})
     fields = harder | ALL_CAREFUL | {"init_from": base, "task_eval.problems": 0, "mesh.data": 1}
     if not small:
-        fields |= {"train.steps": 400, "train.optimizer.learning_rate": 1e-3}
+        fields |= {"train.steps": 600}
     make(sft, "sft.py:test" if small else "sft.py", fields)
     return sft
 
@@ -160,8 +162,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=6144, help="answers drawn by each arm for one seed")
     parser.add_argument("--problems", type=int, default=1000, help="held-out problems")
-    parser.add_argument("--runs", default="runs/study-loops", help="folder that runs are kept in")
+    parser.add_argument("--runs", default=None, help="folder for the runs; a temporary one by default")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        options.runs = options.runs or temporary
+        study(options)
+
+
+def study(options: argparse.Namespace) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     ends: dict[str, np.ndarray] = {}
     body = []

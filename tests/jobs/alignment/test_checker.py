@@ -1,13 +1,17 @@
 """Final answers in GSM8K's marks and in ours."""
 
+import gzip
+import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
-from llm_jax.data.config import EmbeddedConfig
+from llm_jax.data.config import DataConfig, EmbeddedConfig
 from llm_jax.data.embedded.problems import careless, is_correct, problems
 from llm_jax.jobs.alignment.checker import final_answer, is_right
-from llm_jax.jobs.alignment.prompts import Prompt
+from llm_jax.jobs.alignment.prompts import Prompt, read_prompts
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,26 @@ def test_word_problems_as_their_own_check_says():
 def test_the_last_mark_counts():
     assert final_answer("Answer: 1\n#### 2\nA: 3") == "3"
     assert final_answer("nothing: 1") is None
+
+
+FOLDER = os.environ.get("LLM_JAX_DATA")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(FOLDER is None, reason="LLM_JAX_DATA names no folder of real data")
+def test_gsm8k_as_its_authors_mark_it():
+    """Every written solution is right by its own answer, and of four models' 4,000 those that the authors say are."""
+    folder = Path(str(FOLDER)) / "gsm8k"
+    data = DataConfig(path=str(folder / "train.jsonl.gz"), eval_path=str(folder / "test.jsonl.gz"))
+    for prompts, count in ((read_prompts(data, "train"), 7473), (read_prompts(data, "eval"), 1000)):
+        assert len(prompts) == count
+        assert all(prompt.written is not None and is_right(prompt, prompt.written) for prompt in prompts)
+        assert not any("<<" in (prompt.written or "") for prompt in prompts)
+    marks = []
+    with gzip.open(folder / "model_solutions.jsonl.gz") as file:
+        for line in file:
+            row = json.loads(line)
+            prompt = Prompt(0, "", row["question"], final_answer(row["ground_truth"]))
+            judged = [value for value in row.values() if isinstance(value, dict)]
+            marks += [(is_right(prompt, one["solution"]), one["is_correct"]) for one in judged]
+    assert len(marks) == 4000 and all(ours == theirs for ours, theirs in marks)

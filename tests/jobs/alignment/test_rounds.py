@@ -26,6 +26,8 @@ from llm_jax.models.loading import load
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.workdir import Workdir
 from tests.jobs.alignment.conftest import CONFIG as CONFIG_FILE
+from tests.jobs.alignment.conftest import overrides
+from tests.jobs.conftest import CONFIGS
 
 
 def lines(file) -> list[dict]:
@@ -82,7 +84,7 @@ def test_each_round_begins_where_the_one_before_ended(rounds):
 def test_the_run_is_a_model_of_its_own(rounds):
     last = Checkpoints(round_of(rounds, 2) / "run" / "checkpoints")
     own, exported = load(rounds.workdir.path), load(rounds.workdir.export)
-    trained = flatten(last.restore_numpy(last.newest_good())["params"]["policy"])
+    trained = flatten(last.restore_numpy(rounds.config.preference.train.steps)["params"]["policy"])
     for name, array in flatten(own.params).items():
         np.testing.assert_array_equal(array, trained[name])
         np.testing.assert_array_equal(array, flatten(exported.params)[name])
@@ -98,7 +100,7 @@ def test_a_maker_is_a_function_of_its_arguments(rounds):
     with open_scorer(config.scorer, None) as scorer:
         maker = pair_maker(config, tokenizer, scorer)
         stored = ChunkStore(round_of(rounds, 1)).read(0)
-        assert maker(chunk, sampler, seed) == stored
+        assert stored is not None and maker(chunk, sampler, seed) == stored
         assert maker(chunk, sampler, seed + 1).records != stored.records
 
 
@@ -271,3 +273,25 @@ def test_the_hash_covers_the_prompts_and_the_scoring_function(rounds, tmp_path, 
     assert digest(**{"data.generated.max_number": "9"}) != before
     (tmp_path / "judged.py").write_text("def f(prompts, completions, **c):\n    return [1.0] * len(prompts)\n")
     assert digest() != before
+
+
+OTHERS = ("iterative_dpo.py:rpo_test", "spo.py:test", "sppo.py:test", "spin.py:test")
+
+
+@pytest.mark.parametrize("config", OTHERS)
+def test_the_other_configs_are_accepted(config, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    node = graph.prepare(str(CONFIGS / config), overrides(chain))
+    assert node.workdir.tokenizer.exists() and not node.workdir.checkpoints.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", OTHERS)
+def test_the_other_configs_run(config, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    node = graph.run(str(CONFIGS / config), overrides(chain))
+    found = lines(node.workdir.metrics)
+    assert [line["step"] for line in found] == [0, 1, 2] and all(np.isfinite(line["loss"]) for line in found[1:])
+    # SPIN trains on the pairs of the round before too.
+    second = len(lines(round_of(node, 2) / "pairs.jsonl"))
+    assert second == found[2]["pairs/pairs"] + (found[1]["pairs/pairs"] if config.startswith("spin") else 0)

@@ -100,7 +100,7 @@ def test_killed_while_it_samples_and_while_it_trains(rounds: Node, chain: dict[s
     assert process.wait(timeout=120) == 0, process.communicate()[1].decode()[-2000:]
     process.communicate()
     assert (first / "chunks" / "000000.json").stat().st_mtime_ns == before
-    check_equal(workdir, rounds.workdir.path, 2)
+    check_equal(workdir, Path(rounds.workdir.path), 2)
 
 
 @pytest.mark.slow
