@@ -13,6 +13,7 @@ from llm_jax.data.fitting import Counts, fit
 from llm_jax.data.formats import Conversation, Example, Kind, Messages, Pair, Text
 from llm_jax.data.holdout import held_out_below
 from llm_jax.data.sources import read_records
+from llm_jax.data.stepwise import StepPair
 from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.data.turns import Tools
@@ -82,7 +83,7 @@ def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
         raise UserError(f"loss_type={loss} needs `{columns[0]}` of every pair, which embedded data do not have")
     for where, example in every_example("preference", data):
         for name in columns:
-            if not isinstance(example, Pair) or name not in example.numbers:
+            if not isinstance(example, Pair | StepPair) or name not in example.numbers:
                 raise UserError(f"{where}: loss_type={loss} needs `{name}`, which the record does not have")
 
 
@@ -107,5 +108,9 @@ def _check_rendering(template: str, where: str, example: Example) -> None:
 def _turns(example: Example) -> list[tuple[Messages, Messages, Tools]]:
     if isinstance(example, Text | Conversation) or isinstance(example.prompt, str):
         return []
-    answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
+    if isinstance(example, StepPair):
+        sides = (example.chosen, example.rejected)
+        answers = [({"role": "assistant", "content": example.prefix + step},) for step in sides]
+    else:
+        answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
     return [(example.prompt, answer, example.tools) for answer in answers]  # pyright: ignore[reportReturnType]

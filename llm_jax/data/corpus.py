@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.config import DataConfig
-from llm_jax.data.embedded import docstrings, problems, stdlib_text
+from llm_jax.data.config import DataConfig, EmbeddedConfig
+from llm_jax.data.embedded import docstrings, problems, stdlib_text, stepwise
 from llm_jax.data.embedded.problems import Problem
 from llm_jax.data.formats import UNPAIRED, Example, Kind, Text, read_examples
 from llm_jax.data.holdout import held_out_below, place
@@ -17,7 +18,9 @@ from llm_jax.data.templating import load_template
 from llm_jax.storage.hashes import canonical_hash
 
 FORMAT = 2  # changes whenever the same settings would give other records or rows
-JUDGED = 1  # the same for pairs and unpaired answers only
+JUDGED = 2  # the same for pairs and unpaired answers only
+STEPS = (("equations", False), ("answers", True))
+"""The embedded steps' sources, whose accuracies are told apart: steps, and those that end their answers."""
 Split = Literal["train", "eval"]
 Located = tuple[str, Example]
 
@@ -72,6 +75,8 @@ def parts(data: DataConfig) -> dict[str, DataConfig]:
 def check_packing(kind: Kind, data: DataConfig) -> None:
     """Raises UserError for a packing that the kind of record does not have, or that would ignore another field."""
     judged = kind == "preference" or kind in UNPAIRED
+    if data.embedded == "steps" and kind != "preference":
+        raise UserError(f"data.embedded=steps are pairs of steps, no records of {kind}: preference trains on them")
     if data.packing == "concat_split" and judged:
         what = "pairs" if kind == "preference" else "answers"
         raise UserError(f"data.packing=concat_split would cut {what} in two: preference has best_fit and one_per_row")
@@ -118,6 +123,8 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         manifest["versions"] = {"problems": problems.VERSION, "text": stdlib_text.content_hash()}
     elif data.embedded == "problems":
         manifest["versions"] = {"problems": problems.VERSION}
+    elif data.embedded == "steps":
+        manifest["versions"] = {"problems": problems.VERSION, "steps": stepwise.VERSION}
     else:
         manifest["versions"] = {"docstrings": docstrings.VERSION, "text": stdlib_text.content_hash()}
     return manifest
@@ -173,10 +180,16 @@ def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
         if config.text_fraction > 0:
             sources["text"] = _numbered(kind, None, lambda: stdlib_text.documents(split))
         return sources
+    if data.embedded == "steps":
+        return {name: _numbered(kind, f"embedded {name}", partial(_steps, config, split, last)) for name, last in STEPS}
     task = problems if data.embedded == "problems" else docstrings
     make = task.demonstrations if kind == "sft" else task.preferences
     records = (lambda: _one_answer_each(make(config, split))) if kind in UNPAIRED else lambda: make(config, split)
     return {data.embedded: _numbered(kind, f"embedded {data.embedded}", records)}
+
+
+def _steps(config: EmbeddedConfig, split: Split, last: bool) -> Iterator[dict[str, Any]]:
+    return (record for record in stepwise.preferences(config, split) if record["chosen_ends"] == last)
 
 
 def _one_answer_each(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

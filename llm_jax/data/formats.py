@@ -15,8 +15,11 @@
 | `instruction`, `completions` (each `response` and `overall_score`) | UltraFeedback | Pair: the best over the worst |
 | `prompt`, `completion`, `label` | unpaired preference | Unpaired |
 | `kto_tag`, with `messages`, `conversations` or `instruction` and `output` | LLaMA-Factory's KTO | Unpaired |
+| `question`, `answer` (with `####` before its result) | GSM8K | Completion (as messages) |
+| answers in steps, and solutions marked right or wrong | see `data/stepwise.py` | StepPair |
 
-A pair may bring numbers of its own (`NUMBERS`): a weight, both answers' scores, a margin; an unpaired answer a weight.
+A pair may bring numbers of its own (`NUMBERS`): a weight, both answers' scores, a margin, how likely its label is
+flipped; an unpaired answer a weight.
 
 As in LLaMA-Factory, a `system` text beside messages or an instruction becomes the first message, and a `history` of
 [question, answer] pairs becomes the turns before the instruction, whose answers are learned too. `tools` (a list, or
@@ -31,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.data.stepwise import StepPair, is_step_pair, marked_solutions, read_solutions, read_step_pair
 from llm_jax.data.turns import (
     EMPTY,
     Messages,
@@ -52,7 +56,7 @@ UNPAIRED = ("unpaired", "unpaired_mismatched")
 WANTED = {
     "pretrain": "`text`",
     "sft": "`prompt`+`completion`, `messages`, `conversations`, `instruction`+`output`, `instruction`+`instances`"
-    " or `text`",
+    " `question`+`answer` (GSM8K) or `text`",
     "preference": "`chosen`+`rejected`, with or without `prompt`",
 } | dict.fromkeys(UNPAIRED, "`prompt`+`completion`+`label`, or `kto_tag`")
 NUMBERS = {
@@ -60,6 +64,7 @@ NUMBERS = {
     "chosen_score": ("chosen_score", "score_chosen", "chosen-rating", "chosen_rating"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected-rating", "rejected_rating"),
     "margin": ("margin",),
+    "label_smoothing": ("label_smoothing",),
 }
 """Columns of a pair, and under which names records have them."""
 UNREAD = ("functions", "chat_template_kwargs", "image", "images", "videos", "audios")
@@ -118,7 +123,7 @@ class Unpaired:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-Example = Text | Completion | Conversation | Pair | Unpaired
+Example = Text | Completion | Conversation | Pair | StepPair | Unpaired
 
 
 def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> list[Example]:
@@ -145,10 +150,17 @@ def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> 
     if kind == "pretrain" and "text" in record:
         return [Text(reader.text("text"))]
     refuse_unread(record, where)
+    if kind == "preference" and is_step_pair(record):
+        numbers = reader.numbers(*NUMBERS)
+        return [read_step_pair(record, where, reader.tools(), reader.led, numbers)]
+    if kind == "preference" and marked_solutions(record):
+        return list(read_solutions(record, where))
     if kind == "preference" and ("chosen" in record or "rejected" in record):
         return [reader.pair()]
     if kind == "preference" and "instruction" in record and "completions" in record:
         return [reader.best_over_worst()]
+    if kind in UNPAIRED and (is_step_pair(record) or marked_solutions(record)):
+        raise UserError(f"{where}: pairs of steps are no records for a loss of unpaired answers")
     if kind in UNPAIRED and unpair and not {"kto_tag", "label"} & record.keys():
         return _unpaired(read_examples("preference", record, where)[0])
     if kind in UNPAIRED and ("kto_tag" in record or "label" in record):
@@ -202,6 +214,9 @@ class _Reader:
             return self.instances()
         if "instruction" in record and "output" in record:
             return [self.alpaca(self.text("input", empty=True), self.text("output"))]
+        if "question" in record and "####" in str(record.get("answer")):
+            asked = ({"role": "user", "content": self.text("question")},)
+            return [Completion(self.led(asked), ({"role": "assistant", "content": self.text("answer")},))]
         if "text" in record:
             self.refuse("tools", "stands beside plain text: write both as messages")
             return [Text(self.text("text"))]
@@ -285,7 +300,7 @@ class _Reader:
             raise UserError(f"{self.where}: `{name}` is {label!r}; an answer is desirable (true) or not (false)")
         inner = _Reader({n: v for n, v in self.record.items() if n not in ("kto_tag", "label")}, self.where)
         found = inner.demonstrations()
-        if len(found) != 1 or isinstance(found[0], Text | Pair | Unpaired):
+        if len(found) != 1 or isinstance(found[0], Text | Pair | StepPair | Unpaired):
             raise UserError(f"{self.where}: `{name}` stands beside no prompt and answer")
         prompt, completion = _asked_and_answered(found[0], self.where)
         return Unpaired(prompt, completion, bool(label), found[0].tools, self.numbers("weight"))
@@ -301,6 +316,8 @@ class _Reader:
                 if not _is_number(value) or (column == "weight" and value < 0):
                     kind = "a number of at least 0" if column == "weight" else "a number"
                     raise UserError(f"{self.where}: `{name}` is {value!r}; it has to be {kind}")
+                if column == "label_smoothing" and not 0 <= value <= 0.5:
+                    raise UserError(f"{self.where}: `{name}` is {value!r}; it has to lie in [0, 0.5]")
                 found[column] = float(value)
         return found
 

@@ -12,7 +12,7 @@
 | side | int32[T] | preference: 1 chosen, 2 rejected, 0 padding |
 | pair_index | int32[P] | preference: the pair's number in the whole set; -1 where the row has fewer pairs |
 | weight | float32[P] | of the pair's (or unpaired answer's) loss: 1 where its record has none; 0 for no pair |
-| chosen_score, rejected_score, margin | float32[P] | preference: the record's; NaN where it has none |
+| chosen_score, rejected_score, margin, label_smoothing | float32[P] | preference: the record's; NaN where it has none |
 | answer_index | int32[P] | unpaired: the number in the whole set of the answer whose segment is p + 1; -1 for none |
 | label | uint8[P] | unpaired: 1 where the answer is desirable |
 | kl_tokens, kl_segment_ids, kl_positions, kl_loss_mask | as above | unpaired: the same prompts, each with an answer
@@ -33,7 +33,13 @@ Row = dict[str, np.ndarray]
 
 
 # A record's own numbers, and what stands for one it does not have.
-PAIR_COLUMNS = {"weight": 1.0, "chosen_score": np.nan, "rejected_score": np.nan, "margin": np.nan}
+PAIR_COLUMNS = {
+    "weight": 1.0,
+    "chosen_score": np.nan,
+    "rejected_score": np.nan,
+    "margin": np.nan,
+    "label_smoothing": np.nan,
+}
 NUMBERED = ("pair_index", "answer_index")
 LAID = ("tokens", "segment_ids", "positions", "loss_mask")
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ from llm_jax.training import (
 )
 from llm_jax.training.config import TrainConfig
 from llm_jax.training.loggers import check_logging
-from llm_jax.training.loop import check_least, check_train_config
+from llm_jax.training.loop import BatchSource, check_least, check_train_config
 from llm_jax.training.optimizer import Optimizer, check_optimizer
 from llm_jax.training.profile import profiled_steps
 
@@ -51,6 +51,18 @@ Params = Mapping[str, Any]
 Columns = Mapping[str, Mapping[str, np.ndarray]]
 """Further per-row arrays, by split (`train`, `eval`) and name."""
 Hook = Callable[[Any], Mapping[str, float]]
+
+
+class LiveRows(BatchSource, Protocol):
+    """Rows that are made while it trains, of what the policy has become."""
+
+    def __len__(self) -> int:
+        """How many there are before they come again, for `epoch`."""
+        ...
+
+    def stepping(self, step: Callable[[Any, Any], Any], plan: Plan) -> Callable[[Any, Any], Any]:
+        """A training step that takes what `iterate` gives, and hands `step` the rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,7 @@ def fit(
     frozen: Callable[[], Params] = dict,
     frozen_decoders: Mapping[str, Decoder] | None = None,
     columns: Columns | None = None,
+    live: LiveRows | None = None,
     finish: tuple[Hook, ...] = (),
 ) -> None:
     """Trains the role `policy` on an objective, then exports it.
@@ -193,6 +206,7 @@ def fit(
       frozen: parameters of further roles, by role, likewise.
       frozen_decoders: their architectures.
       columns: further arrays that the rows carry, such as a reference's log-probabilities.
+      live: trained on in place of the rows of `s.data.train`.
       finish: run once after the last step.
     """
     config = s.config.train
@@ -226,6 +240,7 @@ def fit(
             processes.from_first(lambda: save(model, s.workdir.export))
         return {}
 
+    step = make_train_step(objective, optimizer, s.plan, declared, seed=config.seed, ema_decay=config.ema_decay)
     train(
         TrainingJob(
             name=s.node.name,
@@ -234,11 +249,9 @@ def fit(
             plan=s.plan,
             abstract_state=abstract_state(abstract, optimizer, declared, s.plan, frozen=frozen_abstract, ema=averaged),
             init=initial,
-            train_step=make_train_step(
-                objective, optimizer, s.plan, declared, seed=config.seed, ema_decay=config.ema_decay
-            ),
-            loader=loaders["train"],
-            rows=len(s.data.train),
+            train_step=step if live is None else live.stepping(step, s.plan),
+            loader=loaders["train"] if live is None else live,
+            rows=len(s.data.train if live is None else live),
             evaluate=held_out,
             finish=(*finish, export),
             layout=layout(s.decoder),

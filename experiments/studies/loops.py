@@ -1,0 +1,204 @@
+"""What sampling loops make of one SFT model, with the same budget of samples each: exact match on held-out problems.
+
+    python experiments/studies/loops.py [--arms "iterative DPO" SPO ...] [--seeds 3] [--rounds 3] [--runs FOLDER]
+
+The start is fine-tuned on problems harder than those of configs/sft.py, so that it gets some of them right and most of
+them wrong. Every arm draws `--samples` answers from it and from what becomes of it, and takes `--steps` training steps:
+all at once (offline DPO, whose pairs are all the start's), or dealt out over the rounds. Seeds change samples and the
+order of rows. Each arm has the best of RATES for it by its first seed.
+
+Prints a Markdown table: exact match over the seeds, and its difference to the start and to offline DPO with the 95%
+interval of a bootstrap over problems (paired: the same problems for both sides, and the mean over the seeds of each).
+The plot has exact match by samples drawn. Runs are kept in --runs, and one that is there, or half there, goes on;
+minutes are those of the process that first came to its end.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import cell, make_parser, mean, say, table
+from plot import lines
+
+from llm_jax.base.door import run_door
+from llm_jax.main import main as train
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RATES = (1e-5, 3e-5, 1e-4)
+HARDER = {"data.generated.max_number": 30, "data.generated.min_operations": 2, "data.generated.max_operations": 4}
+ALL_CAREFUL = {"data.generated.careful_fraction": 1.0}
+OFFLINE = "offline DPO"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A config, its test variant, and what differs from the others."""
+
+    config: str
+    test: str = "test"
+    variant: str = ""
+    samples: int = 8
+    """Of each prompt."""
+    once: bool = False
+    """All prompts in one round."""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    OFFLINE: Arm("iterative_dpo.py", once=True),
+    "Step-DPO": Arm("step_dpo.py"),
+    "iterative DPO": Arm("iterative_dpo.py"),
+    "iterative RPO": Arm("iterative_dpo.py", variant="rpo", test="rpo_test"),
+    "MCTS-DPO": Arm("mcts_dpo.py"),
+    "SPO": Arm("spo.py"),
+    "SPPO": Arm("sppo.py"),
+    "SPIN": Arm("spin.py", samples=1),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run came to."""
+
+    samples: list[int]
+    """Drawn until the end of each round; 0 first."""
+    correct: np.ndarray
+    """bool[rounds + 1, problems]: before the first round and after each."""
+    pairs: int
+    minutes: float
+
+
+def make(workdir: Path, config: str, fields: dict[str, Any]) -> None:
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    status = run_door(train, [f"--config={CONFIGS / config}", f"--workdir={workdir}", *flags])
+    if status:
+        raise SystemExit(status)
+
+
+def start(options: argparse.Namespace) -> Path:
+    """The model that all arms begin with."""
+    base, sft = Path(options.runs) / "base", Path(options.runs) / "sft"
+    small = options.scale == "test"
+    harder: dict[str, Any] = {} if small else HARDER
+    make(base, "pretrain.py:test" if small else "pretrain.py", harder | {"task_eval.problems": 0, "mesh.data": 1})
+    fields = harder | ALL_CAREFUL | {"init_from": base, "task_eval.problems": 0, "mesh.data": 1}
+    if not small:
+        fields |= {"train.steps": 600}
+    make(sft, "sft.py:test" if small else "sft.py", fields)
+    return sft
+
+
+def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
+    arm, small = ARMS[name], options.scale == "test"
+    rounds = 1 if arm.once else options.rounds
+    fields: dict[str, Any] = {
+        "init_from": start(options),
+        "rounds": rounds,
+        "seed": seed,
+        "preference.train.seed": seed,
+        "preference.train.optimizer.learning_rate": rate,
+        "mesh.data": 1,
+    }
+    if not small:
+        fields |= HARDER | {
+            "prompts_per_round": options.samples // arm.samples // rounds,
+            "sampling.n": arm.samples,
+            "sampling.max_tokens": 96,
+            "preference.train.steps": options.steps // rounds,
+            "preference.train.optimizer.warmup_steps": max(1, options.steps // rounds // 10),
+            "preference.train.checkpoint.every": options.steps,
+            "task_eval.problems": options.problems,
+            "task_eval.max_tokens": 96,
+        }
+    variant = arm.test if small else arm.variant
+    workdir = Path(options.runs) / f"{name.replace(' ', '_')}-{rate:g}-{seed}"
+    began = time.monotonic()
+    make(workdir, f"{arm.config}:{variant}" if variant else arm.config, fields | arm.fields)
+    minutes = (time.monotonic() - began) / 60
+    timed = workdir / "minutes.json"
+    if not timed.exists():
+        timed.write_text(json.dumps(minutes))
+    return read_run(workdir, rounds, json.loads(timed.read_text()))
+
+
+def read_run(workdir: Path, rounds: int, minutes: float) -> Run:
+    """From the files of a run of the job `rounds`."""
+    told = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    drawn = np.cumsum([line.get("pairs/samples", 0) for line in told]).astype(int).tolist()
+    correct = []
+    for number in range(rounds + 1):
+        answers = json.loads((workdir / "rounds" / f"{number:02d}" / "eval.json").read_text())["answers"]
+        correct.append([answer["correct"] for answer in answers])
+    return Run(drawn, np.array(correct), int(sum(line.get("pairs/pairs", 0) for line in told)), minutes)
+
+
+def paired_interval(ours: np.ndarray, theirs: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
+    """The difference of two arms' exact match, and between what 95% of it lies under a bootstrap over problems.
+
+    Args:
+      ours, theirs: bool[seeds, problems], the same problems in the same order; each is averaged over its seeds.
+    """
+    differences = ours.mean(axis=0) - theirs.mean(axis=0)
+    chosen = np.random.default_rng(0).integers(len(differences), size=(draws, len(differences)))
+    low, high = np.quantile(differences[chosen].mean(axis=1), [0.025, 0.975])
+    return float(differences.mean()), float(low), float(high)
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    middle, low, high = paired_interval(ours, theirs)
+    sign = "above" if low > 0 else "below" if high < 0 else "no difference"
+    return f"{middle:+.3f} ({low:+.3f} to {high:+.3f}) {sign}"
+
+
+def main() -> None:
+    parser = make_parser(__doc__, __file__, steps=180)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=[a for a in ARMS if is_there(a)])
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=6144, help="answers drawn by each arm for one seed")
+    parser.add_argument("--problems", type=int, default=1000, help="held-out problems")
+    parser.add_argument("--runs", default=None, help="folder for the runs; a temporary one by default")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        options.runs = options.runs or temporary
+        study(options)
+
+
+def study(options: argparse.Namespace) -> None:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    ends: dict[str, np.ndarray] = {}
+    body = []
+    for name in options.arms:
+        first = {rate: run(options, name, rate, 0) for rate in options.rates}
+        for rate, one in first.items():
+            say(f"{name}, rate {rate:g}, seed 0: {one.correct[-1].mean():.3f} in {one.minutes:.1f} minutes")
+        rate = max(first, key=lambda rate: first[rate].correct[-1].mean())
+        found = [first[rate], *(run(options, name, rate, seed) for seed in range(1, options.seeds))]
+        ends[name] = np.stack([one.correct[-1] for one in found])
+        begun = found[0].correct[:1]
+        looks = zip(found[0].samples, np.mean([one.correct.mean(axis=1) for one in found], axis=0), strict=True)
+        curves[name] = [(float(drawn), float(value)) for drawn, value in looks]
+        if not body:
+            body.append(["SFT (start)", "", 0, 0, f"{begun.mean():.3f}", "", "", ""])
+        beside = difference(ends[name], ends[OFFLINE]) if OFFLINE in ends and name != OFFLINE else ""
+        samples, pairs = (round(mean(values)) for values in ([r.samples[-1] for r in found], [r.pairs for r in found]))
+        exact = cell([one.correct[-1].mean() for one in found])
+        minutes = f"{sum(one.minutes for one in found):.1f}"
+        body.append([name, f"{rate:g}", samples, pairs, exact, difference(ends[name], begun), beside, minutes])
+        say(" | ".join(map(str, body[-1])))
+    Path(options.svg).write_text(lines(curves, "samples drawn; exact match on held-out problems"))
+    head = ["method", "learning rate", "samples", "pairs", "exact match", "beside SFT", f"beside {OFFLINE}", "minutes"]
+    print(table(head, body))
+
+
+def is_there(name: str) -> bool:
+    return (CONFIGS / ARMS[name].config).exists()
+
+
+if __name__ == "__main__":
+    main()
