@@ -9,7 +9,7 @@ order of rows. Each arm has the best of RATES for it by its first seed.
 
 Prints a Markdown table: exact match over the seeds, and its difference to the start and to offline DPO with the 95%
 interval of a bootstrap over problems (paired: the same problems for both sides, and the mean over the seeds of each).
-The plot has exact match by samples drawn. Runs are kept in --runs, and one that is there, or half there, goes on;
+The plot has exact match by tokens drawn. Runs are kept in --runs, and one that is there, or half there, goes on;
 minutes are those of the process that first came to its end.
 """
 
@@ -40,10 +40,11 @@ class Arm:
     """A config, its test variant, and what differs from the others."""
 
     config: str
-    test: str = "test"
+    test: str | None = "test"
+    """None: it has nothing to do at that size."""
     variant: str = ""
-    samples: int = 8
-    """Of each prompt."""
+    cost: float = 8
+    """Whole answers that a prompt takes, about; what was drawn is in the table."""
     once: bool = False
     """All prompts in one round."""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -51,13 +52,13 @@ class Arm:
 
 ARMS = {
     OFFLINE: Arm("iterative_dpo.py", once=True),
-    "Step-DPO": Arm("step_dpo.py"),
+    "Step-DPO": Arm("step_dpo.py", test=None, cost=20, once=True),
     "iterative DPO": Arm("iterative_dpo.py"),
     "iterative RPO": Arm("iterative_dpo.py", variant="rpo", test="rpo_test"),
-    "MCTS-DPO": Arm("mcts_dpo.py"),
+    "MCTS-DPO": Arm("mcts_dpo.py", test=None, cost=40, fields={"sampling.max_tokens": 32}),
     "SPO": Arm("spo.py"),
-    "SPPO": Arm("sppo.py"),
-    "SPIN": Arm("spin.py", samples=1),
+    "SPPO": Arm("sppo.py", cost=5),
+    "SPIN": Arm("spin.py", cost=1),
 }
 
 
@@ -65,8 +66,9 @@ ARMS = {
 class Run:
     """What one run came to."""
 
-    samples: list[int]
+    tokens: list[int]
     """Drawn until the end of each round; 0 first."""
+    samples: int
     correct: np.ndarray
     """bool[rounds + 1, problems]: before the first round and after each."""
     pairs: int
@@ -106,8 +108,7 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
     }
     if not small:
         fields |= HARDER | {
-            "prompts_per_round": options.samples // arm.samples // rounds,
-            "sampling.n": arm.samples,
+            "prompts_per_round": round(options.samples / arm.cost / rounds),
             "sampling.max_tokens": 96,
             "preference.train.steps": options.steps // rounds,
             "preference.train.optimizer.warmup_steps": max(1, options.steps // rounds // 10),
@@ -129,12 +130,13 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
 def read_run(workdir: Path, rounds: int, minutes: float) -> Run:
     """From the files of a run of the job `rounds`."""
     told = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    drawn = np.cumsum([line.get("pairs/samples", 0) for line in told]).astype(int).tolist()
+    tokens = np.cumsum([line.get("pairs/tokens", 0) for line in told]).astype(int).tolist()
     correct = []
     for number in range(rounds + 1):
         answers = json.loads((workdir / "rounds" / f"{number:02d}" / "eval.json").read_text())["answers"]
         correct.append([answer["correct"] for answer in answers])
-    return Run(drawn, np.array(correct), int(sum(line.get("pairs/pairs", 0) for line in told)), minutes)
+    samples, pairs = (int(sum(line.get(f"pairs/{name}", 0) for line in told)) for name in ("samples", "pairs"))
+    return Run(tokens, samples, np.array(correct), pairs, minutes)
 
 
 def paired_interval(ours: np.ndarray, theirs: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
@@ -157,7 +159,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 def main() -> None:
     parser = make_parser(__doc__, __file__, steps=180)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=[a for a in ARMS if is_there(a)])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=None, help="of these alone")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=6144, help="answers drawn by each arm for one seed")
@@ -173,7 +175,8 @@ def study(options: argparse.Namespace) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     ends: dict[str, np.ndarray] = {}
     body = []
-    for name in options.arms:
+    at_size = [name for name, arm in ARMS.items() if arm.test is not None or options.scale == "full"]
+    for name in options.arms or at_size:
         first = {rate: run(options, name, rate, 0) for rate in options.rates}
         for rate, one in first.items():
             say(f"{name}, rate {rate:g}, seed 0: {one.correct[-1].mean():.3f} in {one.minutes:.1f} minutes")
@@ -181,23 +184,21 @@ def study(options: argparse.Namespace) -> None:
         found = [first[rate], *(run(options, name, rate, seed) for seed in range(1, options.seeds))]
         ends[name] = np.stack([one.correct[-1] for one in found])
         begun = found[0].correct[:1]
-        looks = zip(found[0].samples, np.mean([one.correct.mean(axis=1) for one in found], axis=0), strict=True)
-        curves[name] = [(float(drawn), float(value)) for drawn, value in looks]
+        looks = zip(found[0].tokens, np.mean([one.correct.mean(axis=1) for one in found], axis=0), strict=True)
+        curves[name] = [(float(tokens), float(value)) for tokens, value in looks]
         if not body:
-            body.append(["SFT (start)", "", 0, 0, f"{begun.mean():.3f}", "", "", ""])
+            body.append(["SFT (start)", "", 0, 0, 0, f"{begun.mean():.3f}", "", "", ""])
         beside = difference(ends[name], ends[OFFLINE]) if OFFLINE in ends and name != OFFLINE else ""
-        samples, pairs = (round(mean(values)) for values in ([r.samples[-1] for r in found], [r.pairs for r in found]))
+        drawn = [round(mean(getattr(one, name) for one in found)) for name in ("samples", "pairs")]
+        drawn.insert(1, round(mean(one.tokens[-1] for one in found)))
         exact = cell([one.correct[-1].mean() for one in found])
         minutes = f"{sum(one.minutes for one in found):.1f}"
-        body.append([name, f"{rate:g}", samples, pairs, exact, difference(ends[name], begun), beside, minutes])
+        body.append([name, f"{rate:g}", *drawn, exact, difference(ends[name], begun), beside, minutes])
         say(" | ".join(map(str, body[-1])))
-    Path(options.svg).write_text(lines(curves, "samples drawn; exact match on held-out problems"))
-    head = ["method", "learning rate", "samples", "pairs", "exact match", "beside SFT", f"beside {OFFLINE}", "minutes"]
+    Path(options.svg).write_text(lines(curves, "tokens drawn; exact match on held-out problems"))
+    head = ["method", "learning rate", "samples", "tokens", "pairs", "exact match", "beside SFT", f"beside {OFFLINE}"]
+    head.append("minutes")
     print(table(head, body))
-
-
-def is_there(name: str) -> bool:
-    return (CONFIGS / ARMS[name].config).exists()
 
 
 if __name__ == "__main__":

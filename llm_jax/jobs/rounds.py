@@ -29,7 +29,7 @@ from llm_jax.jobs.alignment.making import ChunkStore, PairMaker, make_pairs, pro
 from llm_jax.jobs.alignment.methods import METHODS, pair_maker
 from llm_jax.jobs.alignment.online import OnlineRows
 from llm_jax.jobs.alignment.policies import Policies, publish_model
-from llm_jax.jobs.alignment.prompts import read_prompts, share_of
+from llm_jax.jobs.alignment.prompts import share_of, training_prompts
 from llm_jax.jobs.alignment.scorers import open_scorer
 from llm_jax.jobs.config import RoundsConfig
 from llm_jax.jobs.origin import origin, write_architecture, write_generation_config
@@ -105,7 +105,7 @@ def _pairs(node: "Node", policies: Policies, policy: "Parent", number: int) -> M
 
 def _make_pairs(node: "Node", policies: Policies, policy: "Parent", store: ChunkStore, number: int) -> None:
     config: RoundsConfig = node.config
-    prompts = share_of(read_prompts(config.data, "train"), number, config.prompts_per_round, config.rounds)
+    prompts = share_of(training_prompts(config), number, config.prompts_per_round, config.rounds)
     before = range(max(1, number - config.keep_rounds), number)
     earlier = [record for n in before for made in ChunkStore(round_folder(node, n)).all() for record in made.records]
     with _maker(node, policies) as maker:
@@ -144,7 +144,7 @@ def _train_online(node: "Node", policies: Policies, child: "Node") -> None:
     config: RoundsConfig = node.config
     with _maker(node, policies) as maker:
         store, seed = ChunkStore(round_folder(node, 1) / "online"), prompt_seed(config.seed, 1, "online")
-        rows = OnlineRows(config, read_prompts(config.data, "train"), store, maker, policies, seed)
+        rows = OnlineRows(config, training_prompts(config), store, maker, policies, seed)
         train_preference(child, rows)
 
 

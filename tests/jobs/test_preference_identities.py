@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.base.config import bind
 from llm_jax.base.trees import flatten
 from llm_jax.data.encode import Sequence
 from llm_jax.data.fitting import Item
@@ -31,12 +32,21 @@ OF_BATCH = ("aot", "aot_unpaired", "bco", "orpo", "sft")
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4}
-    return Decoder(ModelConfig(vocab_size=VOCAB, init_std=0.2, embed_init_std=1.0, **sizes))
+    return Decoder(
+        ModelConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_layers=2,
+            num_heads=4,
+            init_std=0.2,
+            embed_init_std=1.0,
+        )
+    )
 
 
 def objective_of(decoder: Decoder, *names: str, reference: Any = "live", **options: Any) -> Any:
-    config = PreferenceConfig(loss_type=names, reference_logps=reference, beta=0.3, **options)
+    config = bind(PreferenceConfig, {"loss_type": names, "reference_logps": reference, "beta": 0.3, **options})
     loss = preference_loss(config)
     return (unpaired_objective if loss.unpaired else paired_objective)(decoder, loss, reference)
 
@@ -65,10 +75,10 @@ def unpaired_rows(layout: list[int], window: int, seed: int = 2) -> dict[str, An
         mask = np.arange(len(ids)) >= 2 + number % 3
         columns = {"label": float(number % 3 > 0), "weight": 0.5 + number % 2}
         items.append(Item((Sequence(ids.astype(np.int32), mask.astype(np.uint8)),), columns))
-    items = iter([(number, *item) for number, item in enumerate(mismatched(items, window))])
+    answers = iter([(n, item.sequences, item.columns) for n, item in enumerate(mismatched(items, window))])
     schema = unpaired_schema(window, max(layout), True)
     token_bytes = np.ones(VOCAB, np.int32)
-    rows = [fill_unpaired_row(schema, [next(items) for _ in range(n)], token_bytes, 0, 0) for n in layout]
+    rows = [fill_unpaired_row(schema, [next(answers) for _ in range(n)], token_bytes, 0, 0) for n in layout]
     return {name: np.stack([row[name] for row in rows]) for name in schema}
 
 

@@ -9,7 +9,7 @@ from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from llm_jax.inference.requests import check_prompt, check_sampling
 from llm_jax.jobs.alignment.evaluation import held_out
 from llm_jax.jobs.alignment.methods import METHODS, Method
-from llm_jax.jobs.alignment.prompts import read_prompts
+from llm_jax.jobs.alignment.prompts import read_prompts, training_prompts
 from llm_jax.jobs.alignment.sampler import encode
 from llm_jax.jobs.alignment.scorers import check_scorer
 from llm_jax.jobs.alignment.step_checks import check_steps
@@ -59,7 +59,7 @@ def check_rounds(node: "Node") -> None:
     check_steps(config)
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     _check_training(node)
-    prompts = [*read_prompts(config.data, "train"), *read_prompts(config.data, "eval")]
+    prompts = [*training_prompts(config), *read_prompts(config.data, "eval")]
     checked = method.answers or (method.scored and config.scorer.kind == "answer")
     wanted = (("answer", checked), ("written", method.written))
     for name, needed in wanted:
@@ -84,7 +84,7 @@ def check_texts(node: "Node", source: Origin, tokenizer: Tokenizer) -> None:
     check_tokenizer(source.model, tokenizer.vocab_size, "init_from")
     model = source.model.resolved()
     check_divides(make_plan(config.mesh), model.cut_sizes())
-    for prompt in [*read_prompts(config.data, "train"), *held_out(config)]:
+    for prompt in [*training_prompts(config), *held_out(config)]:
         ids = encode(tokenizer, prompt)
         check_prompt(ids, prompt.where, model.max_position_embeddings, tokenizer.vocab_size)
     if "scorer.model" in node.parents:

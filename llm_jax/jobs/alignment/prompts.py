@@ -24,6 +24,7 @@ from llm_jax.data.formats import refuse_unread
 from llm_jax.data.holdout import held_out_below, place
 from llm_jax.data.sources import read_records
 from llm_jax.data.turns import Messages, read_messages
+from llm_jax.jobs.config import RoundsConfig
 
 FINAL = re.compile(r"####\s*(.+?)\s*$")
 CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -167,6 +168,15 @@ def step_record(
     if isinstance(prompt.content, str):
         return {"prompt": prompt.content + prefix, **record}
     return {"prompt": list(map(dict, prompt.content)), "prefix": prefix, **record}
+
+
+def training_prompts(config: RoundsConfig) -> list[Prompt]:
+    """All that the rounds of a job will ask, each once. Raises UserError as `read_prompts`."""
+    train, count = config.preference.train, config.prompts_per_round
+    most = None if count is None else config.rounds * count
+    if config.method == "online_dpo" and most is not None:
+        most = max(most, train.steps * train.batch_size)
+    return read_prompts(config.data, "train", most)
 
 
 def share_of(prompts: Sequence[Prompt], number: int, count: int | None, rounds: int) -> list[Prompt]:

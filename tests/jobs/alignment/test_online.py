@@ -11,7 +11,7 @@ from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.jobs.alignment.making import ChunkStore, prompt_seed
 from llm_jax.jobs.alignment.methods import ScoredPairs, pair_maker
 from llm_jax.jobs.alignment.policies import Policies
-from llm_jax.jobs.alignment.prompts import read_prompts
+from llm_jax.jobs.alignment.prompts import training_prompts
 from llm_jax.jobs.alignment.scorers import open_scorer
 from llm_jax.jobs.graph import Node, run
 from llm_jax.storage.checkpoints import Checkpoints
@@ -47,7 +47,7 @@ def test_blocks_are_what_the_policy_says_then_and_resume_repeats_them(chain, tmp
     assert [made.counts["samples"] for made in blocks] == [EVERY * 2 * 3] * 3
 
     # Block 1 again, by the policy after two steps.
-    tokenizer, prompts = load_tokenizer(whole.workdir.tokenizer), read_prompts(whole.config.data, "train")
+    tokenizer, prompts = load_tokenizer(whole.workdir.tokenizer), training_prompts(whole.config)
     policies = Policies(whole, tokenizer)
     with open_scorer(whole.config.scorer, None) as scorer:
         maker = pair_maker(whole.config, tokenizer, scorer)

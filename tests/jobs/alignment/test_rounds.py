@@ -18,7 +18,7 @@ from llm_jax.jobs import graph
 from llm_jax.jobs.alignment.making import ChunkStore, Made, make_pairs, prompt_seed, summed
 from llm_jax.jobs.alignment.methods import pair_maker
 from llm_jax.jobs.alignment.policies import Policies
-from llm_jax.jobs.alignment.prompts import Prompt, read_prompts, share_of
+from llm_jax.jobs.alignment.prompts import Prompt, read_prompts, share_of, training_prompts
 from llm_jax.jobs.alignment.sampler import Journal, encode
 from llm_jax.jobs.alignment.scorers import answer_scores, open_scorer
 from llm_jax.jobs.config import PairsConfig, RoundsConfig, ScorerConfig
@@ -95,7 +95,7 @@ def test_a_maker_is_a_function_of_its_arguments(rounds):
     config = rounds.config
     tokenizer = load_tokenizer(rounds.workdir.tokenizer)
     sampler = Policies(rounds, tokenizer).of(rounds.parents["init_from"])
-    chunk = share_of(read_prompts(config.data, "train"), 1, 4, 2)[:2]
+    chunk = share_of(training_prompts(config), 1, 4, 2)[:2]
     seed = prompt_seed(config.seed, 1, "round")
     with open_scorer(config.scorer, None) as scorer:
         maker = pair_maker(config, tokenizer, scorer)
