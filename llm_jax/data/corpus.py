@@ -18,7 +18,7 @@ from llm_jax.data.templating import load_template
 from llm_jax.storage.hashes import canonical_hash
 
 FORMAT = 2  # changes whenever the same settings would give other records or rows
-JUDGED = 1  # the same for pairs and unpaired answers only
+JUDGED = 2  # the same for pairs and unpaired answers only
 STEPS = (("equations", False), ("answers", True))
 """The embedded steps' sources, whose accuracies are told apart: steps, and those that end their answers."""
 Split = Literal["train", "eval"]

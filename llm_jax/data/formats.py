@@ -179,7 +179,8 @@ def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> 
             f" {WANTED[kind]}; data.unpair=True takes a pair's answers apart"
         )
     found = ", ".join([f"`{name}`" for name in record] + [f"`{name}` (null)" for name in nulls]) or "no field"
-    raise UserError(f"{where}: {kind} needs {WANTED[kind]}; the record has {found}")
+    shown = UNPAIRED[0] if kind in UNPAIRED else kind
+    raise UserError(f"{where}: {shown} needs {WANTED[kind]}; the record has {found}")
 
 
 def refuse_unread(record: Mapping[str, Any], where: str) -> None:

@@ -198,8 +198,7 @@ class TreeConfig:
     weights: Literal["paper", "authors"] = "paper"
     """Of V's mean. paper: visits N(s, a), 0 for a child that was never visited; authors: max(1, N(s, a))."""
     visits: Literal["paper", "authors"] = "paper"
-    """paper: one per node and simulation; authors: the root one more, and every node of the path one more for each
-    node that the simulation expands below the root."""
+    """paper: one per node and simulation; authors: two of the node that is searched from."""
     pairs_of: Literal["path", "all"] = "path"
     """Whose children make pairs: the nodes' on the path of most visits, one pair a depth (paper), or every node's."""
     rejected: Literal["worst", "second"] = "worst"

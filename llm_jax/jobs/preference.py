@@ -58,9 +58,10 @@ def prepare(node: "Node") -> None:
     if "reference" in node.parents:
         parent = origin(node.parents["reference"], "reference")
         parent.model.check_predicts("reference")
-        reference = load_tokenizer(parent.tokenizer)
-        policy = load_tokenizer(origin(node.parents["init_from"], "init_from").tokenizer)
-        if reference.fingerprint != policy.fingerprint:
+        policy = origin(node.parents["init_from"], "init_from")
+        if node.config.sync_ref_model and parent.model != policy.model:
+            raise UserError(f"sync_ref_model=True, but reference={node.config.reference} is of another architecture")
+        if load_tokenizer(parent.tokenizer).fingerprint != load_tokenizer(policy.tokenizer).fingerprint:
             raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
 
 
@@ -98,7 +99,8 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
             columns = stored_logps(s, reference, partial(answer_logps, ld_alpha=loss.ld_alpha), ld_alpha=loss.ld_alpha)
     make = unpaired_objective if loss.unpaired else paired_objective
     extra = regularization(config.train, s.decoder.config)
-    objective = make(s.decoder, loss, config.reference_logps, extra, s.sources)
+    ref_decoder = Decoder(reference.model) if live else None
+    objective = make(s.decoder, loss, config.reference_logps, extra, s.sources, ref_decoder)
     if config.sync_ref_model:
         moved = synchronised(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
         objective = replace(objective, synced=moved)
@@ -110,9 +112,9 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
         s,
         objective,
         lambda: load(policy.path, mesh=config.mesh).params,
-        evaluation=make(s.decoder, loss, config.reference_logps, sources=s.sources),
+        evaluation=make(s.decoder, loss, config.reference_logps, sources=s.sources, ref_decoder=ref_decoder),
         frozen=frozen,
-        frozen_decoders={"ref": Decoder(reference.model)} if live else None,
+        frozen_decoders=None if ref_decoder is None else {"ref": ref_decoder},
         columns=columns,
         live=rows,
         finish=(problem_hook(s, before=policy),),

@@ -37,7 +37,7 @@ class HfFolder:
     """
 
     def __init__(self, path: epath.Path, hf: Mapping[str, Any], dtype: np.dtype) -> None:
-        """`hf`: the content of config.json. `dtype`: of what `pieces` gives, but for routers (`dtype_in_use`).
+        """`hf`: the content of config.json. `dtype`: of what `pieces` gives, where `dtype_in_use` says no other.
 
         Raises:
             UserError: a field of it is not honoured, or a tensor is missing, unknown, of another shape or of a dtype

@@ -15,7 +15,9 @@ WEIGHT_AXES: dict[str, str | None] = {
     "experts": None,  # for the mesh axis `expert`
     "router": None,
     "inner": "tensor",
+    "inner_rates": "tensor",
     "ssm_heads": "tensor",
+    "ssm_heads_rates": "tensor",
     "ssm_state": None,
     "conv_width": None,
     "embed": None,
@@ -39,8 +41,9 @@ ACTIVATION_AXES: dict[str, str | None] = {
     "embed": None,
     "head_dim": None,
 }
-# Weights with this axis are used in float32, whatever the compute dtype: a rounded router picks other experts.
-FLOAT32_AXIS = "router"
+# Weights with one of these are used in float32, whatever the compute dtype: a rounded router picks other experts, and
+# how fast a state fades acts once for every token that it lives through.
+FLOAT32_AXES = ("router", "inner_rates", "ssm_heads_rates")
 # ZeRO cuts weights over this axis, wherever the table leaves a dimension free.
 STORAGE_AXIS = "data"
 # The layer loop slices this axis, so a cut along it would put whole layers on single devices.

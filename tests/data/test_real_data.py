@@ -1,4 +1,9 @@
-"""Real files, where `LLM_JAX_DATA` names their folder: what the formats meet outside."""
+"""Real files, where `LLM_JAX_DATA` names their folder: what the formats meet outside.
+
+    LLM_JAX_DATA=FOLDER python -m pytest tests/data/test_real_data.py -k gsm8k
+
+counts GSM8K's steps, marks and pairs: 8,473 people's and 4,000 models' solutions, none lost, none split in two.
+"""
 
 import gzip
 import json

@@ -41,10 +41,13 @@ def test_each_pair_has_its_own():
 
 
 def test_the_same_for_all_is_conservative_dpo():
-    logps = [
-        jnp.asarray(x, jnp.float32) for x in ([-12, -30, -7.5], [-14, -25, -9], [-13, -29, -8], [-13.5, -26, -8.5])
-    ]
-    (one, _), (each, _) = (objectives.dpo(*logps, 0.1, epsilon) for epsilon in (0.1, jnp.full(3, 0.1)))
+    chosen, rejected = jnp.array([-12, -30, -7.5]), jnp.array([-14, -25, -9.0])
+    ref_chosen, ref_rejected = jnp.array([-13, -29, -8.0]), jnp.array([-13.5, -26, -8.5])
+
+    def losses(epsilon):
+        return objectives.dpo(chosen, rejected, ref_chosen, ref_rejected, 0.1, epsilon)[0]
+
+    one, each = losses(0.1), losses(jnp.full(3, 0.1))
     np.testing.assert_allclose(one, each, rtol=1e-7)
     np.testing.assert_allclose(one.mean(), 0.689498, atol=5e-7)  # the reference's cDPO(.1)
     assert np.asarray(losses(0.0)).tobytes() == np.asarray(losses(jnp.zeros(3))).tobytes()

@@ -25,6 +25,10 @@ def check_steps(config: RoundsConfig) -> None:
     if config.method in STEPWISE and config.sampling.stop:
         why = "answers end by themselves" if config.method == "step_dpo" else "steps are closed by tree.separator"
         raise UserError(f"sampling.stop={config.sampling.stop} is not read by method={config.method}: {why}")
+    if config.method == "step_dpo" and config.pairs.truncated != "drop":
+        raise UserError(
+            f"pairs.truncated={config.pairs.truncated} is not read by method=step_dpo: what was cut off has no result"
+        )
     if config.method == "mcts_dpo":
         _check_tree(config)
 

@@ -95,9 +95,9 @@ def puct(node: Node, config: TreeConfig) -> float:
 
 
 def back_up(path: Sequence[Node], config: TreeConfig) -> None:
-    """Carries what was found at a path's end to its beginning; the end's own V stays."""
+    """Carries what was found at a path's end to its beginning."""
     for node in reversed(path):
-        if node.children and node is not path[-1]:
+        if node.children:
             weights = [max(1, c.visits) if config.weights == "authors" else c.visits for c in node.children]
             if any(weights):
                 pairs = zip(weights, node.children, strict=True)
@@ -123,14 +123,11 @@ def search(start: Node, config: TreeConfig) -> Iterator[Node]:
 
 def _simulate(start: Node, config: TreeConfig) -> Iterator[Node]:
     path = [start]
-    twice = config.visits == "authors"
-    start.visits += twice
+    start.visits += config.visits == "authors"
     while not path[-1].terminal:
         node = path[-1]
         if node.children is None:
             yield node
-            if twice and node.parent is not None:
-                back_up(path, config)
             if not node.children:
                 break
         path.append(max(node.children or (), key=lambda child: puct(child, config)))

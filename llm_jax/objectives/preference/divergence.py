@@ -33,8 +33,8 @@ def f_divergence(
             that name; the two agree at 0.5 alone.
         f_alpha_divergence_coef: α.
         power: in which power the loss grows with what is returned. Beyond exp(80 / power) for float32 (700 for float64)
-            the exponentials stay constant and so without gradient, as TRL's alpha-divergence does; TRL's forward_kl
-            gives infinity, and NaN for a difference of two.
+            the exponentials stay constant and so without gradient, as TRL's alpha-divergence does (what is left of
+            the difference of two such is rounding); TRL's forward_kl gives infinity, and NaN for a difference.
 
     Raises:
         UserError: an unknown type.

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from etils import epath
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.embedded.problems import Problem
@@ -12,11 +13,12 @@ from llm_jax.data.formats import read_examples
 from llm_jax.data.stepwise import StepPair
 from llm_jax.inference.config import SamplingParams
 from llm_jax.jobs.alignment.prompts import Prompt
+from llm_jax.jobs.alignment.sampler import Journal
 from llm_jax.jobs.alignment.scorers import answer_scores
 from llm_jax.jobs.alignment.step_checks import check_steps
 from llm_jax.jobs.alignment.stepwise import StepPairs
 from llm_jax.jobs.alignment.tree_search import TreePairs
-from llm_jax.jobs.config import PreferenceConfig, RoundsConfig, ScorerConfig, StepsConfig, TreeConfig
+from llm_jax.jobs.config import PairsConfig, PreferenceConfig, RoundsConfig, ScorerConfig, StepsConfig, TreeConfig
 from tests.jobs.alignment.scripted import Scripted, small_tokenizer
 
 BEN = Problem("Ben", "pencil", 13, (("-", 2), ("+", 5)), ("Ben has 13 pencils.", "", ""), "How many?")
@@ -180,6 +182,45 @@ def test_many_trees_take_as_many_calls_as_one(tokenizer):
     assert len(set(many.seeds)) == len(many.seeds)
 
 
+@pytest.mark.parametrize("killed", range(4))
+@pytest.mark.parametrize("method", ["step_dpo", "mcts_dpo"])
+def test_a_search_goes_on_where_it_was_killed(tokenizer, tmp_path, method, killed):
+    """What was drawn before is read back, call by call, and the rest is what it would have been."""
+    prompts = [replace(PROMPT, number=number) for number in range(3)]
+    wrong = {"": ["13 - 2 = 12. Answer: 12", "13 - 2 = 11. 11 + 5 = 17. Answer: 17"]}
+    wrong["13 - 2 = 11."] = [" 11 + 5 = 16. Answer: 16"] * 2
+    replies = TREE if method == "mcts_dpo" else wrong
+
+    def maker():
+        if method == "mcts_dpo":
+            return TreePairs(tree_config(), tokenizer, answer_scores)
+        return StepPairs(config(), tokenizer, None)
+
+    whole_sampler = Scripted(tokenizer, lambda so_far, sample: replies[so_far][sample])
+    whole = maker()(prompts, whole_sampler, 5)
+
+    class Killed(Exception):
+        pass
+
+    class Dying(Scripted):
+        def generate(self, prompts, params):
+            if len(self.calls) == killed:
+                raise Killed
+            return super().generate(prompts, params)
+
+    file = epath.Path(tmp_path / "journal.jsonl")
+    dying, living = (kind(tokenizer, whole_sampler.reply) for kind in (Dying, Scripted))
+    journal = Journal(dying, file)
+    if killed < len(whole_sampler.calls):
+        with pytest.raises(Killed):
+            maker()(prompts, journal, 5)
+    else:
+        maker()(prompts, journal, 5)
+    journal.close()
+    assert maker()(prompts, Journal(living, file), 5) == whole
+    assert dying.calls + living.calls == whole_sampler.calls
+
+
 def test_depth_and_room_end_a_tree(tokenizer):
     """The last step is drawn to the answer's end, and one that fills a row is the last."""
     made, _ = searched(tokenizer, tree={"depth": 1})
@@ -239,6 +280,7 @@ BAD = [
     (config(tree=TreeConfig(simulations=3)), "tree.simulations=3 is not read by method=step_dpo"),
     (config(steps=StepsConfig(most=0)), "steps.most is 0; it must be at least 1"),
     (config(sampling=SamplingParams(stop=("x",))), "sampling.stop=.* answers end by themselves"),
+    (config(pairs=PairsConfig(truncated="keep")), "pairs.truncated=keep is not read by method=step_dpo"),
     (tree_config(steps=StepsConfig(most=1)), "steps.most=1 is not read by method=mcts_dpo"),
     (tree_config(tree={"simulations": 0}), "tree.simulations is 0"),
     (tree_config(tree={"exploration": -1.0}), "tree.exploration is -1.0"),

@@ -2,6 +2,8 @@
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from llm_jax.jobs.alignment.tree import Step, expand, search
 from llm_jax.jobs.alignment.tree_pairs import tree_pairs, visit_smoothing
 from llm_jax.jobs.config import TreeConfig
 
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "mcts_dpo_authors.json").read_text())
 # name: (parent, p, R, terminal). Steps have one token, so that p = π whatever λ is.
 HAND = {
     "A": ("", 0.5, 0.4, False),
@@ -77,8 +80,6 @@ def by_table(table, simulations, c=1.0, discount=1.0, authors=False):
         while path[-1] == "" or not table[path[-1]][3]:
             if path[-1] not in opened:
                 opened.add(path[-1])
-                if authors and path[-1]:
-                    carry(path)
             scores = [(Q[x] + c * table[x][1] * math.sqrt(N[path[-1]]) / (1 + N[x]), x) for x in below(path[-1])]
             top = max(score for score, _ in scores)
             path.append(next(x for score, x in scores if score == top))
@@ -127,8 +128,27 @@ def test_visits_and_qualities_equal_the_table(simulations, authors, table, explo
         assert node.total == pytest.approx(V[name], abs=1e-12)
         if name:
             assert node.quality == pytest.approx(Q[name], abs=1e-12)
-    assert start.visits == (simulations if not authors else start.visits)
+    assert start.visits == simulations * (2 if authors else 1)
     _check_pairs(start, nodes, table, N, Q)
+
+
+@pytest.mark.parametrize("case", GOLDEN["trees"], ids=["first", "second"])
+def test_the_authors_reading_is_their_code_s(case):
+    """`tests/oracles/mcts_dpo_authors.py`: N, Q and V of all nodes after each of 20 simulations; the child chosen."""
+    how: dict[str, Any] = {"weights": "authors", "visits": "authors", "prior": "authors"}
+    how |= {"exploration": case["exploration"], "discount": case["discount"]}
+    for simulations, expected in enumerate(case["after"], 1):
+        start = tree.root()
+        for node in search(start, TreeConfig(simulations, **how)):
+            own = node.step.text
+            rows = [(name, *row[1:]) for name, row in case["steps"].items() if row[0] == own]
+            expand(node, [Step(name, sum(logps), len(logps), value, end) for name, logps, value, end in rows])
+        found = {node.step.text: [node.visits, node.quality, node.total] for node in tree.every_node(start)}
+        assert found.keys() == expected.keys()
+        for name, numbers in expected.items():
+            assert found[name][0] == numbers[0]
+            assert found[name][1:] == pytest.approx(numbers[1:], abs=1e-9)
+    assert tree.best(start).step.text == case["best"]
 
 
 def _check_pairs(start, nodes, table, N, Q):
