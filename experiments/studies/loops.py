@@ -158,7 +158,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, __file__, steps=180)
+    parser = make_parser(__doc__, __file__, steps=60)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=None, help="of these alone")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--rounds", type=int, default=3)
