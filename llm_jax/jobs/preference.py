@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
@@ -9,10 +10,11 @@ from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.reference import stored_logps
-from llm_jax.jobs.regularization import regularization
+from llm_jax.jobs.regularization import NONE, Regularization, regularization
 from llm_jax.jobs.terms import dpo_objective
 from llm_jax.jobs.word_problems import problem_hook
-from llm_jax.models import Decoder, load
+from llm_jax.models import Decoder
+from llm_jax.training import Objective
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -59,17 +61,22 @@ def run(node: "Node") -> None:
     reference = origin(node.parents["reference"], "reference") if "reference" in node.parents else policy
     loss = (config.beta, config.label_smoothing, config.reference_logps)
     live = config.reference_logps == "live"
+    # With an adapter the model without it is the reference: no second copy of its weights.
+    apart = live and (s.adapting is None or reference is not policy)
 
     def frozen() -> dict[str, Any]:
-        return {"ref": load(reference.path, mesh=config.mesh).params} if live else {}
+        return {"ref": load_merged(reference.path, mesh=config.mesh).params} if apart else {}
+
+    def objective(extra: Regularization = NONE) -> Objective:
+        return dpo_objective(s.policy, *loss, extra, s.sources, Decoder(reference.model))
 
     fit(
         s,
-        dpo_objective(s.decoder, *loss, regularization(config.train, s.decoder.config), s.sources),
-        lambda: load(policy.path, mesh=config.mesh).params,
-        evaluation=dpo_objective(s.decoder, *loss, sources=s.sources),
+        objective(regularization(config.train, s.decoder.config)),
+        lambda: load_merged(policy.path, mesh=config.mesh).params,
+        evaluation=objective(),
         frozen=frozen,
-        frozen_decoders={"ref": Decoder(reference.model)} if live else None,
+        frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
         columns=None if live else stored_logps(s, reference),
         finish=(problem_hook(s, before=policy),),
     )

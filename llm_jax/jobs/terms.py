@@ -59,11 +59,13 @@ def dpo_objective(
     reference: Literal["stored", "live"],
     extra: Regularization = NONE,
     sources: Sequence[str] = (),
+    reference_decoder: Decoder | None = None,
 ) -> Objective:
     """Mean of `objectives.dpo` over the pairs of the whole batch.
 
     The reference's log-probabilities are columns of the rows (`stored`: `ref_chosen_logps`, `ref_rejected_logps`,
-    float32[B, P]) or computed in the step from the role `ref` of the frozen parameters (`live`). Absent pairs
+    float32[B, P]) or computed in the step from the role `ref` of the frozen parameters (`live`), which are of
+    `reference_decoder` (None: of the policy's). Absent pairs
     (`pair_index` -1) count for nothing. `extra` adds noise to the policy, and the term `z_loss` over answer tokens.
 
     Metrics: `rewards/*` and `logps/*` over pairs; `logits/chosen` and `logits/rejected`, the logits' mean over the
@@ -79,7 +81,7 @@ def dpo_objective(
         present = rows["pair_index"] >= 0
         chosen_logps, rejected_logps = sum_by_answer(scores["logps"], mask, rows)
         if reference == "live":
-            stored = jax.lax.stop_gradient(answer_logps(bind(decoder, frozen["ref"]), rows))
+            stored = jax.lax.stop_gradient(answer_logps(bind(reference_decoder or decoder, frozen["ref"]), rows))
             ref_chosen, ref_rejected = stored["chosen_logps"], stored["rejected_logps"]
         else:
             ref_chosen, ref_rejected = (

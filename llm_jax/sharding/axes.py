@@ -23,6 +23,7 @@ WEIGHT_AXES: dict[str, str | None] = {
     "labels": None,
     "latent": None,
     "head_dim": None,
+    "rank": None,
     "layers": None,
 }
 ACTIVATION_AXES: dict[str, str | None] = {
