@@ -6,6 +6,7 @@ from llm_jax.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from llm_jax.adapters.adapters import Adapters as Adapters
+    from llm_jax.adapters.combining import combine as combine
     from llm_jax.adapters.config import LoraConfig as LoraConfig
     from llm_jax.adapters.loading import AdaptedModel as AdaptedModel
     from llm_jax.adapters.loading import load as load
@@ -17,6 +18,7 @@ __getattr__ = lazy_exports(
     globals(),
     {
         "Adapters": "llm_jax.adapters.adapters",
+        "combine": "llm_jax.adapters.combining",
         "LoraConfig": "llm_jax.adapters.config",
         "AdaptedModel": "llm_jax.adapters.loading",
         "load": "llm_jax.adapters.loading",

@@ -87,26 +87,22 @@ def read_adapter(path: epath.PathLike, decoder: Decoder, base: Mapping[str, Any]
     path = epath.Path(path)
     config, said = read_config(path)
     adaptation = _for_model(path, decoder, config)
-    stored = read_file(path / WEIGHTS)
-    names = dict(_tensors(adaptation))
-    flat = {p: np.zeros(leaf.shape, np.float32) for p, leaf in flatten(adaptation.abstract).items()}
-    for name, what in names.items():
+    stored, names = read_file(path / WEIGHTS), to_tensors(adaptation)
+    for name, wanted in names.items():
         if name not in stored:
             raise UserError(f"{path / WEIGHTS} has no {name}: it is an adapter of another model than this")
-        wanted = what.shape()
         if stored[name].shape != wanted:
             raise UserError(
                 f"{path / WEIGHTS}: {name} has shape {list(stored[name].shape)}, an adapter of this model has "
                 f"{list(wanted)}"
             )
-        what.take(stored[name], flat)
     repeated = []
     for name in stored:
         if name not in names:
             _check_repeated(path, name, stored[name], decoder, base)
             repeated.append(name)
     dtypes = {name: str(array.dtype) for name, array in stored.items()}
-    return adaptation, Adapter(config, unflatten(flat), said, dtypes, tuple(repeated))
+    return adaptation, Adapter(config, from_tensors(adaptation, stored), said, dtypes, tuple(repeated))
 
 
 def _for_model(path: epath.Path, decoder: Decoder, config: LoraConfig) -> Adaptation:
@@ -141,6 +137,22 @@ def _of_model(decoder: Decoder, base: Mapping[str, Any], name: str) -> np.ndarra
     return None
 
 
+def to_tensors(adaptation: Adaptation, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An adapter's numbers under the names of its file, float32; without `params` their shapes."""
+    if params is None:
+        return {name: what.shape() for name, what in _tensors(adaptation)}
+    flat = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    return {name: what.give(flat) for name, what in _tensors(adaptation)}
+
+
+def from_tensors(adaptation: Adaptation, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The other way; float32 NumPy arrays."""
+    flat = {path: np.zeros(leaf.shape, np.float32) for path, leaf in flatten(adaptation.abstract).items()}
+    for name, what in _tensors(adaptation):
+        what.take(tensors[name], flat)
+    return unflatten(flat)
+
+
 def write_adapter(
     path: epath.PathLike,
     adaptation: Adaptation,
@@ -156,9 +168,10 @@ def write_adapter(
     """
     path = epath.Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    flat, found = {name: np.asarray(leaf) for name, leaf in flatten(adapter.params).items()}, {}
-    for name, what in _tensors(adaptation):
-        found[name] = what.give(flat).astype(jnp.dtype(dtype or adapter.dtypes.get(name, "float32")))
+    found = {
+        name: array.astype(jnp.dtype(dtype or adapter.dtypes.get(name, "float32")))
+        for name, array in to_tensors(adaptation, adapter.params).items()
+    }
     for name in adapter.repeated:
         own = _of_model(adaptation.decoder, base, name)
         assert own is not None

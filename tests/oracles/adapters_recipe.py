@@ -124,6 +124,23 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba2": ("mamba2", "groups", {"r": 2, "lora_alpha": 3, "target_modules": ["in_proj"]}),
 }
 
+MERGED_BASE = ("llama", "tied")
+MERGED: dict[str, dict[str, Any]] = {
+    "one": {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]},
+    "two": {"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "o_proj", "embed_tokens"]},
+    "three": {"r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj", "embed_tokens"]},
+}
+"""Adapters that are put together, on one model."""
+MERGED_WEIGHTS = [0.7, 0.4, -0.3]
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "cat": {},
+    "svd": {"svd_rank": 5},
+    "ties": {"density": 0.6},
+    "ties_svd": {"density": 0.4, "majority_sign_method": "frequency"},
+}
+"""PEFT's arguments of each."""
+
 
 def draw(case: str, name: str, shape: tuple[int, ...], weights: Mapping[str, np.ndarray]) -> np.ndarray:
     """float32 values of a tensor of an adapter's file, which depend on `(case, name, shape)`, or are the model's."""
