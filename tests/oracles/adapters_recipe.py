@@ -141,6 +141,18 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """PEFT's arguments of each."""
 
+STEPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft", {"r": 3, "lora_alpha": 5, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}),
+    "dpo": ("dpo", {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]}),
+    "dpo_dora": ("dpo", {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["k_proj", "o_proj", "up_proj"]}),
+    "sft_pissa": (
+        "sft",
+        {"r": 3, "lora_alpha": 3, "init_lora_weights": "pissa", "target_modules": ["v_proj", "gate_proj"]},
+    ),
+}
+"""What TRL's trainers do with an adapter (trl_lora.py): job, PEFT's fields."""
+LR_RATIO = 4.0
+
 
 def draw(case: str, name: str, shape: tuple[int, ...], weights: Mapping[str, np.ndarray]) -> np.ndarray:
     """float32 values of a tensor of an adapter's file, which depend on `(case, name, shape)`, or are the model's."""
