@@ -11,8 +11,7 @@ import numpy as np
 from etils import epath
 
 from llm_jax.adapters.config import LoraConfig
-from llm_jax.adapters.loading import OWN, write_own
-from llm_jax.adapters.peft_files import BASE as BASE_NAME
+from llm_jax.adapters.loading import base_of, write_own
 from llm_jax.adapters.peft_files import Adapter, write_adapter
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.base import processes
@@ -32,7 +31,6 @@ from llm_jax.models.flops import training_flops_per_token
 from llm_jax.models.saving import copy_tokenizer
 from llm_jax.sharding import Plan, check_divides, make_plan, place, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
-from llm_jax.storage.json_files import read_json
 from llm_jax.storage.remote import fetch, is_remote, local_copy, publish, to_path
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training import (
@@ -270,8 +268,7 @@ def fit(
     def export(state: Any) -> Mapping[str, float]:
         if config.checkpoint.export and adapting is not None:
             trained = to_first(weights_in_use(state)["policy"])
-            base = str(read_json(s.workdir.path / OWN)[BASE_NAME])
-            processes.from_first(lambda: export_adapter(s, trained, base))
+            processes.from_first(lambda: export_adapter(s, trained))
         elif config.checkpoint.export:
             extra = origin(s.node, "workdir").extra
             policy = to_first(weights_in_use(state)["policy"])
@@ -322,9 +319,13 @@ def _eval_name(name: str) -> str:
     return f"eval_{name}" if source == name else f"eval_{source}_loss"
 
 
-def export_adapter(s: Setup, trained: Params, base: str) -> None:
-    """The PEFT folder of a trained adapter, with the tokenizer of the model."""
+def export_adapter(s: Setup, trained: Params) -> None:
+    """The PEFT folder of a trained adapter, with the tokenizer of the model, which it names as a Hugging Face folder
+    where there is one."""
     assert s.adapting is not None
+    base = base_of(s.workdir.path)
+    whole = Workdir(base).export
+    base = str(whole if (whole / "config.json").exists() else base)
     adaptation = s.adapting.adaptation
     write_adapter(s.workdir.export, adaptation, Adapter(adaptation.config, dict(trained)), {}, base)
     copy_tokenizer(s.workdir.tokenizer, s.workdir.export)
