@@ -12,8 +12,11 @@ import workload
 from sides import serve
 
 from llm_jax.base.runtime import keep_memory
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.scoring import score_rows
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params, load
 from llm_jax.sharding import MeshConfig, make_plan
 from llm_jax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
@@ -139,7 +142,8 @@ def sft_packed(model: str, rows: int, length: int) -> Step:
 def preference(model: str, live: bool, length: int) -> Step:
     decoder = make_decoder(model)
     batch = one_microbatch(pair_rows(model, length))
-    objective = dpo_objective(decoder, workload.BETA, 0.0, "live" if live else "stored")
+    loss = preference_loss(PreferenceConfig(beta=workload.BETA))
+    objective = paired_objective(decoder, loss, "live" if live else "stored")
     return stepper(decoder, objective, batch, live)
 
 

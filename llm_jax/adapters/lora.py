@@ -24,7 +24,6 @@ from llm_jax.models.parameter import LAYERS, Declaration, Init, parameter
 from llm_jax.models.remat import PROJECTION
 from llm_jax.models.router import Router
 from llm_jax.models.weights import gathered
-from llm_jax.sharding.axes import FLOAT32_AXIS
 
 
 class LowRank(nnx.Module):
@@ -52,7 +51,7 @@ class LowRank(nnx.Module):
         self.a = matrix((inputs, input_axis), (rank, "rank"))
         self.b = matrix((rank, "rank"), (outputs, output_axis))
         # In float32 whatever the compute dtype: a scale of 16 / 6 is none of bfloat16's numbers.
-        self.scale = vector((rank, FLOAT32_AXIS), per_row=True)
+        self.scale = vector((rank, "rank_scales"), per_row=True)
         self.keys = vector((0, "rank"), (2, "rank"), per_row=True) if dropout else None
         self.magnitude = vector((outputs, output_axis), per_row=False) if dora else None
         self.rate = dropout

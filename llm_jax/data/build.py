@@ -17,10 +17,20 @@ from llm_jax.base.progress import Progress
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Reader
 from llm_jax.data.encode import Encoded, Sequence, encode_examples
-from llm_jax.data.fitting import Counts, fit, split, whole
-from llm_jax.data.formats import Kind
+from llm_jax.data.fitting import Counts, Item, fit, split, whole
+from llm_jax.data.formats import UNPAIRED, Kind
+from llm_jax.data.mismatching import mismatched
 from llm_jax.data.packing import best_fit_decreasing, cut_every
-from llm_jax.data.rows import Row, Schema, fill_pair_row, fill_row, lm_schema, pair_schema
+from llm_jax.data.rows import (
+    Row,
+    Schema,
+    fill_pair_row,
+    fill_row,
+    fill_unpaired_row,
+    lm_schema,
+    pair_schema,
+    unpaired_schema,
+)
 from llm_jax.data.rowset import MANIFEST, RowSet, write_manifest, write_shard
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.storage.atomic import write_atomically
@@ -28,8 +38,6 @@ from llm_jax.storage.atomic import write_atomically
 PROGRESS = "progress.json"
 # Many enough for best-fit to fill windows, few enough to be held: some 150 MB.
 CHUNK_ITEMS, CHUNK_TOKENS = 1 << 17, 1 << 24
-
-Item = tuple[Sequence, ...]
 
 
 @dataclasses.dataclass
@@ -65,7 +73,7 @@ class _State:
     shards: list[int] = dataclasses.field(default_factory=list)
     source: int = 0
     record: int = 0
-    pairs: int = 0  # how many are in the shards
+    pairs: int = 0  # how many pairs or unpaired answers are in the shards
     most_pairs: int | None = None  # in a row, as the first shard has it
     carried: list[list[list[int]]] = dataclasses.field(default_factory=list)
     """Ids and masks that did not fill a row, for `concat_split`."""
@@ -137,7 +145,11 @@ def build_side(
 
 
 def _schema(state: _State, kind: Kind, data: DataConfig) -> Schema:
-    return pair_schema(data.window, state.most_pairs or 1) if kind == "preference" else lm_schema(data.window)
+    if kind == "preference":
+        return pair_schema(data.window, state.most_pairs or 1)
+    if kind in UNPAIRED:
+        return unpaired_schema(data.window, state.most_pairs or 1, kind == "unpaired_mismatched")
+    return lm_schema(data.window)
 
 
 def _chunks(
@@ -170,7 +182,7 @@ def _chunks(
             for item in _items(kind, data, example, counts):
                 items.setdefault(name, []).append(item)
                 held += 1
-                tokens += sum(len(sequence.ids) for sequence in item)
+                tokens += sum(len(sequence.ids) for sequence in item.sequences)
             show()
             if counts.tokens_read >= limit:
                 break
@@ -199,7 +211,7 @@ def _items(kind: Kind, data: DataConfig, example: Encoded, counts: Counts) -> It
         return whole([example], counts)
     if kind == "pretrain":
         return split([example], data.window, counts)
-    return fit([example], data.window, data.on_long, counts)
+    return fit([example], data.window, data.on_long, counts, data.on_unusable)
 
 
 def _pack(
@@ -209,29 +221,33 @@ def _pack(
     placed = []
     for name, own in items.items():
         if data.packing == "concat_split":
-            own = [(_restored(one),) for one in state.carried] + own
+            line = [_restored(one) for one in state.carried] + [item.sequences[0] for item in own]
             windows = [
-                [(0, (Sequence(own[i][0].ids[a:b], own[i][0].mask[a:b]),)) for i, a, b in pieces]
-                for pieces in cut_every([len(item[0].ids) for item in own], data.window)
+                [(0, Item((Sequence(line[i].ids[a:b], line[i].mask[a:b]),))) for i, a, b in pieces]
+                for pieces in cut_every([len(sequence.ids) for sequence in line], data.window)
             ]
             state.carried = []
             ended = names.index(name) < state.source
-            if windows and not ended and sum(len(s.ids) for _, (s,) in windows[-1]) < data.window:
-                state.carried = [[s.ids.tolist(), s.mask.tolist()] for _, (s,) in windows.pop()]
+            if windows and not ended and sum(len(item.sequences[0].ids) for _, item in windows[-1]) < data.window:
+                last = [item.sequences[0] for _, item in windows.pop()]
+                state.carried = [[s.ids.tolist(), s.mask.tolist()] for s in last]
         else:
-            numbers = _windows(state, data, own)
+            if kind == "unpaired_mismatched":
+                own = mismatched(own, data.window)
+            # The mismatched answers lie in a window of their own, beside the others.
+            lengths = [(max if kind in UNPAIRED else sum)(len(s.ids) for s in item.sequences) for item in own]
+            numbers = _windows(state, data, lengths)
             windows = [[(state.pairs + i, own[i]) for i in window] for window in numbers]
-            if kind == "preference":
+            if kind == "preference" or kind in UNPAIRED:
                 state.pairs += len(own)
                 state.most_pairs = state.most_pairs or max(map(len, windows), default=None)
         placed += [(name, window) for window in windows]
     return placed
 
 
-def _windows(state: _State, data: DataConfig, items: list[Item]) -> list[list[int]]:
+def _windows(state: _State, data: DataConfig, lengths: list[int]) -> list[list[int]]:
     if data.packing == "one_per_row":
-        return [[number] for number in range(len(items))]
-    lengths = [sum(len(sequence.ids) for sequence in item) for item in items]
+        return [[number] for number in range(len(lengths))]
     return best_fit_decreasing(lengths, data.window, state.most_pairs)
 
 
@@ -251,10 +267,14 @@ def _rows(
         name, window = placed[index]
         number = names.index(name)
         if "pair_index" in schema:
-            pairs = [(pair, chosen, rejected) for pair, (chosen, rejected) in window]
-            row = fill_pair_row(schema, pairs, tokenizer.token_bytes, tokenizer.pad_id, number)
+            pairs = [(pair, item.sequences[0], item.sequences[1]) for pair, item in window]
+            columns = [item.columns for _, item in window]
+            row = fill_pair_row(schema, pairs, tokenizer.token_bytes, tokenizer.pad_id, number, columns)
+        elif "answer_index" in schema:
+            answers = [(answer, item.sequences, item.columns) for answer, item in window]
+            row = fill_unpaired_row(schema, answers, tokenizer.token_bytes, tokenizer.pad_id, number)
         else:
-            segments = [item[0] for _, item in window]
+            segments = [item.sequences[0] for _, item in window]
             row = fill_row(schema, segments, tokenizer.token_bytes, tokenizer.pad_id, number)
         state.totals[name].add(row)
         yield row

@@ -1,7 +1,7 @@
 """What can be told about records before anything is made: whether each can be read, rendered, and fits its window."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.progress import Progress
@@ -10,7 +10,7 @@ from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Located, check, check_packing, numbered_examples, parts, readers
 from llm_jax.data.encode import encode_examples
 from llm_jax.data.fitting import Counts, fit
-from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Text
+from llm_jax.data.formats import Conversation, Example, Kind, Messages, Pair, Text
 from llm_jax.data.holdout import held_out_below
 from llm_jax.data.sources import read_records
 from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
@@ -52,7 +52,7 @@ def every_example(kind: Kind, data: DataConfig) -> Iterator[Located]:
                 held_out_below(one.path, one.max_records, one.eval_fraction)
             for path, limit in ((one.path, one.max_records), (one.eval_path, None)):
                 records = read_records(path, limit) if path is not None else ()
-                for number, where, example in numbered_examples(kind, enumerate(records)):
+                for number, where, example in numbered_examples(kind, enumerate(records), one.unpair):
                     progress.update(records=number)
                     yield where, example
 
@@ -69,8 +69,21 @@ def check_lengths(kind: Kind, data: DataConfig, tokenizer: Tokenizer) -> None:
         return
     tokenizer = with_template(tokenizer, data.chat_template)
     encoded = encode_examples(kind, every_example(kind, data), tokenizer)
-    for _ in encoded if data.packing == "concat_split" else fit(encoded, data.window, data.on_long, Counts()):
+    whole = data.packing == "concat_split"
+    for _ in encoded if whole else fit(encoded, data.window, data.on_long, Counts(), data.on_unusable):
         pass
+
+
+def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
+    """Raises UserError, naming file and line, for the first pair that lacks a number which `loss` takes."""
+    if not columns:
+        return
+    if data.path is None and not data.mixture:
+        raise UserError(f"loss_type={loss} needs `{columns[0]}` of every pair, which embedded data do not have")
+    for where, example in every_example("preference", data):
+        for name in columns:
+            if not isinstance(example, Pair) or name not in example.numbers:
+                raise UserError(f"{where}: loss_type={loss} needs `{name}`, which the record does not have")
 
 
 def _check_rendering(template: str, where: str, example: Example) -> None:
@@ -94,5 +107,5 @@ def _check_rendering(template: str, where: str, example: Example) -> None:
 def _turns(example: Example) -> list[tuple[Messages, Messages, Tools]]:
     if isinstance(example, Text | Conversation) or isinstance(example.prompt, str):
         return []
-    answers = (example.completion,) if isinstance(example, Completion) else (example.chosen, example.rejected)
+    answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
     return [(example.prompt, answer, example.tools) for answer in answers]  # pyright: ignore[reportReturnType]

@@ -70,6 +70,11 @@ class DataConfig:
     where a document does; one_per_row: one each (TRL without packing)."""
     on_long: Literal["error", "truncate", "drop"] = "error"
     """SFT and preference: what to do with a record longer than the window (counted either way)."""
+    on_unusable: Literal["error", "drop"] = "drop"
+    """Preference: what to do with a pair of equal answers (before or after they are cut), or with an empty answer
+    (counted either way)."""
+    unpair: bool = False
+    """Losses on unpaired answers: takes each pair's two answers as two records, the chosen one desirable."""
     chat_template: str | None = None
     """Built-in name (`chatml`, `plain`) or Jinja file; None takes the checkpoint's, or chatml where it has none."""
     max_records: int | None = None

@@ -2,14 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig
 from llm_jax.data.embedded import docstrings, problems, stdlib_text
 from llm_jax.data.embedded.problems import Problem
-from llm_jax.data.formats import Example, Kind, Text, read_examples
+from llm_jax.data.formats import UNPAIRED, Example, Kind, Text, read_examples
 from llm_jax.data.holdout import held_out_below, place
 from llm_jax.data.shares import check_mixture, source_names
 from llm_jax.data.sources import Record, list_files, read_records, source_hashes
@@ -17,6 +17,7 @@ from llm_jax.data.templating import load_template
 from llm_jax.storage.hashes import canonical_hash
 
 FORMAT = 2  # changes whenever the same settings would give other records or rows
+JUDGED = 1  # the same for pairs and unpaired answers only
 Split = Literal["train", "eval"]
 Located = tuple[str, Example]
 
@@ -35,6 +36,8 @@ def check(data: DataConfig) -> None:
             if getattr(data, name) is not None:
                 raise UserError(f"data.{name} is set without data.path")
     if data.path is None and not data.mixture:
+        if data.unpair:
+            raise UserError("data.unpair=True is set without data.path: embedded answers are unpaired already")
         return problems.check(data.generated)
     if data.embedded != "problems":
         place = f"data.path={data.path}" if data.path is not None else "data.mixture"
@@ -68,8 +71,14 @@ def parts(data: DataConfig) -> dict[str, DataConfig]:
 
 def check_packing(kind: Kind, data: DataConfig) -> None:
     """Raises UserError for a packing that the kind of record does not have, or that would ignore another field."""
-    if data.packing == "concat_split" and kind == "preference":
-        raise UserError("data.packing=concat_split would cut pairs in two: preference has best_fit and one_per_row")
+    judged = kind == "preference" or kind in UNPAIRED
+    if data.packing == "concat_split" and judged:
+        what = "pairs" if kind == "preference" else "answers"
+        raise UserError(f"data.packing=concat_split would cut {what} in two: preference has best_fit and one_per_row")
+    for name, read in (("unpair", kind in UNPAIRED), ("on_unusable", judged)):
+        default = next(f.default for f in dataclasses.fields(data) if f.name == name)
+        if getattr(data, name) != default and not read:
+            raise UserError(f"data.{name}={getattr(data, name)} is set, but no record of {kind} reads it")
     if data.packing == "concat_split" and kind == "sft" and data.on_long != "error":
         raise UserError(
             f"data.on_long={data.on_long} has no effect with data.packing=concat_split: no record is too long"
@@ -92,6 +101,10 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         manifest["on_long"] = data.on_long
         template = data.chat_template
         manifest["chat_template"] = None if template is None else canonical_hash(load_template(template))
+    if kind == "preference" or kind in UNPAIRED:
+        manifest |= {"judged": JUDGED, "on_unusable": data.on_unusable}
+    if kind in UNPAIRED:
+        manifest["unpair"] = data.unpair
     if data.path is not None:
         manifest["files"] = source_hashes(data.path)
         manifest["max_records"] = data.max_records
@@ -125,13 +138,18 @@ def readers(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
         return _embedded(kind, data, split)
     if data.eval_path is not None:
         path, limit = (data.path, data.max_records) if split == "train" else (data.eval_path, None)
-        return {"records": lambda start: numbered_examples(kind, enumerate(read_records(path, limit, start), start))}
+
+        def whole(start: int) -> Iterator[Step]:
+            return numbered_examples(kind, enumerate(read_records(path, limit, start), start), data.unpair)
+
+        return {"records": whole}
     path, limit = data.path, data.max_records
     below = held_out_below(path, limit, data.eval_fraction)
 
     def read(start: int) -> Iterator[Step]:
         records = enumerate(read_records(path, limit, start), start)
-        return numbered_examples(kind, ((n, r) for n, r in records if (place(r.value) < below) == (split == "eval")))
+        own = ((n, r) for n, r in records if (place(r.value) < below) == (split == "eval"))
+        return numbered_examples(kind, own, data.unpair)
 
     return {"records": read}
 
@@ -157,7 +175,15 @@ def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
         return sources
     task = problems if data.embedded == "problems" else docstrings
     make = task.demonstrations if kind == "sft" else task.preferences
-    return {data.embedded: _numbered(kind, f"embedded {data.embedded}", lambda: make(config, split))}
+    records = (lambda: _one_answer_each(make(config, split))) if kind in UNPAIRED else lambda: make(config, split)
+    return {data.embedded: _numbered(kind, f"embedded {data.embedded}", records)}
+
+
+def _one_answer_each(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of every other pair the chosen answer, of the others the rejected one: unpaired data, half of it desirable."""
+    for number, pair in enumerate(pairs):
+        label = number % 2 == 0
+        yield {"prompt": pair["prompt"], "completion": pair["chosen" if label else "rejected"], "label": label}
 
 
 def _numbered(kind: Kind, name: str | None, make: Callable[[], Iterable[Any]]) -> Reader:
@@ -173,10 +199,10 @@ def _numbered(kind: Kind, name: str | None, make: Callable[[], Iterable[Any]]) -
     return read
 
 
-def numbered_examples(kind: Kind, records: Iterable[tuple[int, Record]]) -> Iterator[Step]:
-    """The examples of numbered records; `instances` are several of one record."""
+def numbered_examples(kind: Kind, records: Iterable[tuple[int, Record]], unpair: bool = False) -> Iterator[Step]:
+    """The examples of numbered records; `instances` are several of one record, and so are the answers of `unpair`."""
     for number, (where, value) in records:
-        for example in read_examples(kind, value, where):
+        for example in read_examples(kind, value, where, unpair):
             yield number, where, example
 
 

@@ -5,7 +5,7 @@ departs from the prompt alone; plain strings get what the tokenizer's post-proce
 neither, their template writes all.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Int32, UInt8
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.chat import Tools, render_text, render_with_spans, span_mask
-from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text
+from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text, Unpaired
 from llm_jax.data.tokenizers import Tokenizer
 
 # Encoded at a time: enough to keep all cores busy, little enough to stop early at no cost.
@@ -35,6 +35,8 @@ class Encoded(NamedTuple):
     sequences: tuple[Sequence, ...]
     prompt_length: int
     merged: bool  # whether the prompt's last tokens changed when the answer was put after it
+    columns: Mapping[str, float] = {}  # numbers of a pair or an unpaired answer, by column of the row
+    blank: str = ""  # which of a pair's answers, or of an unpaired one, is empty: it says nothing but its end
 
 
 class _Plan(NamedTuple):
@@ -83,8 +85,11 @@ def _plan(kind: Kind, where: str, example: Example, tokenizer: Tokenizer) -> _Pl
                 answers = (example.completion,)
                 return _answers(where, example.prompt, answers, tokenizer, example.tools)
             case Pair():
-                answers = (example.chosen, example.rejected)
-                return _answers(where, example.prompt, answers, tokenizer, example.tools)
+                answers = {"chosen": example.chosen, "rejected": example.rejected}
+                return _judged(where, example, answers, tokenizer, example.numbers)
+            case Unpaired():
+                columns = {"label": float(example.label), **example.numbers}
+                return _judged(where, example, {"completion": example.completion}, tokenizer, columns)
             case Conversation():
                 text, spans = render_with_spans(tokenizer, example.messages, example.tools, example.learned)
                 return _Plan([text], False, lambda e: _spanned(where, e[0].ids, span_mask(e[0], spans)))
@@ -137,6 +142,37 @@ def _answers(
         return Encoded(where, sequences, length, length < len(before))
 
     return _Plan([alone, *wholes], isinstance(prompt, str), finish)
+
+
+def _judged(
+    where: str,
+    example: Pair | Unpaired,
+    answers: Mapping[str, str | Messages],
+    tokenizer: Tokenizer,
+    columns: Mapping[str, float],
+) -> _Plan:
+    """Answers of which it is known how good they are: with the record's numbers, and the first that is empty."""
+    plan = _answers(where, example.prompt, tuple(answers.values()), tokenizer, example.tools)
+    prompt = example.prompt
+    if not isinstance(prompt, str):
+        _check_prefix(plan.texts, tuple(answers), lambda: render_text(tokenizer, prompt, tools=example.tools))
+    blank = next((name for name, answer in answers.items() if _is_blank(answer)), "")
+    return plan._replace(finish=lambda e: plan.finish(e)._replace(columns=dict(columns), blank=blank))
+
+
+def _check_prefix(texts: list[str], names: tuple[str, ...], unopened: Callable[[], str]) -> None:
+    """Raises UserError where a template writes a prompt differently when an answer follows."""
+    alone, *wholes = texts
+    for name, whole in zip(names, wholes, strict=True):
+        # What opens the assistant's turn may differ (an empty thought, say); what was asked may not.
+        if not whole.startswith(alone) and not whole.startswith(unopened()):
+            raise UserError(f"the chat template's prompt is no prefix of prompt and `{name}` together")
+
+
+def _is_blank(answer: str | Messages) -> bool:
+    if isinstance(answer, str):
+        return not answer.strip()
+    return not any(message.get("content", "").strip() or message.get("tool_calls") for message in answer)
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

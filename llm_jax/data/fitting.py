@@ -1,14 +1,22 @@
 """Sequences made to fit their window, and what was cut or left out on the way."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.encode import Encoded, Sequence
 from llm_jax.data.packing import split_lengths
 
 OnLong = Literal["error", "truncate", "drop"]
+OnUnusable = Literal["error", "drop"]
+
+
+class Item(NamedTuple):
+    """What is laid into a row together: a document, a pair's two sides, an answer; and numbers that go with it."""
+
+    sequences: tuple[Sequence, ...]
+    columns: Mapping[str, float] = {}
 
 
 @dataclass
@@ -22,30 +30,37 @@ class Counts:
     dropped: int = 0
     tokens_dropped: int = 0
     identical: int = 0  # pairs whose answers are equal, dropped
+    blank: int = 0  # pairs and answers without a word in an answer, dropped
     merged: int = 0  # prompts whose last tokens change when the answer follows
 
 
-def split(encoded: Iterable[Encoded], window: int, counts: Counts) -> Iterator[tuple[Sequence, ...]]:
+def split(encoded: Iterable[Encoded], window: int, counts: Counts) -> Iterator[Item]:
     """Pretraining: documents longer than a window as consecutive pieces, every token once."""
     for example in encoded:
         (document,) = example.sequences
         counts.documents += 1
         counts.tokens_read += len(document.ids)
         for start, stop in split_lengths(len(document.ids), window):
-            yield (Sequence(document.ids[start:stop], document.mask[start:stop]),)
+            yield Item((Sequence(document.ids[start:stop], document.mask[start:stop]),))
 
 
-def whole(encoded: Iterable[Encoded], counts: Counts) -> Iterator[tuple[Sequence, ...]]:
+def whole(encoded: Iterable[Encoded], counts: Counts) -> Iterator[Item]:
     """Sequences of any length, which are cut when they are laid into rows."""
     for example in encoded:
         (sequence,) = example.sequences
         counts.documents += 1
         counts.merged += example.merged
         counts.tokens_read += len(sequence.ids)
-        yield (sequence,)
+        yield Item((sequence,))
 
 
-def fit(encoded: Iterable[Encoded], window: int, on_long: OnLong, counts: Counts) -> Iterator[tuple[Sequence, ...]]:
+def fit(
+    encoded: Iterable[Encoded],
+    window: int,
+    on_long: OnLong,
+    counts: Counts,
+    on_unusable: OnUnusable = "drop",
+) -> Iterator[Item]:
     """SFT and preference: what fits the window, whole; a pair's two sequences share one window.
 
     Args:
@@ -53,31 +68,43 @@ def fit(encoded: Iterable[Encoded], window: int, on_long: OnLong, counts: Counts
       window: tokens per row.
       on_long: what becomes of a longer example: `truncate` cuts ends (of a pair, the longer answer's first).
       counts: is added to.
+      on_unusable: what becomes of a pair whose answers are equal, as they are or cut, and of an empty answer.
 
     Raises:
-      UserError: an example is too long under `error`; a prompt leaves no room for an answer, except under `drop`.
+      UserError: an example is too long under `error`; a prompt leaves no room for an answer, except under `drop`;
+        nothing can be learned of an example, under `on_unusable=error`.
     """
     for example in encoded:
         counts.documents += 1
         counts.merged += example.merged
         lengths = [len(sequence.ids) for sequence in example.sequences]
         counts.tokens_read += sum(lengths)
-        same = len(lengths) == 2 and example.sequences[0].ids.tolist() == example.sequences[1].ids.tolist()
-        counts.identical += same
-        kept = example.sequences
-        if sum(lengths) > window and not same:
+        kept, too_long = example.sequences, sum(lengths) > window
+        why = f"`{example.blank}` is empty" if example.blank else _equal(kept)
+        if too_long and not why:
             kept = tuple(Sequence(s.ids[:n], s.mask[:n]) for s, n in zip(kept, _limits(lengths, window), strict=True))
             hopeless = not all(sequence.mask[1:].any() for sequence in kept)
             if on_long == "error" or (on_long == "truncate" and hopeless):
                 raise UserError(_too_long(example, lengths, window, hopeless))
-        if same or (sum(lengths) > window and on_long == "drop"):
-            counts.dropped += not same
+            why = _equal(kept, " once cut to fit the window") if on_long == "truncate" else ""
+        if why and on_unusable == "error":
+            raise UserError(f"{example.where}: {why}, so nothing can be learned of it (data.on_unusable=drop skips it)")
+        if why or (too_long and on_long == "drop"):
+            counts.blank += bool(example.blank)
+            counts.identical += bool(why) and not example.blank
+            counts.dropped += not why
             counts.tokens_dropped += sum(lengths)
             continue
-        if kept is not example.sequences:
+        if too_long:
             counts.truncated += 1
             counts.tokens_truncated += sum(lengths) - sum(len(s.ids) for s in kept)
-        yield kept
+        yield Item(kept, example.columns)
+
+
+def _equal(sequences: tuple[Sequence, ...], cut: str = "") -> str:
+    """What is wrong with a pair of equal answers; nothing where they differ, or there is one sequence."""
+    same = len(sequences) == 2 and sequences[0].ids.tolist() == sequences[1].ids.tolist()
+    return f"`chosen` and `rejected` are equal{cut}" if same else ""
 
 
 def _limits(lengths: list[int], window: int) -> list[int]:

@@ -11,6 +11,12 @@
 | `prompt`?, `chosen`, `rejected` (strings, messages, or transcripts like hh-rlhf's) | preference | Pair |
 | `conversations` or `messages`, with `chosen` and `rejected` (one turn each) | sharegpt preference | Pair |
 | `instruction`, `input`?, `chosen`, `rejected` (strings) | alpaca preference | Pair (as messages) |
+| `prompt` (a string), `chosen`, `rejected` (messages that begin with it) | UltraFeedback, binarized | Pair |
+| `instruction`, `completions` (each `response` and `overall_score`) | UltraFeedback | Pair: the best over the worst |
+| `prompt`, `completion`, `label` | unpaired preference | Unpaired |
+| `kto_tag`, with `messages`, `conversations` or `instruction` and `output` | LLaMA-Factory's KTO | Unpaired |
+
+A pair may bring numbers of its own (`NUMBERS`): a weight, both answers' scores, a margin; an unpaired answer a weight.
 
 As in LLaMA-Factory, a `system` text beside messages or an instruction becomes the first message, and a `history` of
 [question, answer] pairs becomes the turns before the instruction, whose answers are learned too. `tools` (a list, or
@@ -18,9 +24,10 @@ one as a JSON text) go to the chat template, which has to show them. A null fiel
 would change what is learned (images, reasoning kept apart) is refused; other fields are metadata and ignored.
 """
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
@@ -37,14 +44,24 @@ from llm_jax.data.turns import (
     split_flags,
 )
 
-Kind = Literal["pretrain", "sft", "preference"]
+Kind = Literal["pretrain", "sft", "preference", "unpaired", "unpaired_mismatched"]
+"""What a job's records are. `unpaired_mismatched`: unpaired answers, each beside one that was given to another prompt.
+"""
+UNPAIRED = ("unpaired", "unpaired_mismatched")
 
 WANTED = {
     "pretrain": "`text`",
     "sft": "`prompt`+`completion`, `messages`, `conversations`, `instruction`+`output`, `instruction`+`instances`"
     " or `text`",
     "preference": "`chosen`+`rejected`, with or without `prompt`",
+} | dict.fromkeys(UNPAIRED, "`prompt`+`completion`+`label`, or `kto_tag`")
+NUMBERS = {
+    "weight": ("weight",),
+    "chosen_score": ("chosen_score", "score_chosen", "chosen-rating", "chosen_rating"),
+    "rejected_score": ("rejected_score", "score_rejected", "rejected-rating", "rejected_rating"),
+    "margin": ("margin",),
 }
+"""Columns of a pair, and under which names records have them."""
 UNREAD = ("functions", "chat_template_kwargs", "image", "images", "videos", "audios")
 # Names under which data sets keep a question that TRL calls `prompt`.
 QUESTIONS = ("instruction", "input", "question", "query", "messages", "conversations")
@@ -86,18 +103,32 @@ class Pair:
     chosen: str | Messages
     rejected: str | Messages
     tools: Tools = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Those of `NUMBERS` that the record has."""
 
 
-Example = Text | Completion | Conversation | Pair
+@dataclass(frozen=True)
+class Unpaired:
+    """An answer to a prompt, both strings or both messages, and whether it is a desirable one."""
+
+    prompt: str | Messages
+    completion: str | Messages
+    label: bool
+    tools: Tools = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_examples(kind: Kind, record: Any, where: str) -> list[Example]:
+Example = Text | Completion | Conversation | Pair | Unpaired
+
+
+def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> list[Example]:
     """The examples a record holds (several for a seed task with several instances).
 
     Args:
       kind: the job's kind of row.
       record: a JSON value, or a `Text` piece of a text file.
       where: `file:line`, for errors.
+      unpair: for unpaired kinds: takes a pair as two answers, the chosen one desirable.
 
     Raises:
       UserError: the record lacks what the kind needs, or a field has the wrong type or is empty.
@@ -116,13 +147,25 @@ def read_examples(kind: Kind, record: Any, where: str) -> list[Example]:
     refuse_unread(record, where)
     if kind == "preference" and ("chosen" in record or "rejected" in record):
         return [reader.pair()]
+    if kind == "preference" and "instruction" in record and "completions" in record:
+        return [reader.best_over_worst()]
+    if kind in UNPAIRED and unpair and not {"kto_tag", "label"} & record.keys():
+        return _unpaired(read_examples("preference", record, where)[0])
+    if kind in UNPAIRED and ("kto_tag" in record or "label" in record):
+        return [reader.unpaired()]
     if kind == "sft":
         examples = reader.demonstrations()
         if examples:
             return examples
     for name in ("kto_tag", "label"):
-        if name == "kto_tag" and name in record or "label" in record and "completion" in record:
-            raise UserError(f"{where}: unpaired records (with a `{name}`) are not trained on by {kind}")
+        if name in record and (name == "kto_tag" or "completion" in record):
+            instead = ", whose losses are of pairs; kto is one of unpaired answers" if kind == "preference" else ""
+            raise UserError(f"{where}: unpaired records (with a `{name}`) are not trained on by {kind}{instead}")
+    if kind in UNPAIRED and "chosen" in record and "rejected" in record:
+        raise UserError(
+            f"{where}: a pair (`chosen`+`rejected`) is no record for a loss of unpaired answers, which needs"
+            f" {WANTED[kind]}; data.unpair=True takes a pair's answers apart"
+        )
     found = ", ".join([f"`{name}`" for name in record] + [f"`{name}` (null)" for name in nulls]) or "no field"
     raise UserError(f"{where}: {kind} needs {WANTED[kind]}; the record has {found}")
 
@@ -180,13 +223,16 @@ class _Reader:
             return self.turn_pair()
         chosen, rejected = self.either("chosen"), self.either("rejected")
         self.alike(chosen=chosen, rejected=rejected)
+        whole = not isinstance(chosen, str) and chosen[0]["role"] != "assistant"
+        if "prompt" in self.record and whole:
+            return self.transcripts(chosen, rejected)
         if "instruction" in self.record and "prompt" not in self.record and isinstance(chosen, str):
             return self.alpaca_pair()
         self.refuse("history", "is not read in pairs: write it into `prompt`, as messages")
         if "prompt" in self.record:
             prompt = self.either("prompt", learned=False)
             self.alike(prompt=prompt, chosen=chosen)
-            return Pair(self.led_prompt(prompt), chosen, rejected, self.tools())
+            return Pair(self.led_prompt(prompt), chosen, rejected, self.tools(), self.numbers(*NUMBERS))
         if isinstance(chosen, str) and isinstance(rejected, str) and all(map(TRANSCRIPT.match, (chosen, rejected))):
             chosen, rejected = _transcript(chosen), _transcript(rejected)
         if isinstance(chosen, str):  # messages hold what was asked
@@ -195,7 +241,67 @@ class _Reader:
         pair = _split_shared(chosen, rejected)
         if not pair.prompt:
             raise UserError(f"{self.where}: no `prompt`, and `chosen` and `rejected` share no beginning")
-        return Pair(self.led_prompt(pair.prompt), pair.chosen, pair.rejected, self.tools())
+        return Pair(self.led_prompt(pair.prompt), pair.chosen, pair.rejected, self.tools(), self.numbers(*NUMBERS))
+
+    def transcripts(self, chosen: Any, rejected: Any) -> Pair:
+        """Whole conversations that say again what the record's `prompt` says."""
+        said, asked = self.record["prompt"], self.either("prompt", learned=False)
+        asked = ({"role": "user", "content": said},) if isinstance(asked, str) else asked
+        for name, turns in (("chosen", chosen), ("rejected", rejected)):
+            skipped = int(turns[0]["role"] == "system" and asked[0]["role"] != "system")
+            begun = tuple(turns[: skipped + len(asked)])
+            if begun[skipped:] != tuple(asked) or begun != tuple(chosen[: len(begun)]):
+                raise UserError(f"{self.where}: `prompt` is no prefix of `{name}`, which begins with another turn")
+            if len(turns) == len(begun):
+                raise UserError(f"{self.where}: `{name}` is no more than the prompt: it has no answer")
+        cut = len(asked) + int(chosen[0]["role"] == "system" and asked[0]["role"] != "system")
+        return Pair(self.led(chosen[:cut]), chosen[cut:], rejected[cut:], self.tools(), self.numbers(*NUMBERS))
+
+    def best_over_worst(self) -> Pair:
+        """Several scored answers to one instruction: the best over the worst. Where all score the same it is a pair
+        of equal answers, which is counted and left out."""
+        answers = self.record["completions"]
+        if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, dict) for a in answers):
+            raise UserError(f"{self.where}: `completions` has to be a list of two or more objects")
+        scored: list[tuple[float, str]] = []
+        for index, answer in enumerate(answers):
+            score, response = answer.get("overall_score"), answer.get("response")
+            if not isinstance(response, str) or not _is_number(score):
+                name = f"completions[{index}]"
+                raise UserError(f"{self.where}: `{name}` needs a text `response` and a number `overall_score`")
+            scored.append((float(score), response))
+        best, worst = max(scored, key=lambda one: one[0]), min(scored, key=lambda one: one[0])
+        worst = best if best[0] == worst[0] else worst
+        sides = [({"role": "assistant", "content": response},) for _, response in (best, worst)]
+        numbers = {"chosen_score": best[0], "rejected_score": worst[0]}
+        prompt = (*self.system(), {"role": "user", "content": self.text("instruction")})
+        return Pair(prompt, sides[0], sides[1], self.tools(wrap=True), numbers)
+
+    def unpaired(self) -> Unpaired:
+        name = "kto_tag" if "kto_tag" in self.record else "label"
+        label = self.record[name]
+        if label not in (0, 1):  # False and True are these too
+            raise UserError(f"{self.where}: `{name}` is {label!r}; an answer is desirable (true) or not (false)")
+        inner = _Reader({n: v for n, v in self.record.items() if n not in ("kto_tag", "label")}, self.where)
+        found = inner.demonstrations()
+        if len(found) != 1 or isinstance(found[0], Text | Pair | Unpaired):
+            raise UserError(f"{self.where}: `{name}` stands beside no prompt and answer")
+        prompt, completion = _asked_and_answered(found[0], self.where)
+        return Unpaired(prompt, completion, bool(label), found[0].tools, self.numbers("weight"))
+
+    def numbers(self, *names: str) -> dict[str, float]:
+        """The record's own numbers, of those named, by the name of their column."""
+        found = {}
+        for column in names:
+            for name in NUMBERS[column]:
+                value = self.record.get(name)
+                if value is None:
+                    continue
+                if not _is_number(value) or (column == "weight" and value < 0):
+                    kind = "a number of at least 0" if column == "weight" else "a number"
+                    raise UserError(f"{self.where}: `{name}` is {value!r}; it has to be {kind}")
+                found[column] = float(value)
+        return found
 
     def turn_pair(self) -> Pair:
         """`conversations` or `messages`, and two turns that could come next."""
@@ -211,13 +317,13 @@ class _Reader:
             if answers[-1][0]["role"] != "assistant":
                 raise UserError(f"{self.where}: `{side}` is no turn of the assistant's")
         prompt = self.led(refuse_flags(prompt, name, self.where, learned=False))
-        return Pair(prompt, answers[0], answers[1], self.tools(wrap=shared))
+        return Pair(prompt, answers[0], answers[1], self.tools(wrap=shared), self.numbers(*NUMBERS))
 
     def alpaca_pair(self) -> Pair:
         question = self.question(self.text("input", empty=True))
         sides = [({"role": "assistant", "content": self.text(name)},) for name in ("chosen", "rejected")]
         prompt = (*self.system(), *self.history(), question)
-        return Pair(prompt, sides[0], sides[1], self.tools(wrap=True))
+        return Pair(prompt, sides[0], sides[1], self.tools(wrap=True), self.numbers(*NUMBERS))
 
     def refuse(self, name: str, why: str) -> None:
         if self.record.get(name) not in EMPTY:
@@ -302,6 +408,29 @@ class _Reader:
             inner = _Reader(instance, f"{self.where}, instance {index + 1}")
             examples.append(self.alpaca(inner.text("input", empty=True), inner.text("output")))
         return examples
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _asked_and_answered(example: Completion | Conversation, where: str) -> tuple[str | Messages, str | Messages]:
+    """Of a conversation the last turn is the answer, and the turns before are the prompt."""
+    if isinstance(example, Completion):
+        return example.prompt, example.completion
+    if example.learned or len(example.messages) < 2 or example.messages[-1]["role"] != "assistant":
+        raise UserError(f"{where}: an unpaired conversation has to end with the answer that is judged, a whole turn")
+    return example.messages[:-1], example.messages[-1:]
+
+
+def _unpaired(pair: Example) -> list[Example]:
+    """The two answers of a pair, each on its own."""
+    assert isinstance(pair, Pair)
+    numbers = {"weight": pair.numbers["weight"]} if "weight" in pair.numbers else {}
+    return [
+        Unpaired(pair.prompt, pair.chosen, True, pair.tools, numbers),
+        Unpaired(pair.prompt, pair.rejected, False, pair.tools, numbers),
+    ]
 
 
 def _transcript(text: str) -> Messages:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from llm_jax.data.rows import Field
+from llm_jax.data.rows import NUMBERED, Schema
 from llm_jax.data.rowset import Order, RowSet, Shuffled
 from llm_jax.data.shares import Shares
 
@@ -29,8 +29,8 @@ class MixedRows(RowSet):
         lengths = [len(rows) for rows in self._sets]
         first = self._sets[0]
         self.manifest = {**first.manifest, "sources": list(sets), "rows": sum(lengths)}
-        # How many pairs a row may have differs from set to set.
-        widest = max(self._sets, key=lambda rows: rows.schema.get("pair_index", Field("", (0,))).shape)
+        # How many pairs (or answers) a row may have differs from set to set.
+        widest = max(self._sets, key=lambda rows: _most(rows.schema))
         self.schema = widest.schema
         self._starts = np.cumsum([0, *lengths])
         self._turns = self._by_turns(lengths) if in_turn else None
@@ -73,10 +73,15 @@ class MixedRows(RowSet):
         for name, column in found.items():
             if name == "source_id":
                 column = np.full_like(column, number)
-            elif name == "pair_index" and column.shape[1] < columns[name].shape[1]:
+            elif column.ndim == 2 and column.shape[1] < columns[name].shape[1]:
                 more = columns[name].shape[1] - column.shape[1]
-                column = np.pad(column, ((0, 0), (0, more)), constant_values=-1)
+                column = np.pad(column, ((0, 0), (0, more)), constant_values=-1 if name in NUMBERED else 0)
             columns[name][places] = column
+
+
+def _most(schema: Schema) -> int:
+    """How many pairs or answers a row may have."""
+    return next((schema[name].shape[0] for name in NUMBERED if name in schema), 0)
 
 
 class _Mixed:

@@ -11,6 +11,12 @@
 | pair_id | int32[T] | preference: which pair of the row, 1 to P; 0 is padding |
 | side | int32[T] | preference: 1 chosen, 2 rejected, 0 padding |
 | pair_index | int32[P] | preference: the pair's number in the whole set; -1 where the row has fewer pairs |
+| weight | float32[P] | of the pair's (or unpaired answer's) loss: 1 where its record has none; 0 for no pair |
+| chosen_score, rejected_score, margin | float32[P] | preference: the record's; NaN where it has none |
+| answer_index | int32[P] | unpaired: the number in the whole set of the answer whose segment is p + 1; -1 for none |
+| label | uint8[P] | unpaired: 1 where the answer is desirable |
+| kl_tokens, kl_segment_ids, kl_positions, kl_loss_mask | as above | unpaired: the same prompts, each with an answer
+that was given to another one |
 
 A document that is cut (longer than a window, or wherever `concat_split` cuts) goes on as a segment of another row: its
 positions begin at 0 again, it does not see what came before, and the first token after the cut is no target.
@@ -24,6 +30,12 @@ import numpy as np
 from llm_jax.data.encode import Sequence as TokenSequence
 
 Row = dict[str, np.ndarray]
+
+
+# A record's own numbers, and what stands for one it does not have.
+PAIR_COLUMNS = {"weight": 1.0, "chosen_score": np.nan, "rejected_score": np.nan, "margin": np.nan}
+NUMBERED = ("pair_index", "answer_index")
+LAID = ("tokens", "segment_ids", "positions", "loss_mask")
 
 
 class Field(NamedTuple):
@@ -55,15 +67,30 @@ def pair_schema(window: int, max_pairs: int) -> Schema:
         "pair_id": Field("int32", (window,)),
         "side": Field("int32", (window,)),
         "pair_index": Field("int32", (max_pairs,)),
+        **{name: Field("float32", (max_pairs,)) for name in PAIR_COLUMNS},
+    }
+
+
+def unpaired_schema(window: int, max_answers: int, mismatched: bool) -> Schema:
+    """Fields of a row of unpaired answers, each its own segment; with `mismatched` also the fields `kl_…`."""
+    lm = lm_schema(window)
+    beside = {f"kl_{name}": lm[name] for name in LAID} if mismatched else {}
+    return {
+        **lm,
+        **beside,
+        "answer_index": Field("int32", (max_answers,)),
+        "label": Field("uint8", (max_answers,)),
+        "weight": Field("float32", (max_answers,)),
     }
 
 
 def empty_row(schema: Mapping[str, Field], pad_id: int = 0) -> Row:
     """A row of padding: no segment, no target, no pair."""
     row = {name: np.zeros(field.shape, field.dtype) for name, field in schema.items()}
-    row["tokens"][...] = pad_id
-    if "pair_index" in row:
-        row["pair_index"][...] = -1
+    for name in {"tokens", "kl_tokens"} & row.keys():
+        row[name][...] = pad_id
+    for name in row.keys() & set(NUMBERED):
+        row[name][...] = -1
     return row
 
 
@@ -80,9 +107,14 @@ def fill_row(
       source_id: the row's source.
     """
     row = empty_row(schema, pad_id)
-    tokens, segment_ids, positions, loss_mask = (
-        row[name] for name in ("tokens", "segment_ids", "positions", "loss_mask")
-    )
+    _lay(row, segments)
+    row["source_id"][...] = source_id
+    row["num_bytes"][...] = token_bytes[row["tokens"][row["loss_mask"] == 1]].sum()
+    return row
+
+
+def _lay(row: Row, segments: Iterable[TokenSequence], prefix: str = "") -> None:
+    tokens, segment_ids, positions, loss_mask = (row[prefix + name] for name in LAID)
     start = 0
     for number, segment in enumerate(segments, 1):
         stop = start + len(segment.ids)
@@ -92,9 +124,6 @@ def fill_row(
         loss_mask[start:stop] = segment.mask
         loss_mask[start] = 0
         start = stop
-    row["source_id"][...] = source_id
-    row["num_bytes"][...] = token_bytes[tokens[loss_mask == 1]].sum()
-    return row
 
 
 def fill_pair_row(
@@ -103,12 +132,35 @@ def fill_pair_row(
     token_bytes: np.ndarray,
     pad_id: int,
     source_id: int,
+    columns: Sequence[Mapping[str, float]] = (),
 ) -> Row:
-    """Lays whole pairs (number in the set, chosen, rejected) into a row: two segments each, chosen first."""
+    """Lays whole pairs (number in the set, chosen, rejected) into a row: two segments each, chosen first.
+
+    `columns`: each pair's numbers, those it has.
+    """
     segments = [side for _, *sides in pairs for side in sides]
     row = fill_row(schema, segments, token_bytes, pad_id, source_id)
     used = row["segment_ids"] > 0
     row["pair_id"][...] = np.where(used, (row["segment_ids"] + 1) // 2, 0)
     row["side"][...] = np.where(used, 2 - row["segment_ids"] % 2, 0)
     row["pair_index"][: len(pairs)] = [number for number, *_ in pairs]
+    for name, default in PAIR_COLUMNS.items():
+        row[name][: len(pairs)] = [own.get(name, default) for own in columns or [{}] * len(pairs)]
+    return row
+
+
+def fill_unpaired_row(
+    schema: Mapping[str, Field],
+    answers: Sequence[tuple[int, Sequence[TokenSequence], Mapping[str, float]]],
+    token_bytes: np.ndarray,
+    pad_id: int,
+    source_id: int,
+) -> Row:
+    """Lays unpaired answers (number in the set, the answer and perhaps its mismatched one, numbers) into a row."""
+    row = fill_row(schema, [own for _, (own, *_), _ in answers], token_bytes, pad_id, source_id)
+    if "kl_tokens" in schema:
+        _lay(row, [other for _, (_, other), _ in answers], "kl_")
+    row["answer_index"][: len(answers)] = [number for number, *_ in answers]
+    row["label"][: len(answers)] = [columns["label"] for *_, columns in answers]
+    row["weight"][: len(answers)] = [columns.get("weight", 1.0) for *_, columns in answers]
     return row

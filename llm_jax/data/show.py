@@ -48,6 +48,9 @@ def format_row(
     for number in range(1, int(segment_ids.max(initial=0)) + 1):
         places = np.flatnonzero(segment_ids == number)
         label = [f"segment {number}", f"{len(places)} tokens"]
+        if "answer_index" in row:
+            told = "desirable" if row["label"][number - 1] else "undesirable"
+            label.append(f"answer {int(row['answer_index'][number - 1])} {told}")
         if "pair_id" in row:
             pair = int(row["pair_id"][places[0]])
             label.append(f"pair {int(row['pair_index'][pair - 1])} {SIDES[int(row['side'][places[0]])]}")

@@ -77,6 +77,7 @@ class Adapting:
             terms=terms,
             batch_statistics=None if inner.batch_statistics is None else batch_statistics,
             moved=None,
+            synced=None,
             random=inner.random or bool(rate),
         )
 

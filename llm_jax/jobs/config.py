@@ -59,12 +59,49 @@ class PreferenceConfig:
     """Policy to align; frozen, it is the reference too unless `reference` names another."""
     reference: ModelRef | None = None
     """Frozen reference model; None means init_from."""
-    reference_logps: Literal["stored", "live"] = "stored"
-    """stored: computed once before training and kept beside the data; live: the reference runs in every step."""
+    reference_logps: Literal["stored", "live", "none"] = "stored"
+    """stored: computed once before training and kept beside the data; live: the reference runs in every step; none: for
+    losses without a reference (others measure their distance from it all the same)."""
+    loss_type: tuple[str, ...] | str = "sigmoid"
+    """A loss by TRL's name (`llm_jax.objectives.preference.named`), or several, which are added: `sigmoid,sft`."""
+    loss_weights: tuple[float, ...] | None = None
+    """Factor of each of several losses; None: 1."""
     beta: float = 0.1
-    """Strength of the pull to the reference."""
+    """Strength of the pull to the reference; IPO's tau, ORPO's lambda, SimPO's scale of rewards."""
     label_smoothing: float = 0.0
-    """Probability that a preference label is flipped (cDPO)."""
+    """Probability that a preference label is flipped (cDPO, robust DPO, EXO's epsilon)."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js", "js_divergence", "alpha", "alpha_divergence"] = (
+        "reverse_kl"
+    )
+    """What keeps the policy near the reference; `alpha` is the paper's, `alpha_divergence` TRL's."""
+    f_alpha_divergence_coef: float = 0.5
+    """Alpha of those two divergences."""
+    ld_alpha: float | None = None
+    """LD-DPO: weight of an answer's tokens beyond the shorter answer's length; None: 1."""
+    use_weighting: bool = False
+    """WPO: weighs pairs by how likely the policy is to write them."""
+    discopop_tau: float = 0.05
+    """Temperature of DiscoPOP's mixture."""
+    simpo_gamma: float = 0.5
+    """SimPO: margin by which the chosen answer's reward is to win."""
+    cpo_alpha: float = 1.0
+    """CPO: weight of the chosen answers' negative log-likelihood (0 for SimPO as in its paper)."""
+    rpo_alpha: float = 1.0
+    """RPO: weight of the chosen answers' negative log-likelihood per token."""
+    dpop_lambda: float = 50.0
+    """DPO-positive: penalty on chosen answers that become less likely than under the reference."""
+    alpha: float = 0.25
+    """AlphaPO: shape of the reward, (1 - p^-alpha) / alpha; 0 is the logarithm, SimPO's."""
+    desirable_weight: float = 1.0
+    """KTO: weight of desirable answers."""
+    undesirable_weight: float = 1.0
+    """KTO: weight of undesirable answers."""
+    sync_ref_model: bool = False
+    """TR-DPO: the reference follows the policy (needs reference_logps=live)."""
+    ref_model_mixup_alpha: float = 0.6
+    """TR-DPO: the policy's share in the reference's update; 1 replaces it (hard)."""
+    ref_model_sync_steps: int = 512
+    """TR-DPO: steps between two updates of the reference; 1 with a small mixup is the soft update."""
     adapter: LoraConfig | None = None
     """LoRA: trains an adapter in place of the model, which without it is the reference; None trains the model."""
     data: DataConfig = field(default_factory=DataConfig)

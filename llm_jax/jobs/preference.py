@@ -1,28 +1,33 @@
-"""The job `preference`: direct preference optimization of a policy against a frozen reference, on packed pairs."""
+"""The job `preference`: any loss of the DPO family, on packed pairs or on unpaired answers, against a reference."""
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
+from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
 from llm_jax.jobs.origin import origin
-from llm_jax.jobs.reference import stored_logps
-from llm_jax.jobs.regularization import NONE, Regularization, regularization
-from llm_jax.jobs.terms import dpo_objective
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
+from llm_jax.jobs.reference import stored_logps, synchronised
+from llm_jax.jobs.regularization import regularization
+from llm_jax.jobs.scoring import answer_logps, unpaired_logps
+from llm_jax.jobs.unpaired import unpaired_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import Decoder
-from llm_jax.training import Objective
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
 
 
 def source_manifest(config: PreferenceConfig) -> dict[str, Any]:
-    """Content hashes of the pairs."""
-    return data_manifest("preference", config.data)
+    """Content hashes of the pairs, or of the answers."""
+    return data_manifest(preference_loss(config).kind, config.data)
 
 
 def check(node: "Node") -> None:
@@ -30,20 +35,22 @@ def check(node: "Node") -> None:
     config: PreferenceConfig = node.config
     if config.init_from is None:
         raise UserError("init_from is not set: preference needs a policy to align")
-    if not config.beta > 0:
-        raise UserError(f"beta is {config.beta}; it must be positive")
-    if not 0 <= config.label_smoothing < 0.5:
-        raise UserError(f"label_smoothing is {config.label_smoothing}; it must be at least 0 and below 0.5")
+    loss = preference_loss(config)
     if config.train.mtp_weight:
         raise UserError(
             f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
         )
-    check_training(node, "preference")
+    if config.sync_ref_model and config.adapter is not None:
+        raise UserError(
+            "sync_ref_model is set, but with an adapter the reference is the model as it was; leave one out"
+        )
+    check_training(node, loss.kind)
+    check_numbers(config.data, loss.columns, ", ".join(term.name for term in loss.terms if term.named.scores))
 
 
 def prepare(node: "Node") -> None:
-    """Renders and packs the pairs with the policy's tokenizer, which has to be the reference's too."""
-    prepare_child(node, "preference")
+    """Renders and packs the records with the policy's tokenizer, which has to be the reference's too."""
+    prepare_child(node, preference_loss(node.config).kind)
     if "reference" in node.parents:
         parent = origin(node.parents["reference"], "reference")
         parent.model.check_predicts("reference")
@@ -55,28 +62,39 @@ def prepare(node: "Node") -> None:
 
 def run(node: "Node") -> None:
     """Trains the policy, and answers word problems before and after."""
-    s = setup(node, "preference")
     config: PreferenceConfig = node.config
+    loss = preference_loss(config)
+    s = setup(node, loss.kind)
     policy = origin(node.parents["init_from"], "init_from")
     reference = origin(node.parents["reference"], "reference") if "reference" in node.parents else policy
-    loss = (config.beta, config.label_smoothing, config.reference_logps)
     live = config.reference_logps == "live"
     # With an adapter the model without it is the reference: no second copy of its weights.
     apart = live and (s.adapting is None or reference is not policy)
+    columns = None
+    if config.reference_logps == "stored":
+        if loss.unpaired:
+            columns = stored_logps(s, reference, unpaired_logps)
+        else:
+            columns = stored_logps(s, reference, partial(answer_logps, ld_alpha=loss.ld_alpha), ld_alpha=loss.ld_alpha)
+    make = unpaired_objective if loss.unpaired else paired_objective
+    extra = regularization(config.train, s.decoder.config)
+    decoders = s.policy, loss, config.reference_logps
+    of_reference = {"sources": s.sources, "reference_decoder": Decoder(reference.model)}
+    objective = make(*decoders, extra, **of_reference)
+    if config.sync_ref_model:
+        moved = synchronised(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
+        objective = replace(objective, synced=moved)
 
     def frozen() -> dict[str, Any]:
         return {"ref": load_merged(reference.path, mesh=config.mesh).params} if apart else {}
 
-    def objective(extra: Regularization = NONE) -> Objective:
-        return dpo_objective(s.policy, *loss, extra, s.sources, Decoder(reference.model))
-
     fit(
         s,
-        objective(regularization(config.train, s.decoder.config)),
+        objective,
         lambda: load_merged(policy.path, mesh=config.mesh).params,
-        evaluation=objective(),
+        evaluation=make(*decoders, **of_reference),
         frozen=frozen,
         frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
-        columns=None if live else stored_logps(s, reference),
+        columns=columns,
         finish=(problem_hook(s, before=policy),),
     )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from llm_jax import objectives
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.head import token_scores
 from llm_jax.models.mtp import ahead, same_document
@@ -49,21 +50,29 @@ def run_rows(
 
 
 def score_rows(
-    decoder: Decoder, rows: Rows, outputs: tuple[str, ...], *, further: bool = False, **arguments: Any
+    decoder: Decoder,
+    rows: Rows,
+    outputs: tuple[str, ...],
+    *,
+    further: bool = False,
+    also: Bool[Array, "B T"] | None = None,
+    **arguments: Any,
 ) -> tuple[dict[str, Any], Bool[Array, "B T"]]:
     """Runs a decoder with its parameters bound over rows; `outputs` of each position's prediction, and where it counts.
 
     Outputs are those of `kernels.linear_cross_entropy` (`logps`, `entropy`, `mean_logit`, ...), float32[B, T], and
     `is_top1`, bool[B, T]: whether the target is the most likely token. 0 and False where the mask is false. Of a model
     with experts also `experts`, its routers' statistics. With `further` also `logps_further`, a list of what is said
-    of the targets 2, 3, … places on, 0 where there is none. `arguments` go to the decoder's call.
+    of the targets 2, 3, … places on, 0 where there is none. `also` marks positions that are scored beside those that
+    count. `arguments` go to the decoder's call.
     """
     targets, mask = next_tokens(rows)
+    scored = mask if also is None else mask | also
     hidden, states, routers = run_rows(decoder, rows, further=further, **arguments)
     wanted = tuple("argmax" if name == "is_top1" else name for name in outputs)
-    scores: dict[str, Any] = dict(token_scores(decoder, hidden, targets, mask, outputs=wanted))
+    scores: dict[str, Any] = dict(token_scores(decoder, hidden, targets, scored, outputs=wanted))
     if "is_top1" in outputs:
-        scores["is_top1"] = mask & (scores.pop("argmax") == targets)
+        scores["is_top1"] = scored & (scores.pop("argmax") == targets)
     if routers:
         scores["experts"] = routers
     if further:
@@ -90,11 +99,64 @@ def sum_by_answer(
     return chosen, rejected
 
 
-def answer_logps(decoder: Decoder, rows: Rows) -> dict[str, Float[Array, "B P"]]:
+def sum_by_segment(
+    values: Float[Array, "B T"], mask: Bool[Array, "B T"], segment_ids: Int[Array, "B T"], count: int
+) -> Float[Array, "B P"]:
+    """Sums of a per-position value over each of the first `count` segments of a row; 0 for none. As `sum_by_answer`."""
+    of_segment = segment_ids[:, None, :] == jnp.arange(1, count + 1, dtype=jnp.int32)[:, None]
+    return jnp.where(of_segment & mask[:, None, :], values[:, None, :], 0.0).sum(axis=-1)
+
+
+def of_segment(values: Bool[Array, "B P"], segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """The other way: each position's value, given one of each segment; False where there is none."""
+    numbers = jnp.arange(1, values.shape[-1] + 1, dtype=jnp.int32)
+    return ((segment_ids[:, None, :] == numbers[:, None]) & values[..., None]).any(axis=1)
+
+
+def of_answer(chosen: Float[Array, "B P"], rejected: Float[Array, "B P"], rows: Rows) -> Float[Array, "B T"]:
+    """The other way: each position's value, given one of each answer; 0 where there is no pair."""
+    pairs = jnp.arange(1, rows["pair_index"].shape[-1] + 1, dtype=jnp.int32)
+    side = rows["side"][:, None, :]
+    values = jnp.where(side == 1, chosen[..., None], rejected[..., None])
+    return jnp.where(rows["pair_id"][:, None, :] == pairs[:, None], values, 0.0).sum(axis=1)
+
+
+def without_tails(
+    logps: Float[Array, "B T"], mask: Bool[Array, "B T"], rows: Rows, ld_alpha: float
+) -> Float[Array, "B T"]:
+    """`objectives.ld_dpo` of packed pairs: an answer's tokens beyond the length of the shorter one weigh less."""
+    counted = mask.astype(jnp.float32)
+    chosen, rejected = sum_by_answer(counted, mask, rows)
+    # How many answer tokens of the row come before each answer.
+    before = jnp.cumsum(chosen + rejected, axis=-1) - (chosen + rejected)
+    place = jnp.cumsum(counted, axis=-1) - 1 - of_answer(before, before + chosen, rows)
+    shared = jnp.minimum(chosen, rejected)
+    return objectives.ld_dpo(
+        logps, place.astype(jnp.int32), of_answer(shared, shared, rows).astype(jnp.int32), ld_alpha
+    )
+
+
+def answer_logps(decoder: Decoder, rows: Rows, ld_alpha: float | None = None) -> dict[str, Float[Array, "B P"]]:
     """Summed log-probabilities of the two answers of each pair: `chosen_logps` and `rejected_logps`, 0 for no pair.
 
-    Under the reference model these are what a preference job stores beside its rows.
+    Under the reference model these are what a preference job stores beside its rows. `ld_alpha` as for
+    `without_tails`; None sums all tokens.
     """
     scores, mask = score_rows(decoder, rows, ("logps",))
-    chosen, rejected = sum_by_answer(scores["logps"], mask, rows)
+    logps = scores["logps"] if ld_alpha is None else without_tails(scores["logps"], mask, rows, ld_alpha)
+    chosen, rejected = sum_by_answer(logps, mask, rows)
     return {"chosen_logps": chosen, "rejected_logps": rejected}
+
+
+def unpaired_logps(decoder: Decoder, rows: Rows) -> dict[str, Float[Array, "B P"]]:
+    """Summed log-probabilities of each unpaired answer, `logps`, and, where rows have them, of the answer given to
+    another prompt that stands beside it, `kl_logps`; 0 for no answer."""
+    found = {"logps": mismatched_logps(decoder, rows, "")}
+    return found | ({"kl_logps": mismatched_logps(decoder, rows)} if "kl_tokens" in rows else {})
+
+
+def mismatched_logps(decoder: Decoder, rows: Rows, prefix: str = "kl_") -> Float[Array, "B P"]:
+    """Summed log-probabilities of the answers in the fields that begin with `prefix`."""
+    beside = {name: rows[prefix + name] for name in ("tokens", "segment_ids", "positions", "loss_mask")}
+    scores, mask = score_rows(decoder, beside, ("logps",))
+    return sum_by_segment(scores["logps"], mask, beside["segment_ids"], rows["answer_index"].shape[-1])

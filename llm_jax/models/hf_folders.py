@@ -37,7 +37,7 @@ class HfFolder:
     """
 
     def __init__(self, path: epath.Path, hf: Mapping[str, Any], dtype: np.dtype) -> None:
-        """`hf`: the content of config.json. `dtype`: of what `pieces` gives, but for routers (`dtype_in_use`).
+        """`hf`: the content of config.json. `dtype`: of what `pieces` gives, where `dtype_in_use` says no other.
 
         Raises:
             UserError: a field of it is not honoured, or a tensor is missing, unknown, of another shape or of a dtype
@@ -46,7 +46,11 @@ class HfFolder:
         self.path, self.family = path, family_for(hf)
         self._stored = open_tensors(path, hf, dtype)
         self.notes = notes(self._stored)
-        self.decoder = Decoder(self.family.as_stored(self.family.from_hf(hf), self._stored.index))
+        config = self.family.from_hf(hf)
+        self.decoder = Decoder(self.family.as_stored(config, self._stored.index))
+        if config.mtp and not self.decoder.config.mtp:
+            said = f"config.json speaks of {config.mtp} layers for further tokens, which the files lack"
+            self.notes.append(f"{said}; written, it will say 0")
         self.shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(self.decoder)).items()}
         self._dtypes = {
             name: dtype_in_use(declared.axes, dtype) for name, declared in flatten(declarations(self.decoder)).items()

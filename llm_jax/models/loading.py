@@ -134,7 +134,7 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None =
 
     Args:
         path: which of the three it is, is recognised.
-        dtype: of parameters and computation; routers of experts stay float32.
+        dtype: of parameters and computation; routers of experts, and the rates of state-space layers, stay float32.
         mesh: spreads the parameters over devices, those of all processes, which all call this; None puts them on the
             default one of this process.
 

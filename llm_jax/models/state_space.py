@@ -70,10 +70,14 @@ class ShortConv(nnx.Module):
 
 
 class Rates(nnx.Module):
-    """How fast states fade: `A = -exp(A_log)`, the bias of the step sizes, and the weight of the input itself (D)."""
+    """How fast states fade: `A = -exp(A_log)`, the bias of the step sizes, and the weight of the input itself (D).
+
+    Used in float32 whatever the compute dtype, as the authors' code keeps them (state-spaces/mamba).
+    """
 
     def __init__(self, size: int, axis: str, states: int | None, config: MambaConfig):
         """A of shape [size], or [size, states]. It starts at -1, -2, … along its last axis (S4D-Real)."""
+        axis = f"{axis}_rates"
         shape, axes = ((size,), (axis,)) if states is None else ((size, states), (axis, "ssm_state"))
         steps = config.dt_init_min, config.dt_init_max, config.dt_init_floor
         self.A_log = parameter(shape, Declaration(axes, None, False, Init("log_arange")))

@@ -33,3 +33,19 @@ def sft(
     if is_top1 is not None:
         metrics["mean_token_accuracy"] = (mask & is_top1).astype(jnp.float32)
     return losses, metrics
+
+
+def dft(
+    logps: Float[Array, "*batch"],
+    mask: Bool[Array, "*batch"],
+    entropy: Float[Array, "*batch"] | None = None,
+    is_top1: Bool[Array, "*batch"] | None = None,
+) -> tuple[Float[Array, "*batch"], dict[str, Float[Array, "*batch"]]]:
+    """Dynamic Fine-Tuning: loss of each token, Wu et al. 2025 (arXiv:2508.05629).
+
+        loss = -sg(π(y_t|y_<t)) log π(y_t|y_<t) where `mask`, exactly 0 elsewhere; sg: without gradient
+
+    Args, Returns: as for `sft`; divided by the number of targets of the whole batch it is TRL's `dft`.
+    """
+    losses, metrics = sft(logps, mask, entropy, is_top1)
+    return losses * jax.lax.stop_gradient(jnp.exp(-losses)), metrics

@@ -15,7 +15,9 @@ WEIGHT_AXES: dict[str, str | None] = {
     "experts": None,  # for the mesh axis `expert`
     "router": None,
     "inner": "tensor",
+    "inner_rates": "tensor",
     "ssm_heads": "tensor",
+    "ssm_heads_rates": "tensor",
     "ssm_state": None,
     "conv_width": None,
     "embed": None,
@@ -24,6 +26,7 @@ WEIGHT_AXES: dict[str, str | None] = {
     "latent": None,
     "head_dim": None,
     "rank": None,
+    "rank_scales": None,
     "layers": None,
 }
 ACTIVATION_AXES: dict[str, str | None] = {
@@ -40,8 +43,9 @@ ACTIVATION_AXES: dict[str, str | None] = {
     "embed": None,
     "head_dim": None,
 }
-# Weights with this axis are used in float32, whatever the compute dtype: a rounded router picks other experts.
-FLOAT32_AXIS = "router"
+# Weights with one of these are used in float32, whatever the compute dtype: a rounded router picks other experts, and
+# how fast a state fades acts once for every token that it lives through.
+FLOAT32_AXES = ("router", "inner_rates", "ssm_heads_rates", "rank_scales")
 # ZeRO cuts weights over this axis, wherever the table leaves a dimension free.
 STORAGE_AXIS = "data"
 # The layer loop slices this axis, so a cut along it would put whole layers on single devices.

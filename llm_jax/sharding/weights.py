@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from llm_jax.sharding.axes import FLOAT32_AXIS
+from llm_jax.sharding.axes import FLOAT32_AXES
 from llm_jax.sharding.context import constrain_spec, current_plan
 from llm_jax.sharding.plan import Plan
 
@@ -43,8 +43,8 @@ def _cast_and_gather(weight: Array, dtype: Any, axes: Axes, plan: Plan | None) -
 
 
 def dtype_in_use(axes: Axes, dtype: Any) -> Any:
-    """What a parameter is computed with where others are `dtype`: what chooses experts stays float32."""
-    return jnp.dtype(jnp.float32) if FLOAT32_AXIS in axes else jnp.dtype(dtype)
+    """What a parameter is computed with where others are `dtype`: see `FLOAT32_AXES`."""
+    return jnp.dtype(jnp.float32) if set(FLOAT32_AXES) & set(axes) else jnp.dtype(dtype)
 
 
 def _pin_cast(weight: Array, dtype: Any) -> Array:

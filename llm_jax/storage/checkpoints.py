@@ -17,7 +17,7 @@ import math
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -236,7 +236,10 @@ class Checkpoints:
             )
             for name, leaf in wanted.items()
         }
-        restored = self._read(step, how)
+        # What is cast takes another size while it is read: a part at a time, so that never all of it is there twice.
+        sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in wanted.items()}
+        parts = [how] if cast is None else _parts(how, sizes)
+        restored = self._read(step, parts)
         leaves = [restored[name] for name in wanted]
         return step, jax.tree.unflatten(jax.tree.structure(abstract_tree), leaves), self.read_meta(step)
 
@@ -247,7 +250,7 @@ class Checkpoints:
         chosen = [name for name in names if name.startswith(start)]
         if not chosen:
             raise UserError(f"checkpoint {self.path(step)} has nothing below {prefix!r}")
-        read = self._read(step, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen})
+        read = self._read(step, [{name: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen}])
         return unflatten({name.removeprefix(start): read[name] for name in chosen})
 
     # ---- inside
@@ -423,15 +426,29 @@ class Checkpoints:
         if extra and not partial:
             raise UserError(f"checkpoint {self.path(step)} has an array {extra[0]} that this run has no place for")
 
-    def _read(self, step: int, how: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
-        arguments = unflatten(how)
-        request = ocp.args.PyTreeRestore(
-            item=jax.tree.map(lambda _: 0, arguments), restore_args=arguments, partial_restore=True
-        )
+    def _read(self, step: int, parts: Sequence[Mapping[str, ocp.RestoreArgs]]) -> dict[str, Any]:
+        """The arrays of all parts, which are read one after the other."""
         try:
-            return flatten(self._checkpointer.restore(self._at_hand(step) / "state", args=request))
+            folder, found = self._at_hand(step) / "state", {}
+            for arguments in map(unflatten, parts):
+                item = jax.tree.map(lambda _: 0, arguments)
+                request = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+                found |= flatten(self._checkpointer.restore(folder, args=request))
+            return found
         finally:
             self._put_away(step)
+
+
+def _parts[T](values: Mapping[str, T], sizes: Mapping[str, int]) -> list[dict[str, T]]:
+    """`values` in their order, cut so that no part is larger than the largest value."""
+    parts, room = [], 0
+    for name, value in values.items():
+        if sizes[name] > room:
+            parts.append({})
+            room = max(sizes.values())
+        parts[-1][name] = value
+        room -= sizes[name]
+    return parts
 
 
 def _one_line(error: BaseException) -> str:

@@ -108,6 +108,9 @@ def make_train_step(
         if objective.moved is not None:
             moved = objective.moved(state["model_state"], pairs)
             new["model_state"] = optimizer.but_frozen(moved, state["model_state"])
+        if objective.synced is not None:
+            trained_now = join(params, new["model_state"])
+            new["frozen"] = objective.synced(state["frozen"], trained_now, new["step"])
         if ema_decay is not None:
             share = 1 - ema_decay
             new["ema"] = jax.tree.map(lambda e, p: e + share * (p - e), state["ema"], params)

@@ -39,6 +39,9 @@ class Objective:
     two sums. Terms may hand out arrays for it."""
     moved: Callable[[Params, Pairs], dict[str, Any]] | None = None
     """`(model_state, metrics of the whole batch before summary)` -> the model state after the step. None: it stays."""
+    synced: Callable[[Params, Params, Array], Params] | None = None
+    """`(frozen by role, trained by role after the step, int32[] steps done)` -> frozen by role: for a reference that
+    follows the policy. None: it stays."""
     random: bool = False
     """Whether terms draw random numbers in training: rows then have `example`, int32[n], each one's place in the global
     batch. With it and the step's key the numbers are the same on any mesh and for any microbatches."""

@@ -16,14 +16,15 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
 from llm_jax.jobs.adapting import Adapting, check_adapter
 from llm_jax.jobs.graph import prepare, run
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models import Decoder, ModelConfig, init_params
 from llm_jax.sharding import MeshConfig, make_plan
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.training import OptimizerConfig, TrainConfig, init_state, make_optimizer, make_train_step
 from llm_jax.training.config import BalancingConfig
 from tests.jobs.conftest import CONFIGS
-from tests.jobs.test_regularization import SIZES, rows
+from tests.jobs.test_regularization import DPO, SIZES, rows
 
 DECODER = Decoder(ModelConfig(**SIZES, init_std=0.2, embed_init_std=1.0))
 CONFIG = LoraConfig(r=3, lora_alpha=6.0, use_dora=True, lora_dropout=0.2, init_lora_weights=False)
@@ -34,7 +35,7 @@ def stepped(kind: str, mesh: MeshConfig, microbatches: int, config: LoraConfig =
     plan = make_plan(mesh, compute_dtype=dtype, devices=jax.devices()[: mesh.data * mesh.tensor])
     adapting = Adapting.of(DECODER, config)
     of = adapting.decoder
-    inner = sft_objective(of) if kind == "sft" else dpo_objective(of, 0.3, 0.0, "live", reference_decoder=DECODER)
+    inner = sft_objective(of) if kind == "sft" else paired_objective(of, DPO, "live", reference_decoder=DECODER)
     optimizer = make_optimizer(OptimizerConfig(schedule="constant"), {"policy": adapting.adaptation.declarations}, 10)
     base = init_params(DECODER, 0)
     trained = {"policy": adapting.init(base, 1)}

@@ -38,17 +38,19 @@ def held_out_loss_at_step_0(node) -> float:
     from llm_jax.data import Loader
     from llm_jax.jobs.fit import setup
     from llm_jax.jobs.origin import origin
+    from llm_jax.jobs.paired import paired_objective
+    from llm_jax.jobs.preference_loss import preference_loss
     from llm_jax.jobs.reference import stored_logps
-    from llm_jax.jobs.terms import dpo_objective
+    from llm_jax.jobs.scoring import answer_logps
     from llm_jax.models import declarations
     from llm_jax.training import evaluate, make_eval_step
 
     s = setup(node, "preference")
     reference = origin(node.parents["init_from"], "init_from")
     loader = Loader(s.data.eval, 8, shuffle=False)
-    for name, array in stored_logps(s, reference)["eval"].items():
+    for name, array in stored_logps(s, reference, answer_logps)["eval"].items():
         loader.extra(name, array)
-    objective = dpo_objective(s.decoder, 0.1, 0.0, "stored")
+    objective = paired_objective(s.decoder, preference_loss(node.config))
     step = make_eval_step(objective, s.plan, {"policy": declarations(s.decoder)})
     state = {
         "params": {"policy": llm_jax.load(reference.path, mesh=llm_jax.MeshConfig()).params},

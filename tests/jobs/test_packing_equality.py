@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from llm_jax.base.trees import flatten
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
@@ -20,6 +23,8 @@ from tests.jobs.batches import Document, Pair, document_rows, evaluate, pair_row
 
 VOCAB = 61
 BETA = 0.3
+DPO = preference_loss(PreferenceConfig(beta=BETA))
+CDPO = preference_loss(PreferenceConfig(beta=BETA, label_smoothing=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def assert_same(one: tuple[Any, dict, dict], other: tuple[Any, dict, dict]) -> N
     # A reward is β times a difference of sums of log-probabilities near 100, each rounded twice.
     rounding = 2 * BETA * float(np.spacing(np.float32(100)))
     for name, value in one[1].items():
-        atol = rounding if name.startswith("rewards/") else 0
+        atol = rounding if name.startswith("rewards/") else rounding / BETA if name == "implicit_kl" else 0
         np.testing.assert_allclose(value, other[1][name], rtol=1e-5, atol=atol, err_msg=name)
     for path, grad in one[2].items():
         difference = np.linalg.norm(np.asarray(grad - other[2][path]))
@@ -134,6 +139,10 @@ def padded_pairs(decoder: Decoder, pairs: list[Pair], ref: Mapping) -> Callable:
         losses, metrics = dpo(sums[:n], sums[n:], *jnp.split(scores(ref)[2], 2), beta=BETA)
         mean_logits, right = logits.mean(axis=-1), logits.argmax(axis=-1) == tokens[:, 1:]
         entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+        lengths = counted.sum(axis=1)
+        ratios, probs = sums - scores(ref)[2], jnp.exp(sums / lengths)
+        watched = {"lengths/chosen": lengths[:n], "lengths/rejected": lengths[n:], "implicit_kl": ratios}
+        metrics |= watched | {"probs/chosen": probs[:n], "probs/rejected": probs[n:]}
         metrics = {name: values.mean() for name, values in metrics.items()} | {
             "entropy": entropy[counted].mean(),
             "mean_token_accuracy": right[:n][counted[:n]].mean(),
@@ -150,7 +159,7 @@ def test_packed_pairs_equal_padded_pairs(decoder: Decoder, params: dict, referen
     a, b, c, d = random_pairs(4, [(7, 12, 9), (1, 3, 20), (15, 8, 1), (4, 30, 31)])
     ref = init_params(decoder, 1)
     rows = pair_rows([[a, b, c], [d]], 128, most_pairs=4)
-    objective, frozen = dpo_objective(decoder, BETA, 0.0, reference), {"ref": ref}
+    objective, frozen = paired_objective(decoder, DPO, reference), {"ref": ref}
     if reference == "stored":
         stored = jax.jit(lambda p: answer_logps(bind(decoder, p), rows))(ref)
         # What a loader joins for absent pairs must not matter.
@@ -168,7 +177,7 @@ def test_packed_pairs_equal_padded_pairs(decoder: Decoder, params: dict, referen
 def test_pairs_in_any_order_and_window_give_the_same(decoder: Decoder, params: dict):
     a, b, c = random_pairs(5, [(7, 12, 9), (2, 3, 20), (15, 8, 1)])
     ref = {"ref": init_params(decoder, 1)}
-    objective = dpo_objective(decoder, BETA, 0.1, "live")
+    objective = paired_objective(decoder, CDPO, "live")
     alone = evaluate(objective, params, ref, pair_rows([[a], [b], [c]], 64, most_pairs=1))
     packed = evaluate(objective, params, ref, pair_rows([[c, b, a]], 128, most_pairs=5))
     assert_same(packed, alone)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.regularization import Regularization, check_regularization, regularization
 from llm_jax.jobs.scoring import next_tokens, target_counts
-from llm_jax.jobs.terms import dpo_objective, sft_objective, token_count
+from llm_jax.jobs.terms import sft_objective, token_count
 from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params, token_scores
 from llm_jax.models.cache import Meta, init_caches
 from llm_jax.models.noise import Dropout, example_keys, layer_keys, neftune_noise
@@ -28,6 +31,7 @@ SIZES: dict[str, Any] = {
     "num_layers": 2,
     "num_heads": 4,
 }
+DPO = preference_loss(PreferenceConfig(beta=0.3))
 DECODER = Decoder(ModelConfig(**SIZES, init_std=0.2, embed_init_std=1.0))
 DECLS = {"policy": declarations(DECODER), "ref": declarations(DECODER)}
 ALL = Regularization(z_loss=0.01, neftune_noise_alpha=5.0, residual_dropout=0.2, attention_dropout=0.3)
@@ -46,7 +50,7 @@ def rows(kind: str, microbatches: int) -> dict[str, Any]:
 
 
 def objective_of(kind: str, extra: Regularization) -> Objective:
-    return sft_objective(DECODER, extra) if kind == "sft" else dpo_objective(DECODER, 0.3, 0.0, "live", extra)
+    return sft_objective(DECODER, extra) if kind == "sft" else paired_objective(DECODER, DPO, "live", extra)
 
 
 def parts(kind: str, extra: Regularization, mesh: MeshConfig):

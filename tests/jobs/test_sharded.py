@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from llm_jax.base.trees import flatten
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.init import init_params
@@ -18,6 +21,7 @@ from llm_jax.training.step import make_grads
 from tests.jobs.batches import Document, Pair, document_rows, pair_rows
 
 VOCAB, ROWS, WINDOW = 64, 32, 32
+DPO = preference_loss(PreferenceConfig(beta=0.3, label_smoothing=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def grads_of(decoder: Decoder, kind: str, mesh: MeshConfig, microbatches: int) -
     plan = make_plan(mesh, devices=jax.devices()[: mesh.data * mesh.tensor])
     shardings = storage_shardings(declarations(decoder), abstract_params(decoder), plan)
     roles = {"policy": declarations(decoder), "ref": declarations(decoder)}
-    objective = sft_objective(decoder) if kind == "sft" else dpo_objective(decoder, 0.3, 0.1, "live")
+    objective = sft_objective(decoder) if kind == "sft" else paired_objective(decoder, DPO, "live")
     rows = {name: x.reshape(microbatches, -1, *x.shape[1:]) for name, x in BATCHES[kind].items()}
     params = {"policy": init_params(decoder, 0, shardings)}
     frozen = {} if kind == "sft" else {"ref": init_params(decoder, 1, shardings)}

@@ -16,8 +16,11 @@ from safetensors.numpy import save_file
 from llm_jax.data.config import DataConfig
 from llm_jax.data.prepare import prepare
 from llm_jax.data.tokenizers import load_tokenizer
+from llm_jax.jobs.config import PreferenceConfig
+from llm_jax.jobs.paired import paired_objective
+from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.scoring import answer_logps
-from llm_jax.jobs.terms import dpo_objective, sft_objective
+from llm_jax.jobs.terms import sft_objective
 from llm_jax.models.families import family
 from llm_jax.models.loading import Model, load
 from llm_jax.models.parameter import bind
@@ -27,6 +30,9 @@ from tests.oracles.recipe import draw
 GOLDEN = Path(__file__).parents[1] / "golden" / "trl"
 BETA = 0.1
 SEED = 117
+FURTHER = frozenset(
+    {"implicit_kl"} | {f"{name}/{side}" for name in ("lengths", "probs") for side in ("chosen", "rejected")}
+)
 HF_CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -85,12 +91,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_with(tmp_path_factory.mktemp("reference"), 1.0)
 
 
-def assert_equals_trl(model: Model, ours: tuple[Any, dict, dict], golden: dict[str, np.ndarray]) -> None:
-    """Loss and metrics relative 1e-5, gradients per tensor ‖Δ‖₂/‖g‖₂ ≤ 1e-5."""
+def assert_equals_trl(
+    model: Model, ours: tuple[Any, dict, dict], golden: dict[str, np.ndarray], further: frozenset[str] = frozenset()
+) -> None:
+    """Loss and metrics relative 1e-5, gradients per tensor ‖Δ‖₂/‖g‖₂ ≤ 1e-5; `further` are metrics TRL has none of."""
     loss, metrics, grads = ours
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-5)
     theirs = {name.removeprefix("metric:"): value for name, value in golden.items() if name.startswith("metric:")}
-    assert metrics.keys() == theirs.keys()
+    assert metrics.keys() == theirs.keys() | further
     for name, value in theirs.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     compared = set()
@@ -151,8 +159,8 @@ def test_dpo_equals_trl(policy: Model, reference: Model, kind: str, mode: Any):
             np.testing.assert_allclose(values[0, : len(pairs)], golden[f"ref_{name}"], rtol=1e-5)
         rows |= {f"ref_{name}": values for name, values in stored.items()}
         frozen = {}
-    objective = dpo_objective(policy.decoder, BETA, 0.0, mode)
-    assert_equals_trl(policy, evaluate(objective, policy.params, frozen, rows), golden)
+    objective = paired_objective(policy.decoder, preference_loss(PreferenceConfig(beta=BETA)), mode)
+    assert_equals_trl(policy, evaluate(objective, policy.params, frozen, rows), golden, FURTHER)
 
 
 def prepared(job: Any, records: list[dict], tokenizer: str, folder: Path) -> Iterator[dict[str, np.ndarray]]:

@@ -68,8 +68,9 @@ def test_goes_back_unchanged(model, folder, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["num_nextn_predict_layers"] == DEPTH
 
 
-def test_the_layers_may_be_absent_and_their_copies_too(folder, tmp_path):
-    """transformers saves neither; an export may leave out the copies."""
+def test_the_layers_may_be_absent_and_their_copies_too(folder, tmp_path, capfd):
+    """transformers saves neither; an export may leave out the copies. What config.json says of absent layers is known
+    to be left behind."""
     tensors, last = load_file(folder / "model.safetensors"), META["config"]["num_hidden_layers"]
     for name, wanted, gone in (
         ("layers", 0, f"model.layers.{last}"),
@@ -82,6 +83,7 @@ def test_the_layers_may_be_absent_and_their_copies_too(folder, tmp_path):
         left_out = [n for n in further if name == "layers" or any(part in n for part in gone)]
         save_file({n: t for n, t in tensors.items() if n not in left_out}, path / "model.safetensors")
         assert read_model_config(path).mtp == load(path).config.mtp == wanted
+        assert ("config.json speaks of 2 layers for further tokens" in "".join(capfd.readouterr())) == (not wanted)
 
 
 def test_copies_that_differ_are_refused(folder, tmp_path):

@@ -11,7 +11,9 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.head import token_scores
 from llm_jax.models.init import init_params
+from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import abstract_params, bind, declarations
+from llm_jax.models.state_space import Rates
 from llm_jax.sharding import make_plan, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
 
@@ -78,3 +80,15 @@ def test_what_the_scan_keeps(zero, remat):
     if remat != "none":
         expected = {"full": [residual], "dots": [residual] * 3 + [wide] * 2}[remat]
         assert sorted(a.shape for a in kept if a.shape in (residual, wide)) == sorted(expected)
+
+
+def test_rates_of_states_stay_float32():
+    """What becomes of A_log, dt_bias and D where all else is bfloat16: the numbers of their formulas, unrounded."""
+    A_log, bias, skip = np.log([1.01, 16.1, 3.3]), np.array([-5.01, 0.3, 1.7]), np.array([1.001, 2.0, 0.3])
+    params = {"A_log": A_log, "dt_bias": bias, "skip": skip}
+    bound = bind(Rates(3, "ssm_heads", None, MambaConfig()), jax.tree.map(jnp.float32, params))
+    with use(make_plan(MeshConfig(), compute_dtype="bfloat16")):
+        steps, A, D = jax.jit(lambda rates: rates(jnp.zeros((1, 1, 3), jnp.bfloat16)))(bound)
+    np.testing.assert_allclose(A, [-1.01, -16.1, -3.3], rtol=1e-6)
+    np.testing.assert_allclose(steps[0, 0], np.log1p(np.exp(bias)), rtol=1e-6)
+    np.testing.assert_allclose(D, skip, rtol=1e-6)

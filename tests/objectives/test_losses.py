@@ -100,7 +100,7 @@ def test_bad_arguments_are_named(call, message):
 
 
 def test_the_package_gives_functions_even_after_its_modules_are_imported():
-    import llm_jax.objectives.pairs
+    import llm_jax.objectives.preference.dpo
     import llm_jax.objectives.tokens
 
     assert callable(llm_jax.objectives.dpo) and callable(llm_jax.objectives.sft)

@@ -32,3 +32,15 @@ def draw_tokens(name: str, shape: tuple[int, ...], vocab_size: int, seed: int) -
     digest = hashlib.sha256(f"{seed}:{name}:tokens".encode()).digest()
     random = np.random.RandomState(np.frombuffer(digest, np.uint32))
     return np.floor(random.random_sample(shape) * vocab_size).astype(np.int32)
+
+
+def project(name: str, values: np.ndarray, count: int = 16) -> np.ndarray:
+    """float64[count]: a tensor's inner products with `count` arrays of random signs, the same for every call.
+
+    Their mean square is, in expectation, the tensor's squared norm: of two tensors the projections' difference tells
+    the norm of the difference, in a few numbers instead of all.
+    """
+    digest = hashlib.sha256(f"{name}:signs".encode()).digest()
+    random = np.random.RandomState(np.frombuffer(digest, np.uint32))
+    signs = np.where(random.random_sample((count, values.size)) < 0.5, -1.0, 1.0)
+    return signs @ np.asarray(values, np.float64).ravel()

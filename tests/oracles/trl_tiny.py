@@ -92,6 +92,18 @@ PAIRS = [
     {"prompt": "The hat is on th", "chosen": "e cat.", "rejected": "e other cat, and then on the mat there."},
     {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5, or then 22"},
 ]
+# The same texts, cut where no tokens merge: TRL's CPO and ORPO trainers leave a token that two of the prompt's merged
+# into out of the answer, where its DPO trainer learns it.
+UNMERGED = [
+    PAIRS[0],
+    {"prompt": "The hat is on", "chosen": " the cat.", "rejected": " the other cat, and then on the mat there."},
+    PAIRS[2],
+]
+# The pairs' answers on their own, no two neighbours answering the same prompt.
+UNPAIRED = [
+    {"prompt": PAIRS[i]["prompt"], "completion": PAIRS[i][side], "label": side == "chosen"}
+    for i, side in enumerate(("chosen", "rejected", "chosen", "rejected", "chosen", "rejected"), -3)
+]
 CHAT_PAIRS = [
     {
         "prompt": [{"role": "user", "content": "The cat has 3 mice. It eats 2."}],

@@ -1,0 +1,1 @@
+"""Losses on preferences, a file per method, from summed log-probabilities. `llm_jax.objectives` exports them."""

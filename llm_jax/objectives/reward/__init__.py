@@ -1,0 +1,1 @@
+"""Losses of reward models, a file per method, from scalar rewards. `llm_jax.objectives` exports them."""
