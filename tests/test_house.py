@@ -11,7 +11,7 @@ ROWS = [
     ["__init__", "main", "generate", "convert", "show_data", "report", "describe"],
     ["jobs"],
     ["training", "inference"],
-    ["data", "objectives"],
+    ["data", "objectives", "adapters"],
     ["models"],
     ["sharding"],
     ["storage", "kernels"],

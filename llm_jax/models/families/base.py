@@ -103,6 +103,10 @@ class Family:
     """Their modules that hold several of ours."""
     TRANSPOSED: ClassVar[bool] = True
     """Whether projections are stored [outputs, inputs], as torch's Linear does."""
+    RUNNING: ClassVar[dict[str, str]] = {}
+    """Parts of tensors' names -> what they are called in a running model of transformers 5, as adapters' files say."""
+    EXPERTS_TURNED: ClassVar[bool] = False
+    """Whether PEFT takes the outputs of the experts' parameters for inputs."""
 
     # Config.
 
@@ -290,6 +294,12 @@ class Family:
 
     def canonical(self, name: str) -> str:
         """A tensor's name in today's spelling, from an older one."""
+        return name
+
+    def running(self, name: str) -> str:
+        """A tensor's name as a running model of transformers 5 has it."""
+        for stored, running in self.RUNNING.items():
+            name = name.replace(stored, running)
         return name
 
     def is_derived(self, name: str, config: ModelConfig) -> bool:
