@@ -30,10 +30,10 @@ def quickstart() -> ConfigDict:
             "preference": {
                 "beta": 0.1,
                 "train": {
-                    "steps": 60,
+                    "steps": 40,
                     "batch_size": 8,
-                    "optimizer": {"learning_rate": 3e-5, "warmup_steps": 6, "weight_decay": 0.0},
-                    "checkpoint": {"every": 30},
+                    "optimizer": {"learning_rate": 3e-5, "warmup_steps": 4, "weight_decay": 0.0},
+                    "checkpoint": {"every": 20},
                 },
             },
             "task_eval": {"max_tokens": 64},

@@ -31,10 +31,10 @@ def quickstart() -> ConfigDict:
                 "loss_type": "sppo",
                 "beta": 0.02,
                 "train": {
-                    "steps": 60,
+                    "steps": 40,
                     "batch_size": 8,
-                    "optimizer": {"learning_rate": 3e-5, "warmup_steps": 6, "weight_decay": 0.0},
-                    "checkpoint": {"every": 30},
+                    "optimizer": {"learning_rate": 3e-5, "warmup_steps": 4, "weight_decay": 0.0},
+                    "checkpoint": {"every": 20},
                 },
             },
             "task_eval": {"max_tokens": 64},

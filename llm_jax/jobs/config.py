@@ -245,7 +245,8 @@ class RoundsConfig:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """The training of each round; its `init_from`, `reference`, `data`, `mesh` and `task_eval` are the loop's own."""
     task_eval: TaskEvalConfig = field(default_factory=TaskEvalConfig)
-    """problems: held-out prompts answered greedily after each round; None means 400, or fewer where there are."""
+    """problems: held-out prompts with an answer, asked greedily after each round; None means 400, or as many as there
+    are."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 

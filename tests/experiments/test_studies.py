@@ -60,12 +60,12 @@ def test_exponents_and_crossings_of_power_laws(study):
 def test_intervals_of_arms_on_the_same_problems(study):
     loops = study("loops")
     chance = np.random.default_rng(0)
-    theirs = chance.uniform(size=(3, 4000)) < 0.4
+    theirs = chance.uniform(size=(3, 1000)) < 0.4
     # Right where the other is, and on one in ten of the others: paired, the problems' own spread drops out.
-    gained = chance.uniform(size=(3, 4000)) < 0.1
+    gained = chance.uniform(size=(3, 1000)) < 0.1
     ours = theirs | gained
     middle, low, high = loops.paired_interval(ours, theirs)
-    share = (ours.mean(axis=0) - theirs.mean(axis=0)).std() / 4000**0.5
+    share = (ours.mean(axis=0) - theirs.mean(axis=0)).std() / 1000**0.5
     assert middle == pytest.approx(ours.mean() - theirs.mean())
     assert low == pytest.approx(middle - 1.96 * share, abs=0.1 * share)
     assert high == pytest.approx(middle + 1.96 * share, abs=0.1 * share)

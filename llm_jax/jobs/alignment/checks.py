@@ -67,6 +67,7 @@ def check_rounds(node: "Node") -> None:
         if lacking is not None:
             what = "an `answer` to check against" if name == "answer" else "an answer that is preferred"
             raise UserError(f"{lacking.where}: the prompt comes without {what}")
+    held_out(config)
     for field, parent in node.parents.items():
         if not hasattr(parent, "workdir"):
             source = origin(parent, field)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from llm_jax.base.errors import UserError
 from llm_jax.data.embedded.problems import is_careful
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.inference.config import SamplingParams
@@ -16,12 +17,18 @@ DEFAULT_PROMPTS = 400
 
 
 def held_out(config: RoundsConfig) -> list[Prompt]:
-    """The prompts that are asked after each round: those with an answer to check, `task_eval.problems` at most."""
+    """The prompts that are asked after each round: those with an answer to check, `task_eval.problems` at most.
+
+    Raises UserError where these are asked for and none has an answer.
+    """
     count = config.task_eval.problems
     if count == 0:
         return []
     prompts = read_prompts(config.data, "eval", DEFAULT_PROMPTS if count is None else count)
-    return [prompt for prompt in prompts if prompt.answer is not None]
+    checkable = [prompt for prompt in prompts if prompt.answer is not None]
+    if count is not None and not checkable:
+        raise UserError(f"task_eval.problems={count}: no held-out prompt comes with an answer to check")
+    return checkable
 
 
 def evaluated(sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_tokens: int) -> dict[str, Any]:

@@ -76,6 +76,7 @@ ANSWERS = ("scorer.kind=answer", "scorer.function=none")
         (["data.path=gone.jsonl"], "gone.jsonl does not exist"),
         (["data.path=a.jsonl"], "a.jsonl:2: a prompt needs `prompt`"),
         (["data.path=b.jsonl", *ANSWERS], "b.jsonl:2: the prompt comes without an `answer`"),
+        (["data.path=c.jsonl"], "task_eval.problems=3: no held-out prompt comes with an answer to check"),
         (["data.path=b.jsonl", "data.window=40000"], "data.window=40000 is longer than the model's"),
         (["data.path=long.jsonl"], "positions leave no room for more"),
     ],
@@ -84,6 +85,7 @@ def test_what_fields_and_files_tell(refused, tmp_path, fields, said):
     for name, records in {
         "a": [QUESTION, {"text": "x"}, QUESTION],
         "b": [QUESTION, {"prompt": "2 + 2 ="}, QUESTION | {"question": "Why?"}],
+        "c": [{"prompt": f"{i} + 2 ="} for i in range(4)],
         "long": [QUESTION, QUESTION | {"question": "word " * 9000}],
     }.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
