@@ -159,6 +159,12 @@ def test_bad_records(fields, message):
         pairs({"prompt": "q", **fields})
 
 
+@pytest.mark.parametrize("kind", ["unpaired", "compared", "labelled", "ranking"])
+def test_other_kinds_of_record_refuse_steps(kind):
+    with pytest.raises(UserError, match=f"^f:1: pairs of steps are no records of {kind}"):
+        read_examples(kind, PUBLISHED, "f:1")
+
+
 def test_a_wrong_prefix_is_named(chat_bpe, tmp_path):
     with pytest.raises(UserError, match="^f:1: wrong prefix: it contains the end token"):
         encoded(StepPair(ASKED, f"a{chat_bpe.special('eos_token')}", "b", "c"), chat_bpe)
