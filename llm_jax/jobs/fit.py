@@ -136,11 +136,26 @@ def prepare_rows(
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
     policy_optimizer(config.train, Decoder(model))
     data = packed_rows(node, kind, tokenizer)
+    _tell_left_out(node.name, data)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if parent is None else parent.extra)
     write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
     write_atomically(workdir.data / "summary.json", json.dumps(data.summary | _passes(data, config.train), indent=1))
+
+
+def _tell_left_out(name: str, data: Prepared) -> None:
+    """Says how many records were cut or left out, and why; the numbers are in `data/summary.json` too."""
+    reasons = {
+        "truncated": "cut to fit the window",
+        "dropped": "too long and left out",
+        "identical": "with equal answers and left out",
+        "blank": "with an empty answer and left out",
+    }
+    counts = {reason: sum(data.summary[side][n] for side in ("train", "eval")) for n, reason in reasons.items()}
+    if any(counts.values()):
+        whole = sum(data.summary[side]["documents"] for side in ("train", "eval"))
+        log(f"{name}: of {whole} records {', '.join(f'{n} {reason}' for reason, n in counts.items() if n)}")
 
 
 def _passes(data: Prepared, config: TrainConfig) -> dict[str, Any]:
