@@ -117,19 +117,21 @@ def check_training(node: "Node", kind: Kind) -> None:
     profiled_steps(config.profile, config.train.steps)
     check_regularization(config.train)
     check_adapter(adapter_of(config), config.train)
-    check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
+    if hasattr(config, "task_eval"):
+        check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
     if parent is not None and not hasattr(parent, "workdir"):
         source = origin(parent, "init_from")
-        check_shapes(config, plan, source.model)
+        check_shapes(config, plan, source.model, scored=config.job == "reward")
         check_lengths(kind, config.data, load_tokenizer(source.tokenizer))
 
 
-def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError for a model without logits of next tokens, where the mesh does not divide it, the window is
-    longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
-    model.check_predicts(config.job)
+def check_shapes(config: Any, plan: Plan, model: ModelConfig, scored: bool = False) -> None:
+    """Raises UserError for a model without logits of next tokens (that is not `scored`), where the mesh does not divide
+    it, the window is longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
+    if not scored:
+        model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     check_of_model(config.train, model)
     if config.data.window > model.max_position_embeddings:
@@ -150,7 +152,7 @@ def prepare_rows(
     """Packs the rows, and leaves tokenizer, architecture and data summary in the workdir."""
     workdir, config = node.workdir, node.config
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
-    check_shapes(config, make_plan(config.mesh), model)
+    check_shapes(config, make_plan(config.mesh), model, scored=model.head.labels is not None)
     adapter = adapter_of(config)
     if adapter is not None and parent is not None:
         write_own(workdir, adapter, parent.path)
