@@ -1,4 +1,4 @@
-"""Records of answers in steps: pairs that are one step apart, solutions marked right or wrong, labels of steps.
+"""Records of answers in steps: pairs that are one step apart, and solutions marked right or wrong.
 
 | fields | format | examples |
 |---|---|---|
@@ -6,7 +6,6 @@
 | the same with `prefix` for `initial_reason_steps` | what its generator writes | StepPair |
 | `prompt`, `chosen`, `rejected`, and `chosen_ends`, `rejected_ends` or both | ours | StepPair |
 | `question`, and objects with `solution` and `is_correct` | GSM8K's model solutions | StepPair, right over wrong |
-| `prompt`, `completions`, `labels` | TRL's stepwise supervision | StepLabels |
 
 A `prompt` that is a string is a question where a prefix stands beside it, as in the published set, whose authors put it
 into the user's turn of a template of their own; without a prefix it is continued as it is, as in every pair of strings.
@@ -43,16 +42,6 @@ class StepPair:
     """Whether the answer is over after the chosen, after the rejected step."""
     tools: Tools = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StepLabels:
-    """An answer's steps, and whether each is right: what a process reward model learns."""
-
-    prompt: str | Messages
-    steps: tuple[str, ...]
-    """As they stand in the answer: joined they are its text, unless the record has them without what is between."""
-    labels: tuple[bool, ...]
 
 
 def is_step_pair(record: Mapping[str, Any]) -> bool:
@@ -119,29 +108,6 @@ def read_solutions(record: Mapping[str, Any], where: str) -> list[StepPair]:
             pair = StepPair(prompt, "".join(right[:at]), right[at], wrong[at], ends)
             pairs.setdefault((pair.prefix, pair.chosen, pair.rejected), pair)
     return list(pairs.values())
-
-
-def read_step_labels(record: Mapping[str, Any], where: str) -> StepLabels:
-    """TRL's stepwise supervision: `completions`, a list of steps, and as many `labels`, true or false.
-
-    Raises:
-      UserError: there are no steps, or not as many labels.
-    """
-    steps, labels = record.get("completions"), record.get("labels")
-    for name, value in (("completions", steps), ("labels", labels)):
-        if not isinstance(value, list):
-            raise UserError(f"{where}: `{name}` has to be a list, one entry a step")
-    assert isinstance(steps, list) and isinstance(labels, list)
-    if not steps:
-        raise UserError(f"{where}: `completions` has no steps")
-    if len(steps) != len(labels):
-        raise UserError(f"{where}: {len(steps)} steps in `completions`, but {len(labels)} `labels`")
-    for number, (step, label) in enumerate(zip(steps, labels, strict=True)):
-        if not isinstance(step, str) or not step.strip():
-            raise UserError(f"{where}: `completions[{number}]` has to be a string, and not empty")
-        if label not in (0, 1):
-            raise UserError(f"{where}: `labels[{number}]` is {label!r}; a step is right (true) or not (false)")
-    return StepLabels(_prompt(record, where, asked=False), tuple(steps), tuple(map(bool, labels)))
 
 
 def _first_difference(record: Mapping[str, Any], where: str) -> tuple[str, str, str, tuple[bool, bool]]:

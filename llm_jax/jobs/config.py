@@ -108,6 +108,34 @@ class PreferenceConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    job: Literal["reward"] = "reward"
+    init_from: ModelRef | None = None
+    """Model to start from: a language model, which gets a new head, or one that ends in as many scores already."""
+    task: Literal["pairs", "rankings", "classify", "steps"] = "pairs"
+    """What is learned: which of two answers is better, the order of several, the class of a text, the class of each
+    step of an answer (a process reward model)."""
+    pairwise: bool = False
+    """pairs: the model reads both answers, one behind the other, and learns P(chosen over rejected | prompt) in both
+    orders at once, in place of a score of each."""
+    ranking_loss: Literal["all_pairs", "plackett_luce"] = "all_pairs"
+    """rankings: the mean over all pairs of a ranking (InstructGPT), or the likelihood of the whole order."""
+    center_rewards_coefficient: float | None = None
+    """pairs: pull of the sum of both rewards to 0 (0.01 is advised); None: none."""
+    num_labels: int = 2
+    """classify, steps: how many classes there are."""
+    label_names: tuple[str, ...] = ()
+    """classify, steps: what the classes are called in the exported folder (`id2label`)."""
+    pooling: Literal["last", "mean"] = "last"
+    """What a score is read from: a text's last token, or the mean over its tokens, which no Hugging Face folder has."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     job: Literal["generate"] = "generate"
     init_from: ModelRef | None = None
@@ -254,6 +282,7 @@ JOBS = {
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "preference": PreferenceConfig,
+    "reward": RewardConfig,
     "generate": GenerateConfig,
     "rounds": RoundsConfig,
 }

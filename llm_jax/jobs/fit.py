@@ -97,19 +97,21 @@ def check_training(node: "Node", kind: Kind) -> None:
     check_logging(config.logging)
     profiled_steps(config.profile, config.train.steps)
     check_regularization(config.train)
-    check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
+    if hasattr(config, "task_eval"):
+        check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
     if parent is not None and not hasattr(parent, "workdir"):
         source = origin(parent, "init_from")
-        check_shapes(config, plan, source.model)
+        check_shapes(config, plan, source.model, scored=config.job == "reward")
         check_lengths(kind, config.data, load_tokenizer(source.tokenizer))
 
 
-def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError for a model without logits of next tokens, where the mesh does not divide it, the window is
-    longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
-    model.check_predicts(config.job)
+def check_shapes(config: Any, plan: Plan, model: ModelConfig, scored: bool = False) -> None:
+    """Raises UserError for a model without logits of next tokens (that is not `scored`), where the mesh does not divide
+    it, the window is longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
+    if not scored:
+        model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     check_of_model(config.train, model)
     if config.data.window > model.max_position_embeddings:
@@ -130,15 +132,30 @@ def prepare_rows(
     """Packs the rows, and leaves tokenizer, architecture and data summary in the workdir."""
     workdir, config = node.workdir, node.config
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
-    check_shapes(config, make_plan(config.mesh), model)
+    check_shapes(config, make_plan(config.mesh), model, scored=model.head.labels is not None)
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
     policy_optimizer(config.train, Decoder(model))
     data = packed_rows(node, kind, tokenizer)
+    _tell_left_out(node.name, data)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if parent is None else parent.extra)
     write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
     write_atomically(workdir.data / "summary.json", json.dumps(data.summary | _passes(data, config.train), indent=1))
+
+
+def _tell_left_out(name: str, data: Prepared) -> None:
+    """Says how many records were cut or left out, and why; the numbers are in `data/summary.json` too."""
+    reasons = {
+        "truncated": "cut to fit the window",
+        "dropped": "too long and left out",
+        "identical": "with equal answers and left out",
+        "blank": "with an empty answer and left out",
+    }
+    counts = {reason: sum(data.summary[side][n] for side in ("train", "eval")) for n, reason in reasons.items()}
+    if any(counts.values()):
+        whole = sum(data.summary[side]["documents"] for side in ("train", "eval"))
+        log(f"{name}: of {whole} records {', '.join(f'{n} {reason}' for reason, n in counts.items() if n)}")
 
 
 def _passes(data: Prepared, config: TrainConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Searched trees as inline SVG: steps from left to right, what was visited often thick, the better the greener."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_jax.training.page import folded, text
 
@@ -15,6 +15,13 @@ STYLE = """
 """
 
 Tree = Mapping[str, Any]
+
+
+class Total(NamedTuple):
+    """Of a whole tree."""
+
+    nodes: int
+    visits: int
 
 
 def trees(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -31,9 +38,9 @@ def trees(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(tree: Tree) -> str:
     """One tree as SVG; a node's numbers are shown beside it, all of them where the pointer rests on it."""
-    all_drawn = _count(tree) <= MOST_NODES
+    total = Total(_count(tree), tree["N"])
     marks: list[str] = []
-    rows, depth = _place(tree, 0, 0.0, marks, all_drawn, on_path=True)[1:]
+    rows, depth = _place(tree, 0, 0.0, marks, total, on_path=True)[1:]
     width, height = (depth + 1) * COLUMN + 2 * MARGIN, round(rows * ROW + 2 * MARGIN)
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     label = f"search tree of {tree['N']} simulations"
@@ -41,24 +48,24 @@ def draw(tree: Tree) -> str:
 
 
 def _place(
-    node: Tree, depth: int, top: float, marks: list[str], all_drawn: bool, on_path: bool
+    node: Tree, depth: int, top: float, marks: list[str], total: Total, on_path: bool
 ) -> tuple[float, float, int]:
     """Draws a node and what is below it; where it lies, how many rows it takes and how deep it goes."""
-    children = [child for child in node["children"] if all_drawn or child["N"]]
+    children = [child for child in node["children"] if total.nodes <= MOST_NODES or child["N"]]
     best = max(children, key=lambda child: (child["N"], child["Q"], child["V"]), default=None)
     x = MARGIN + depth * COLUMN
     edges, row, deepest = [], top, depth
     for child in children:
         followed = on_path and child is best and child["N"] > 0
-        y, rows, below = _place(child, depth + 1, row, marks, all_drawn, followed)
+        y, rows, below = _place(child, depth + 1, row, marks, total, followed)
         edges.append((y, child, followed))
         row, deepest = row + rows, max(deepest, below)
     taken = max(1.0, row - top)
     own = sum(y for y, *_ in edges) / len(edges) if edges else MARGIN + (top + 0.5) * ROW
-    for y, child, followed in edges:
+    for y, child, followed in sorted(edges, key=lambda edge: edge[2]):  # the path above the others
         start, end = x + 8, x + COLUMN - 8
         middle = (x + COLUMN * 0.86, x + COLUMN * 0.93)
-        thick = 1 + 5 * child["N"] / max(1, node["N"])
+        thick = 1 + 3 * child["N"] / max(1, total.visits)
         marks.append(
             f'<path class="{"main" if followed else "edge"}" stroke-width="{thick:.1f}"'
             f' d="M{start:.0f} {own:.1f} H{middle[0] - 10:.0f} C{middle[1]:.0f} {own:.1f} {middle[0]:.0f} {y:.1f}'
@@ -88,7 +95,7 @@ def _node(node: Tree, x: float, y: float) -> str:
     return (
         f'<g><title>{text(told)}</title>{shape} fill="{fill}" style="stroke:var(--soft)"/>'
         f'<text x="{x + 9:.0f}" y="{y - 4:.1f}">{text(short)}</text>'
-        f'<text class="soft" x="{x + 9:.0f}" y="{y + 11:.1f}">{numbers}</text></g>'
+        f'<text class="soft" x="{x + 9:.0f}" y="{y + 13:.1f}">{numbers}</text></g>'
     )
 
 

@@ -66,6 +66,17 @@ def test_hh_rlhf(tokenizer, tmp_path):
     assert counts["train"]["dropped"] < 400
 
 
+def test_hh_rlhf_taken_apart(tokenizer, tmp_path):
+    """Every answer on its own, beside one to another prompt; four of the chosen ones say nothing."""
+    data = DataConfig(path=str(ROOT / "hh-rlhf"), window=1024, on_long="drop", unpair=True)
+    prepared = prepare("unpaired_mismatched", data, tokenizer, tmp_path)
+    sides = [prepared.summary[side] for side in ("train", "eval")]
+    assert sum(side["documents"] for side in sides) == 4000 and sum(side["blank"] for side in sides) == 4
+    numbers = prepared.train.columns("answer_index")["answer_index"]
+    kept = sides[0]["documents"] - sides[0]["blank"] - sides[0]["dropped"]
+    assert sorted(numbers[numbers >= 0].tolist()) == list(range(kept))
+
+
 def gsm8k(name):
     """A file of GSM8K's, line by line."""
     with gzip.open(ROOT / f"gsm8k/{name}.jsonl.gz", "rt") as lines:

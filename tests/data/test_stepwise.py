@@ -15,7 +15,7 @@ from llm_jax.data.fitting import Counts, fit
 from llm_jax.data.formats import Completion, read_examples
 from llm_jax.data.loader import Loader
 from llm_jax.data.prepare import prepare
-from llm_jax.data.stepwise import StepPair, read_step_labels
+from llm_jax.data.stepwise import StepPair
 from llm_jax.data.tokenizers import load_tokenizer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "trl"
@@ -159,6 +159,12 @@ def test_bad_records(fields, message):
         pairs({"prompt": "q", **fields})
 
 
+@pytest.mark.parametrize("kind", ["unpaired", "compared", "labelled", "ranking"])
+def test_other_kinds_of_record_refuse_steps(kind):
+    with pytest.raises(UserError, match=f"^f:1: pairs of steps are no records of {kind}"):
+        read_examples(kind, PUBLISHED, "f:1")
+
+
 def test_a_wrong_prefix_is_named(chat_bpe, tmp_path):
     with pytest.raises(UserError, match="^f:1: wrong prefix: it contains the end token"):
         encoded(StepPair(ASKED, f"a{chat_bpe.special('eos_token')}", "b", "c"), chat_bpe)
@@ -181,20 +187,6 @@ def test_equal_and_empty_steps_are_counted_or_named(chat_bpe):
     for where, message in zip(located, ("f:1: `chosen` and `rejected` are equal", "f:2: `chosen` is empty", "f:3")):
         with pytest.raises(UserError, match=message):
             list(fit(encode_examples("preference", [where], chat_bpe), 256, "error", Counts(), "error"))
-
-
-def test_step_labels():
-    record = {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}
-    assert read_step_labels(record, "f:1").labels == (True, False)
-    for fields, message in [
-        ({"completions": []}, "`completions` has no steps"),
-        ({"labels": [True]}, "2 steps in `completions`, but 1 `labels`"),
-        ({"labels": [True, "no"]}, r"`labels\[1\]` is 'no'"),
-        ({"completions": ["a", " "]}, r"`completions\[1\]` has to be a string, and not empty"),
-        ({"labels": None}, "`labels` has to be a list"),
-    ]:
-        with pytest.raises(UserError, match=f"^f:1: {message}"):
-            read_step_labels({**record, **fields}, "f:1")
 
 
 def test_rows(chat_bpe, tmp_path):

@@ -1,4 +1,4 @@
-"""Word problems step by step: the next right step over a wrong one, and whole solutions whose steps are labelled.
+"""Word problems step by step: the next right step over a wrong one.
 
 The solution of "Ben has 13 pencils. He gives away 2. Then he finds 5 more. ..." has three steps, "13 - 2 = 11.",
 " 11 + 5 = 16." and " Answer: 16" (`data.steps` has how a text is split). A wrong step has another result, computes with
@@ -73,39 +73,6 @@ def preferences(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
             "chosen_ends": last,
             "rejected_ends": last,
         }
-
-
-def labelled(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
-    """Whole solutions in TRL's form of stepwise supervision, half of them with a wrong step.
-
-    What follows a wrong step computes rightly from its result, and is labelled wrong too: it leads to no right answer.
-    """
-    for index in range(config.records if split == "train" else config.eval_records):
-        rng = _rng("labelled", split, index)
-        problem = make_problem(config, split, rng)
-        steps = right_steps(problem)
-        first = rng.randrange(len(steps)) if rng.random() < 0.5 else len(steps)
-        if first < len(steps):
-            steps[first] = wrong_step(problem, first, config, rng)
-            steps[first + 1 :] = _gone_on(problem, first, steps[first])
-        labels = [number < first for number in range(len(steps))]
-        prompt = [{"role": "user", "content": problem.prompt}]
-        yield {"prompt": prompt, "completions": steps, "labels": labels}
-
-
-def _gone_on(problem: Problem, first: int, step: str) -> list[str]:
-    """The steps after a wrong one, from its result; what falls below zero ends the calculation."""
-    found, steps = EQUATION.search(step), []
-    if found is None:
-        return steps
-    total = int(found[4])
-    for sign, operand in problem.steps[first + 1 :]:
-        result = _computed(total, sign, operand)
-        if result < 0:
-            break
-        steps.append(f" {total} {sign} {operand} = {result}.")
-        total = result
-    return [*steps, f" Answer: {total}"]
 
 
 def _computed(start: int, sign: str, operand: int) -> int:

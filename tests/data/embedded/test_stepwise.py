@@ -4,7 +4,7 @@ import pytest
 
 from llm_jax.data.config import EmbeddedConfig
 from llm_jax.data.embedded import stepwise
-from llm_jax.data.embedded.problems import Problem, is_correct, make_problem, side_of
+from llm_jax.data.embedded.problems import Problem, make_problem
 from llm_jax.data.embedded.stepwise import first_wrong_step, right_steps, wrong_step
 from llm_jax.data.steps import split_steps
 
@@ -54,16 +54,3 @@ def test_preferences():
     assert all(r["chosen"] != r["rejected"] and r["chosen_ends"] == r["rejected_ends"] for r in records)
     assert {len(split_steps(r["prefix"])) for r in records} == {0, 1, 2, 3}
     assert all(r["chosen_ends"] == r["chosen"].startswith(" Answer") for r in records)
-
-
-def test_labelled_solutions():
-    flawed = 0
-    for index, record in enumerate(stepwise.labelled(CONFIG, "train")):
-        problem = make_problem(CONFIG, "train", random.Random(f"{stepwise.VERSION}/labelled/train/{index}"))
-        assert record["prompt"][0]["content"] == problem.prompt and side_of(problem.start, problem.steps) == "train"
-        steps, labels = record["completions"], record["labels"]
-        first = first_wrong_step(problem, steps)
-        assert labels == [first is None or number < first for number in range(len(steps))]
-        assert is_correct(problem, "".join(steps)) <= (first is None or first < len(steps) - 1)
-        flawed += first is not None
-    assert 70 < flawed < 130
