@@ -149,9 +149,8 @@ def _pooled(model: Model, encoded: Iterable[Encoded], batch_size: int) -> Float[
     pad, pooling = _tokenizer(model).pad_id, model.config.head.pooling
 
     def scores(tokens: np.ndarray, segments: np.ndarray) -> Any:
-        return model.scores(
-            tokens, None, np.asarray(scored_segments(jnp.asarray(tokens), jnp.asarray(segments), pooling, pad))
-        )[:, 0]
+        own = scored_segments(jnp.asarray(tokens), jnp.asarray(segments), pooling, pad)
+        return model.scores(tokens, None, own)[:, 0]
 
     found = _run(model, list(encoded), batch_size, scores)
     return np.concatenate(found) if found else np.zeros((0, model.config.head.labels or 1), np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -58,10 +59,8 @@ def test_a_step_equals_trl(scorer: Model, kind: str, packed: bool):
     arrays, records = golden(kind)
     pairs = [Pair([], each["chosen_ids"], each["rejected_ids"]) for each in records]
     rows = pair_rows([pairs] if packed else [[pair] for pair in pairs], 384, most_pairs=4)
-    rows["margin"] = np.full(rows["pair_index"].shape, np.nan, np.float32)
-    for margins, numbers in zip(rows["margin"], rows["pair_index"]):
-        for i in np.flatnonzero(numbers >= 0):
-            margins[i] = records[numbers[i]]["record"].get("margin", np.nan)
+    margins = np.array([each["record"].get("margin", np.nan) for each in records], np.float32)
+    rows["margin"] = np.where(rows["pair_index"] >= 0, margins[rows["pair_index"]], np.nan)
     objective = pairs_objective(scorer.decoder, CENTRED if kind == "margins" else None, pad_id=0)
     assert_equals_trl(scorer, evaluate(objective, scorer.params, {}, rows), arrays)
 
@@ -110,7 +109,7 @@ def tiny(labels: int, pooling: Any = "last", seed: int = 0, **extra: Any) -> Mod
     """A random model of 64 tokens that ends in scores, as the oracle's tokenizer reads it."""
     head = HeadConfig(labels, pooling, bias=pooling == "none")
     config = ModelConfig(
-        vocab_size=288, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, init_std=0.3, head=head
+        vocab_size=288, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4, init_std=0.3, head=head
     )
     decoder = Decoder(config)
     return Model(decoder, init_params(decoder, seed), decoder.config, GOLDEN / "tokenizer", extra=extra)
@@ -159,7 +158,7 @@ def test_classes_of_packed_texts(pooling: Any, tmp_path: Path):
     model = tiny(3, pooling)
     records = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     rows = {name: np.stack(x) for name, x in columns(prepared("labelled", records, tmp_path)).items()}
-    ours, metrics, _ = evaluate_with_summary(classes_objective(model.decoder, False, pad_id=0), model.params, rows)
+    ours, metrics, _ = evaluate_with_summary(classes_objective(model.decoder, False, pad_id=0), model, rows)
     scores = llm_jax.score(model, [""] * len(texts), texts).astype(np.float64)
     logps = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     np.testing.assert_allclose(ours, -logps[np.arange(len(labels)), labels].mean(), rtol=1e-5)
@@ -167,30 +166,21 @@ def test_classes_of_packed_texts(pooling: Any, tmp_path: Path):
     np.testing.assert_allclose(metrics["accuracy"], np.mean(guesses == labels), rtol=1e-6)
     f1 = []
     for c in set(labels) | set(guesses.tolist()):
-        hit, wrong, missed = (
-            int(((guesses == c) == g).__and__((np.array(labels) == c) == t).sum())
-            for g, t in ((True, True), (True, False), (False, True))
-        )
-        f1.append(2 * hit / (2 * hit + wrong + missed))
+        guessed, meant = guesses == c, np.array(labels) == c
+        f1.append(2 * (guessed & meant).sum() / (guessed.sum() + meant.sum()))
     np.testing.assert_allclose(metrics["f1"], np.mean(f1), rtol=1e-6)
 
 
-def evaluate_with_summary(objective: Objective, params: Any, rows: dict) -> tuple[Any, dict, dict]:
+def evaluate_with_summary(objective: Objective, model: Model, rows: dict) -> tuple[Any, dict, dict]:
     plan = make_plan(MeshConfig(data=1), devices=jax.devices()[:1])
-    run = make_grads(objective, plan, {"policy": declarations(tiny_decoder(objective, params))})
-    return run({"policy": params}, {}, {name: x[None] for name, x in rows.items()})
-
-
-def tiny_decoder(objective: Objective, params: Any) -> Decoder:
-    del objective
-    labels = flatten(params)["score/weight"].shape[-1]
-    return tiny(labels).decoder
+    run = make_grads(objective, plan, {"policy": declarations(model.decoder)})
+    return run({"policy": model.params}, {}, {name: x[None] for name, x in rows.items()})
 
 
 def test_f1_of_a_class_that_never_occurs():
     """Two classes of three: 2·1/(2+1) and 2·0/(1+0), the third counts for nothing."""
-    both, label, guess = (np.float32(x) for x in ([1, 0, 0], [2, 1, 0], [1, 0, 0]))
-    np.testing.assert_allclose(macro_f1(both, label, guess), (2 / 3 + 0) / 2, rtol=1e-6)  # pyright: ignore[reportArgumentType]
+    both, label, guess = (jnp.array(x, jnp.float32) for x in ([1, 0, 0], [2, 1, 0], [1, 0, 0]))
+    np.testing.assert_allclose(macro_f1(both, label, guess), (2 / 3 + 0) / 2, rtol=1e-6)
 
 
 STEPS = [["23 - 2 = 21", "21 - 1 = 20", "Answer: 20"], ["The cat"]]
@@ -208,11 +198,9 @@ def test_process_rewards_are_those_of_calls_step_by_step(tmp_path: Path):
             np.testing.assert_allclose(alone[-1], scores[i], rtol=1e-5, atol=1e-6)
     records = [{"prompt": p, "completions": s, "labels": [1] * len(s)} for p, s in zip(prompts, STEPS)]
     records[0]["labels"] = [True, False, True]
-    with pytest.raises(UserError, match="both strings"):
-        prepared("steps", [{"prompt": "Who?", "completions": "The cat", "labels": [1]}], tmp_path)
-    rows = {name: np.stack(x) for name, x in columns(prepared("steps", records, tmp_path / "")).items()}
+    rows = {name: np.stack(x) for name, x in columns(prepared("steps", records, tmp_path)).items()}
     assert (rows["step_label"] >= 0).sum() == 4 and rows["tokens"].shape[0] == 1
-    ours, *_ = evaluate_with_summary(classes_objective(model.decoder, True, pad_id=0), model.params, rows)
+    ours, *_ = evaluate_with_summary(classes_objective(model.decoder, True, pad_id=0), model, rows)
     flat, labels = np.concatenate(whole).astype(np.float64), np.array([1, 0, 1, 1])
     logps = flat - np.log(np.exp(flat).sum(-1, keepdims=True))
     np.testing.assert_allclose(ours, -logps[np.arange(4), labels].mean(), rtol=1e-5)
@@ -279,11 +267,10 @@ def grads_of(kind: str, mesh: MeshConfig, microbatches: int) -> tuple[Any, dict,
 @pytest.mark.parametrize("kind", BATCHES)
 def test_meshes_and_microbatches_give_one_step(kind: str):
     want = grads_of(kind, MeshConfig(data=1), 1)
-    for mesh, microbatches in ((MeshConfig(data=4, tensor=2, zero=3), 1), (MeshConfig(data=2), 4)):
-        got = grads_of(kind, mesh, microbatches)
-        np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
-        assert got[1].keys() == want[1].keys()
-        for name, value in want[1].items():
-            np.testing.assert_allclose(got[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-        for path, grad in want[2].items():
-            assert np.linalg.norm(got[2][path] - grad) <= 1e-5 * max(np.linalg.norm(grad), 1e-6), path
+    got = grads_of(kind, MeshConfig(data=2, tensor=2, zero=3), 4)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    assert got[1].keys() == want[1].keys()
+    for name, value in want[1].items():
+        np.testing.assert_allclose(got[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for path, grad in want[2].items():
+        assert np.linalg.norm(got[2][path] - grad) <= 1e-5 * max(np.linalg.norm(grad), 1e-6), path
