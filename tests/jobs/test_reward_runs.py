@@ -90,11 +90,7 @@ def test_a_file_of_pairs_is_scored(reward: Node, tmp_path: Path):
 
 
 def test_another_number_of_scores_is_refused(reward: Node):
-    overrides = [
-        ("init_from", str(reward.workdir.export)),
-        ("task", "classify"),
-        ("center_rewards_coefficient", "None"),
-    ]
+    given = {"init_from": str(reward.workdir.export), "task": "classify", "center_rewards_coefficient": "None"}
     with pytest.raises(UserError, match="ends in 1 scores, and task=classify has 2"):
         prepare(REWARD, list(given.items()))
 
