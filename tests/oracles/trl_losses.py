@@ -21,7 +21,7 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from trl import DPOTrainer, KTOTrainer, RewardTrainer
+from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -57,7 +57,7 @@ def draw_inputs() -> dict[str, dict[str, np.ndarray]]:
 
 def stand_in(**fields: object) -> SimpleNamespace:
     """What the losses read of a trainer: one process, no model of its own."""
-    alone = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    alone = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x, parallelism_config=None)
     model = torch.nn.Identity()
     model.is_gradient_checkpointing = False
     common = {"accelerator": alone, "model": model, "_metrics": defaultdict(_lists)}
@@ -158,7 +158,7 @@ def kto(inputs: dict, loss_type: str, options: dict, dtype: torch.dtype) -> tupl
 def cpo(inputs: dict, loss_type: str, options: dict, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     """`CPOTrainer.cpo_loss` on sums, or on averages where that trainer takes them."""
     logps = torch.tensor(inputs["logps"], dtype=dtype, requires_grad=True)
-    given = logps / torch.tensor(inputs["lengths"]) if loss_type == "simpo" else logps
+    given = logps / torch.tensor(inputs["lengths"]) if loss_type in ("simpo", "ipo") else logps
     trainer = stand_in(
         alpha=options.get("alpha", 0.0),
         loss_type=loss_type,
@@ -193,6 +193,23 @@ def reward(inputs: dict, options: dict) -> tuple[float, np.ndarray]:
     return loss.item(), rewards.grad.numpy()
 
 
+def dft(inputs: dict) -> tuple[float, np.ndarray]:
+    """`SFTTrainer.compute_loss` of tokens with these log-probabilities, a tenth of those of the answers [2, n]."""
+    logps = torch.tensor(inputs["logps"], dtype=torch.float64, requires_grad=True)
+    args = SimpleNamespace(loss_type="dft", average_tokens_across_devices=False)
+    trainer = stand_in(args=args, compute_loss_func=None, label_smoother=None)
+    outputs = SimpleNamespace(
+        log_probs=logps / 10,
+        label_mask=torch.ones(logps.shape),
+        entropy=torch.zeros(logps.shape),
+        is_top1=torch.zeros(logps.shape),
+    )
+    batch = {"attention_mask": torch.ones(logps.shape), "labels": None}
+    loss = SFTTrainer.compute_loss(trainer, lambda **_: outputs, batch)
+    loss.backward()
+    return loss.item(), logps.grad.numpy()
+
+
 def cases() -> dict[str, dict]:
     found = {}
     for name in DPO:
@@ -224,6 +241,7 @@ def cases() -> dict[str, dict]:
         options = {"beta": 2.0, "simpo_gamma": 0.4, "alpha": alpha}
         found[name] = {"trainer": "cpo", "loss_type": "simpo", "options": options}
     found["orpo"] = {"trainer": "orpo", "loss_type": "orpo", "options": {"beta": 0.1}}
+    found["dft"] = {"trainer": "sft", "loss_type": "dft", "options": {}}
     found["reward"] = {"trainer": "reward", "loss_type": "reward", "options": {}}
     options = {"margin": True, "center_rewards_coefficient": 0.01}
     found["reward_margin_centred"] = {"trainer": "reward", "loss_type": "reward", "options": options}
@@ -240,6 +258,8 @@ def compute(case: dict, inputs: dict) -> tuple[np.ndarray, np.ndarray]:
         return cpo(inputs, loss_type, options, torch.float64)
     if case["trainer"] == "orpo":
         return orpo(inputs, options)
+    if case["trainer"] == "sft":
+        return dft(inputs)
     if case["trainer"] == "reward":
         return reward(inputs, options)
     # TRL's alpha-divergence knows no float64.

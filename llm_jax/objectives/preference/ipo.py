@@ -30,7 +30,7 @@ def ipo(
         length_normalized: divide each log-ratio by its answer's number of tokens, which the authors confirmed to be
             what they meant (TRL, HALOs and LLaMA-Factory do it; HALOs counts the tokens whose log-ratio is not 0, which
             is 0/0 at the reference); False is the equation as printed, which the DPO authors' code, OpenRLHF and TRL's
-            CPO and online DPO (without lengths) compute.
+            online DPO compute.
         chosen_lengths, rejected_lengths: tokens per answer, the one that ends it included, same shape; used only
             when length_normalized, and needed then.
         f_divergence_type, f_alpha_divergence_coef: another divergence than reverse KL (`f_divergence`), as TRL has it.

@@ -24,7 +24,10 @@ def plackett_luce(
         float32 losses [*batch], not reduced, 0 for a ranking of less than two; and `ranking_metrics`.
     """
     present = jnp.ones(rewards.shape, bool) if present is None else present
-    # A finite number, not -inf, keeps the gradient of what is thrown away finite.
-    known = jnp.where(present, rewards, -1e30)
-    rest = jax.lax.cumlogsumexp(known, axis=rewards.ndim - 1, reverse=True)
-    return jnp.where(present, rest - known, 0.0).sum(-1), ranking_metrics(rewards, present)
+    rivals = jnp.triu(jnp.broadcast_to(present[..., None, :], (*rewards.shape, rewards.shape[-1])), 1)
+    beaten = present & rivals.any(-1)
+    # -log of a share as softplus of what the rivals are ahead: exact however far behind they are. Whoever has no rival
+    # gets all of them, so that the gradient of what is thrown away is finite.
+    ahead = rewards[..., None, :] - rewards[..., :, None]
+    ahead = jax.nn.logsumexp(ahead, axis=-1, where=rivals | ~beaten[..., None])
+    return jnp.where(beaten, jax.nn.softplus(ahead), 0.0).sum(-1), ranking_metrics(rewards, present)
