@@ -36,6 +36,8 @@ NOTES = {
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size",
 }  # fmt: skip
 NOTHING = (None, False, {}, [])
+DEFINED = ("gate_up_proj", "up_proj", "down_proj")
+"""Parameters of transformers' experts in the order that modules define them."""
 
 
 @dataclass(frozen=True)
@@ -277,8 +279,8 @@ def _tensors(adaptation: Adaptation) -> list[tuple[str, _Factor | _Whole]]:
     for site in adaptation.sites:
         for row, chosen in site.chosen:
             place = chosen.place
-            # PEFT puts a module around the module for each parameter: the last is outermost.
-            own = wrapped[place.module]
+            # PEFT puts a module around the module for each parameter: the last that it defines is outermost.
+            own = sorted(wrapped[place.module], key=lambda name: DEFINED.index(name) if name in DEFINED else -1)
             inside = ".base_layer" * (len(own) - 1 - own.index(place.parameter))
             start, embeds = f"{PREFIX}{place.module}{inside}.lora_", place.kind == "embedding"
             a, b = ("embedding_A", "embedding_B") if embeds else ("A.weight", "B.weight")

@@ -1,14 +1,13 @@
 """Golden files of adapters on tiny models, from PEFT 0.21.2 with transformers 5.23 and torch 2.13 on a CPU, in float32.
 
     python -m tests.oracles.peft_adapters CASE...          # writes tests/golden/peft/CASE.npz; all by default
-    python -m tests.oracles.peft_adapters --load FOLDER    # loads an adapter that llm_jax wrote, and prints its logits
+    python -m tests.oracles.peft_adapters --load FOLDER... # loads adapters that llm_jax wrote, and compares the logits
 
 A file holds `logits` of the adapted model at the recipe's positions. `meta` is JSON: versions, adapter_config.json as
 PEFT writes it, names and shapes of adapter_model.safetensors, and the SHA-256 of that file. Numbers are not in it: the
 adapter's are `adapters_recipe.draw`'s, the model's `family_recipe`'s.
 
-A folder for `--load` holds `base/` (a Hugging Face folder), `adapter/` (a PEFT folder) and `tokens.npy`; the logits are
-written beside them, `logits.npy`.
+Folders for `--load` are written by adapters_for_peft.py.
 """
 
 import hashlib
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from tests.oracles import adapters_recipe, family_recipe
 from tests.oracles.transformers_families import forward, load, write
@@ -80,15 +78,19 @@ def without_adapter(name: str) -> str:
 
 
 def load_ours(folder: pathlib.Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32, attn_implementation="eager")
-    adapted = PeftModel.from_pretrained(model, folder / "adapter").eval()
-    tokens = torch.from_numpy(np.load(folder / "tokens.npy")).long()
-    np.save(folder / "logits.npy", forward(adapted, tokens).logits.detach().numpy())
+    """Raises AssertionError where PEFT finds other logits than llm_jax did."""
+    family = json.loads((folder / "base/config.json").read_text())["model_type"]
+    adapted = PeftModel.from_pretrained(load(family, folder / "base"), folder / "adapter").eval()
+    tokens, ours = torch.from_numpy(np.load(folder / "tokens.npy")).long(), np.load(folder / "ours.npy")
+    difference = np.abs(forward(adapted, tokens).logits.detach().numpy() - ours).max()
+    print(f"{folder.name}: {difference:.1e} of {np.abs(ours).max():.1f}")
+    assert difference <= 1e-4 * max(1.0, np.abs(ours).max()), folder
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--load"]:
-        load_ours(pathlib.Path(sys.argv[2]))
+        for folder in sys.argv[2:]:
+            load_ours(pathlib.Path(folder))
         return
     GOLDEN.mkdir(exist_ok=True)
     versions = {name: importlib.metadata.version(name) for name in ("peft", "transformers", "torch")}
