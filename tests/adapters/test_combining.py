@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def adapters(llama):
 
 @pytest.mark.parametrize("method", list(recipe.METHODS))
 def test_as_peft(adapters, method):
-    arguments = {
+    arguments: dict[str, Any] = {
         {"svd_rank": "rank", "majority_sign_method": "majority_sign"}.get(k, k): v
         for k, v in META["methods"][method].items()
     }
