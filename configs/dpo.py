@@ -8,8 +8,9 @@ answers one problem twice: with its steps, and with a guess. Expect reward accur
 steps to go from 3% to all of 400 held-out problems, and right ones from 14% to 84%: what DPO selects, the SFT model
 could already do.
 
-Variants: `:docstrings` (a function's own docstring over another's, a cut or a shuffled one), `:test` (seconds, for
-tests), `:llama_8b` (needs a model and pairs).
+Variants: `:docstrings` (a function's own docstring over another's, a cut or a shuffled one), `:lora` (an adapter in
+place of the model, which without it is the reference), `:test` and `:lora_test` (seconds, for tests), `:llama_8b`
+(needs a model and pairs).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder

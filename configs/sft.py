@@ -7,8 +7,8 @@ Trains `pretrain.py` first if it isn't there. 45% of the demonstrations write th
 Expect 14% of 400 held-out problems to be answered rightly. Decoded greedily, the model takes the commoner manner nearly
 always: 3% of its answers show their steps.
 
-Variants: `:docstrings` (a function's docstring from its signature), `:test` (seconds, for tests), `:llama_8b` (needs a
-model and records).
+Variants: `:docstrings` (a function's docstring from its signature), `:lora` (an adapter in place of the model), `:test`
+and `:lora_test` (seconds, for tests), `:llama_8b` (needs a model and records).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder

@@ -20,10 +20,12 @@ from llm_jax.adapters.peft_files import BASE, Adapter, is_peft_folder, read_adap
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.adapters.start import start_of
 from llm_jax.base.config import bind as bind_config
+from llm_jax.base.config import to_dict
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models import loading, saving
-from llm_jax.models.decoder import layout
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.loading import ROLE, Model
 from llm_jax.models.parameter import bind
 from llm_jax.sharding import place, storage_shardings, use
@@ -175,10 +177,25 @@ def base_of(path: epath.PathLike, given: epath.PathLike | None = None) -> epath.
     return found
 
 
+def merged_model_config(path: epath.PathLike, base: ModelConfig) -> ModelConfig:
+    """The architecture of what `load_merged` gives of an adapter's folder, on a model of the architecture `base`.
+
+    Raises UserError where the adapter does not fit it."""
+    path = to_path(path)
+    if is_peft_folder(path):
+        config = read_config(path)[0]
+    else:
+        config = _own_config(path)
+    decoder = Decoder(base)
+    return merged_config(Adapters(decoder, [Adaptation(decoder, config)]))
+
+
+def _own_config(path: epath.Path) -> LoraConfig:
+    return bind_config(LoraConfig, read_json(path / OWN)["config"], where=str(path / OWN))
+
+
 def write_own(workdir: Workdir, config: LoraConfig, base: epath.PathLike) -> None:
     """Leaves in a workdir what `load` has to know of the adapter that its checkpoints hold."""
-    from llm_jax.base.config import to_dict
-
     write_atomically(workdir.path / OWN, json.dumps({BASE: str(base), "config": to_dict(config)}, indent=1))
 
 
@@ -187,7 +204,7 @@ def _read_own(path: epath.Path, decoder: Any, base: Mapping[str, Any]) -> tuple[
     from llm_jax.storage.checkpoints import Checkpoints
 
     del base
-    config = bind_config(LoraConfig, read_json(path / OWN)["config"], where=str(path / OWN))
+    config = _own_config(path)
     adaptation, checkpoints = Adaptation(decoder, config), Checkpoints(Workdir(path).checkpoints)
     step = checkpoints.newest_good()
     if step is None:

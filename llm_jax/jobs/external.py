@@ -81,7 +81,9 @@ def check_external(path: epath.Path) -> None:
     from llm_jax.adapters.loading import base_of, has_adapter
     from llm_jax.models.loading import check_folder
 
-    check_folder(base_of(path) if has_adapter(path) else path)
+    while has_adapter(path):
+        path = base_of(path)
+    check_folder(path)
 
 
 def external_hash(path: epath.Path) -> str:

@@ -216,7 +216,7 @@ def packed_sets(node: "Node", own: epath.Path) -> epath.Path:
 def setup(node: "Node", kind: Kind) -> Setup:
     """Opens what `prepare` left in the workdir."""
     config, workdir = node.config, node.workdir
-    here = origin(node, "workdir")
+    here = origin(node, "workdir", own=True)
     tokenizer = load_tokenizer(here.tokenizer)
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     decoder = Decoder(here.model, remat=config.train.remat)
@@ -301,7 +301,7 @@ def fit(
             trained = to_first(weights_in_use(state)["policy"])
             processes.from_first(lambda: export_adapter(s, trained))
         elif config.checkpoint.export:
-            extra = origin(s.node, "workdir").extra
+            extra = origin(s.node, "workdir", own=True).extra
             policy = to_first(weights_in_use(state)["policy"])
             model = Model(s.decoder, policy, s.decoder.config, s.workdir.tokenizer, extra=extra)
             processes.from_first(lambda: save(model, s.workdir.export))

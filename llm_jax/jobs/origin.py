@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from llm_jax.adapters.loading import base_of
-from llm_jax.adapters.peft_files import is_peft_folder, read_config
-from llm_jax.adapters.sites import Adaptation
+from llm_jax.adapters.loading import base_of, has_adapter, merged_model_config
+from llm_jax.adapters.peft_files import is_peft_folder
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer
 from llm_jax.data.tokenizers import has_tokenizer
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family_for
 from llm_jax.models.loading import EXTRA, read_extra, read_hf_config, read_model_config
 from llm_jax.storage.atomic import write_atomically
@@ -59,12 +57,13 @@ def write_generation_config(
     write_atomically(folder / GENERATION, json.dumps(fields, indent=2))
 
 
-def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
+def origin(parent: "Node | epath.PathLike", field: str, *, own: bool = False) -> Origin:
     """Reads what a parent (a node of the graph or a folder) says of its model.
 
     Args:
       parent: from `Node.parents`.
       field: the configuration's name for it, for messages.
+      own: of a run that trains an adapter, the model that it is on; otherwise the one with the adapter in its weights.
 
     Raises:
       UserError: a file is missing, or a field of a config.json is not honoured.
@@ -72,10 +71,11 @@ def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
     path = epath.Path(parent) if isinstance(parent, str | os.PathLike) else parent.workdir.path
     if is_peft_folder(path):
         base = origin(base_of(path), field)
-        config, _ = read_config(path)
-        Adaptation(Decoder(base.model), config)  # Whether it fits.
-        return replace(base, path=path, tokenizer=path if has_tokenizer(path) else base.tokenizer)
+        tokenizer = path if has_tokenizer(path) else base.tokenizer
+        return replace(base, path=path, tokenizer=tokenizer, model=merged_model_config(path, base.model))
     model = read_model_config(path)
+    if has_adapter(path) and not own:
+        model = merged_model_config(path, model)
     hf = read_hf_config(path)
     folder = Workdir(path).tokenizer if hf is None else path
     extra = read_extra(path) if hf is None else dict(family_for(hf).carried(hf))

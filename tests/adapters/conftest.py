@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from llm_jax.adapters.config import LoraConfig
-from llm_jax.adapters.loading import load
+from llm_jax.adapters.loading import AdaptedModel, load
 from llm_jax.adapters.peft_files import Adapter, from_tensors, to_tensors
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.base.config import bind
@@ -32,6 +33,13 @@ def drawn(name: str, model, fields: dict) -> tuple[Adaptation, Adapter]:
     adaptation = Adaptation(model.decoder, bind(LoraConfig, fields))
     tensors = {key: adapters_recipe.draw(name, key, shape, {}) for key, shape in to_tensors(adaptation).items()}
     return adaptation, Adapter(adaptation.config, from_tensors(adaptation, tensors))
+
+
+def load_adapted(*args: Any, **options: Any) -> AdaptedModel:
+    """`load` of what has an adapter."""
+    model = load(*args, **options)
+    assert isinstance(model, AdaptedModel)
+    return model
 
 
 @pytest.fixture(scope="session")

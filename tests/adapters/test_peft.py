@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import llm_jax
+from tests.adapters.conftest import load_adapted
 from tests.conftest import forget_programs
 from tests.oracles import adapters_recipe, family_recipe
 
@@ -49,7 +50,7 @@ def case(request, tmp_path_factory):
 
 @pytest.mark.parametrize("case", list(adapters_recipe.CASES), indirect=True)
 def test_as_peft(case, tmp_path):
-    model = llm_jax.load(case.adapter, base=case.base)
+    model = load_adapted(case.adapter, base=case.base)
     allowed = 1e-4 * max(1.0, np.abs(case.logits).max())
     logits = np.asarray(model(case.tokens))
     assert np.abs(logits[:, family_recipe.POSITIONS] - case.logits).max() <= allowed

@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax.adapters.adapters import Adapters
 from llm_jax.adapters.config import LoraConfig
-from llm_jax.adapters.loading import AdaptedModel, load, save
+from llm_jax.adapters.loading import AdaptedModel, merged_model_config, save
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.adapters.start import init_adapter
 from llm_jax.base.errors import UserError
@@ -16,7 +16,7 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
 from llm_jax.models.parameter import abstract_params, bind
 from llm_jax.models.segments import regroup
-from tests.adapters.conftest import drawn
+from tests.adapters.conftest import drawn, load_adapted
 from tests.oracles import adapters_recipe as recipe
 
 TOKENS = np.random.RandomState(0).randint(0, 53, (5, 13))
@@ -61,9 +61,20 @@ def test_off_is_the_model(three):
 
 def test_folders_of_several(three, llama_folder, tmp_path):
     save(three, tmp_path)
-    again = load(llama_folder, adapters={name: tmp_path / name for name in recipe.MERGED})
+    again = load_adapted(llama_folder, adapters={name: tmp_path / name for name in recipe.MERGED})
     rows = ["three", "one", None, "two", "two"]
     np.testing.assert_array_equal(again(TOKENS, adapters=rows), three(TOKENS, adapters=rows))
+
+
+def test_a_tied_head_comes_apart(llama, llama_folder, tmp_path):
+    """Merged into the embedding, an adapter would change the head too: what a child starts from has one of its own."""
+    model = AdaptedModel(llama, {"default": drawn("tied", llama, {"target_modules": ["embed_tokens"]})})
+    save(model, tmp_path)
+    config = merged_model_config(tmp_path, llama.config)
+    assert llama.config.tie_embeddings and not config.tie_embeddings
+    plain = load_adapted(tmp_path, base=llama_folder).merged()
+    assert plain.config == config
+    np.testing.assert_allclose(plain(TOKENS), model(TOKENS), atol=1e-5)
 
 
 @pytest.mark.parametrize(
