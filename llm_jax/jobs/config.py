@@ -67,7 +67,7 @@ class PreferenceConfig:
     loss_weights: tuple[float, ...] | None = None
     """Factor of each of several losses; None: 1."""
     beta: float = 0.1
-    """Strength of the pull to the reference; IPO's tau, ORPO's lambda, SimPO's scale of rewards."""
+    """Strength of the pull to the reference. IPO's tau, ORPO's lambda, SimPO's scale of rewards."""
     label_smoothing: float = 0.0
     """Probability that a preference label is flipped (cDPO, robust DPO, EXO's epsilon)."""
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js", "js_divergence", "alpha", "alpha_divergence"] = (
