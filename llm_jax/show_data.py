@@ -67,7 +67,7 @@ def _batch(config: str, overrides: list[tuple[str, str]], options: dict[str, str
     from llm_jax.storage.remote import fetch, local_copy
 
     node = prepare(config, overrides, options["--workdir"] or None)
-    if not hasattr(node.config, "data"):
+    if not (hasattr(node.config, "data") and hasattr(node.config, "train")):
         raise UserError(f"{config}: the job {node.job} reads no rows")
     folder = local_copy(node.workdir.data, node.hash)
     fetch(node.workdir.data, folder, MANIFEST)

@@ -13,22 +13,29 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from etils import epath
 
+from llm_jax.base.errors import UserError
 from llm_jax.base.progress import Progress
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Reader
 from llm_jax.data.encode import Encoded, Sequence, encode_examples
 from llm_jax.data.fitting import Counts, Item, fit, split, whole
-from llm_jax.data.formats import UNPAIRED, Kind
+from llm_jax.data.formats import JUDGED, PAIRED, UNPAIRED, Kind
 from llm_jax.data.mismatching import mismatched
 from llm_jax.data.packing import best_fit_decreasing, cut_every
 from llm_jax.data.rows import (
     Row,
     Schema,
+    fill_labelled_row,
     fill_pair_row,
+    fill_ranking_row,
     fill_row,
+    fill_steps_row,
     fill_unpaired_row,
+    labelled_schema,
     lm_schema,
     pair_schema,
+    ranking_schema,
+    steps_schema,
     unpaired_schema,
 )
 from llm_jax.data.rowset import MANIFEST, RowSet, write_manifest, write_shard
@@ -75,6 +82,7 @@ class _State:
     record: int = 0
     pairs: int = 0  # how many pairs or unpaired answers are in the shards
     most_pairs: int | None = None  # in a row, as the first shard has it
+    most_answers: int | None = None  # in a ranking, likewise
     carried: list[list[list[int]]] = dataclasses.field(default_factory=list)
     """Ids and masks that did not fill a row, for `concat_split`."""
 
@@ -145,8 +153,14 @@ def build_side(
 
 
 def _schema(state: _State, kind: Kind, data: DataConfig) -> Schema:
-    if kind == "preference":
+    if kind in PAIRED:
         return pair_schema(data.window, state.most_pairs or 1)
+    if kind == "labelled":
+        return labelled_schema(data.window, state.most_pairs or 1)
+    if kind == "ranking":
+        return ranking_schema(data.window, state.most_pairs or 1, (state.most_pairs or 1) * (state.most_answers or 2))
+    if kind == "steps":
+        return steps_schema(data.window)
     if kind in UNPAIRED:
         return unpaired_schema(data.window, state.most_pairs or 1, kind == "unpaired_mismatched")
     return lm_schema(data.window)
@@ -238,8 +252,17 @@ def _pack(
             lengths = [(max if kind in UNPAIRED else sum)(len(s.ids) for s in item.sequences) for item in own]
             numbers = _windows(state, data, lengths)
             windows = [[(state.pairs + i, own[i]) for i in window] for window in numbers]
-            if kind == "preference" or kind in UNPAIRED:
+            if kind in JUDGED:
                 state.pairs += len(own)
+            if kind == "ranking" and own:
+                most = max(len(item.sequences) for item in own)
+                state.most_answers = state.most_answers or most
+                if most > state.most_answers:
+                    raise UserError(
+                        f"a ranking of {most} answers comes after {CHUNK_ITEMS} records or more of at most"
+                        f" {state.most_answers}: put the longest rankings first"
+                    )
+            if kind in JUDGED and kind != "steps":
                 state.most_pairs = state.most_pairs or max(map(len, windows), default=None)
         placed += [(name, window) for window in windows]
     return placed
@@ -270,6 +293,15 @@ def _rows(
             pairs = [(pair, item.sequences[0], item.sequences[1]) for pair, item in window]
             columns = [item.columns for _, item in window]
             row = fill_pair_row(schema, pairs, tokenizer.token_bytes, tokenizer.pad_id, number, columns)
+        elif "ranking_index" in schema:
+            rankings = [(ranking, item.sequences) for ranking, item in window]
+            row = fill_ranking_row(schema, rankings, tokenizer.token_bytes, tokenizer.pad_id, number)
+        elif "step_label" in schema:
+            judged = [(item.sequences[0], item.columns) for _, item in window]
+            row = fill_steps_row(schema, judged, tokenizer.token_bytes, tokenizer.pad_id, number)
+        elif "answer_index" in schema and "weight" not in schema:
+            texts = [(text, item.sequences[0], item.columns) for text, item in window]
+            row = fill_labelled_row(schema, texts, tokenizer.token_bytes, tokenizer.pad_id, number)
         elif "answer_index" in schema:
             answers = [(answer, item.sequences, item.columns) for answer, item in window]
             row = fill_unpaired_row(schema, answers, tokenizer.token_bytes, tokenizer.pad_id, number)

@@ -12,7 +12,9 @@ from llm_jax.data.encode import encode_examples
 from llm_jax.data.fitting import Counts, fit
 from llm_jax.data.formats import Conversation, Example, Kind, Messages, Pair, Text
 from llm_jax.data.holdout import held_out_below
+from llm_jax.data.judged import Labelled, Ranking, Steps
 from llm_jax.data.sources import read_records
+from llm_jax.data.stepwise import StepPair
 from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.data.turns import Tools
@@ -82,17 +84,28 @@ def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
         raise UserError(f"loss_type={loss} needs `{columns[0]}` of every pair, which embedded data do not have")
     for where, example in every_example("preference", data):
         for name in columns:
-            if not isinstance(example, Pair) or name not in example.numbers:
+            if not isinstance(example, Pair | StepPair) or name not in example.numbers:
                 raise UserError(f"{where}: loss_type={loss} needs `{name}`, which the record does not have")
+
+
+def check_classes(kind: Kind, data: DataConfig, count: int) -> None:
+    """Raises UserError, naming file and line, for the first label that is not below `count`."""
+    if data.path is None and not data.mixture:
+        return
+    for where, example in every_example(kind, data):
+        labels = example.labels if isinstance(example, Steps) else (getattr(example, "label", 0),)
+        if (most := max(labels)) >= count:
+            raise UserError(f"{where}: label {most} is out of range: num_labels={count} knows 0 to {count - 1}")
 
 
 def _check_rendering(template: str, where: str, example: Example) -> None:
     # Any names will do: what is checked is whether the template takes the messages and shows the answers.
     variables = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
     try:
-        if isinstance(example, Conversation):
+        inner = example.example if isinstance(example, Labelled) else example
+        if isinstance(inner, Conversation):
             specials = tuple(variables.values())
-            assistant_spans(template, example.messages, variables, specials, example.tools, example.learned)
+            assistant_spans(template, inner.messages, variables, specials, inner.tools, inner.learned)
             return
         for prompt, answer, tools in _turns(example):
             refuse_lost(template, (*prompt, *answer), variables, tools)
@@ -105,7 +118,16 @@ def _check_rendering(template: str, where: str, example: Example) -> None:
 
 
 def _turns(example: Example) -> list[tuple[Messages, Messages, Tools]]:
+    if isinstance(example, Labelled):
+        return _turns(example.example)
     if isinstance(example, Text | Conversation) or isinstance(example.prompt, str):
         return []
-    answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
+    if isinstance(example, Ranking):
+        return [(example.prompt, answer, example.tools) for answer in example.answers]  # pyright: ignore[reportReturnType]
+    if isinstance(example, Steps):
+        return [(example.prompt, ({"role": "assistant", "content": "".join(example.steps)},), example.tools)]
+    if isinstance(example, StepPair):
+        answers = [({"role": "assistant", "content": example.prefix + s},) for s in (example.chosen, example.rejected)]
+    else:
+        answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
     return [(example.prompt, answer, example.tools) for answer in answers]  # pyright: ignore[reportReturnType]

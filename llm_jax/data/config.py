@@ -59,8 +59,9 @@ class DataConfig:
     """Share of records held out when eval_path is None; a long text file counts as many records, of about 16 KB."""
     mixture: tuple[SourceConfig, ...] = ()
     """Weighted sources, in place of path; a source that runs out is repeated."""
-    embedded: Literal["problems", "docstrings"] = "problems"
-    """Which embedded task, when path is None."""
+    embedded: Literal["problems", "docstrings", "steps"] = "problems"
+    """Which embedded task, when path is None; steps: preference's problems step by step, the next right one over a
+    wrong one."""
     generated: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     window: int = 256
     """Tokens per row."""

@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.config import DataConfig
-from llm_jax.data.embedded import docstrings, problems, stdlib_text
+from llm_jax.data.config import DataConfig, EmbeddedConfig
+from llm_jax.data.embedded import docstrings, problems, stdlib_text, stepwise
 from llm_jax.data.embedded.problems import Problem
-from llm_jax.data.formats import UNPAIRED, Example, Kind, Text, read_examples
+from llm_jax.data.formats import JUDGED as JUDGED_KINDS
+from llm_jax.data.formats import PAIRED, UNPAIRED, Example, Kind, Text, read_examples
 from llm_jax.data.holdout import held_out_below, place
 from llm_jax.data.shares import check_mixture, source_names
 from llm_jax.data.sources import Record, list_files, read_records, source_hashes
@@ -17,7 +19,9 @@ from llm_jax.data.templating import load_template
 from llm_jax.storage.hashes import canonical_hash
 
 FORMAT = 2  # changes whenever the same settings would give other records or rows
-JUDGED = 1  # the same for pairs and unpaired answers only
+JUDGED = 2  # the same for pairs and unpaired answers only
+STEPS = (("equations", False), ("answers", True))
+"""The embedded steps' sources, whose accuracies are told apart: steps, and those that end their answers."""
 Split = Literal["train", "eval"]
 Located = tuple[str, Example]
 
@@ -71,11 +75,14 @@ def parts(data: DataConfig) -> dict[str, DataConfig]:
 
 def check_packing(kind: Kind, data: DataConfig) -> None:
     """Raises UserError for a packing that the kind of record does not have, or that would ignore another field."""
-    judged = kind == "preference" or kind in UNPAIRED
+    judged, unpairs = kind in JUDGED_KINDS, kind in UNPAIRED or kind == "labelled"
+    if data.embedded == "steps" and kind != "preference":
+        raise UserError(f"data.embedded=steps are pairs of steps, no records of {kind}: preference trains on them")
     if data.packing == "concat_split" and judged:
-        what = "pairs" if kind == "preference" else "answers"
-        raise UserError(f"data.packing=concat_split would cut {what} in two: preference has best_fit and one_per_row")
-    for name, read in (("unpair", kind in UNPAIRED), ("on_unusable", judged)):
+        what = "pairs" if kind in PAIRED else "answers"
+        job = "preference" if kind == "preference" or kind in UNPAIRED else "reward"
+        raise UserError(f"data.packing=concat_split would cut {what} in two: {job} has best_fit and one_per_row")
+    for name, read in (("unpair", unpairs), ("on_unusable", judged)):
         default = next(f.default for f in dataclasses.fields(data) if f.name == name)
         if getattr(data, name) != default and not read:
             raise UserError(f"data.{name}={getattr(data, name)} is set, but no record of {kind} reads it")
@@ -101,9 +108,9 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         manifest["on_long"] = data.on_long
         template = data.chat_template
         manifest["chat_template"] = None if template is None else canonical_hash(load_template(template))
-    if kind == "preference" or kind in UNPAIRED:
+    if kind in JUDGED_KINDS:
         manifest |= {"judged": JUDGED, "on_unusable": data.on_unusable}
-    if kind in UNPAIRED:
+    if kind in UNPAIRED or kind == "labelled":
         manifest["unpair"] = data.unpair
     if data.path is not None:
         manifest["files"] = source_hashes(data.path)
@@ -118,6 +125,8 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         manifest["versions"] = {"problems": problems.VERSION, "text": stdlib_text.content_hash()}
     elif data.embedded == "problems":
         manifest["versions"] = {"problems": problems.VERSION}
+    elif data.embedded == "steps":
+        manifest["versions"] = {"problems": problems.VERSION, "steps": stepwise.VERSION}
     else:
         manifest["versions"] = {"docstrings": docstrings.VERSION, "text": stdlib_text.content_hash()}
     return manifest
@@ -173,10 +182,23 @@ def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
         if config.text_fraction > 0:
             sources["text"] = _numbered(kind, None, lambda: stdlib_text.documents(split))
         return sources
+    if data.embedded == "steps":
+        return {name: _numbered(kind, f"embedded {name}", partial(_steps, config, split, last)) for name, last in STEPS}
     task = problems if data.embedded == "problems" else docstrings
+    if kind == "ranking":
+        raise UserError("data.path is not set: there are no embedded rankings")
+    if kind == "steps":
+        if data.embedded != "problems":
+            raise UserError(f"data.embedded={data.embedded} has no answers in steps")
+        return {"problems": _numbered(kind, "embedded problems", lambda: problems.judged_steps(config, split))}
     make = task.demonstrations if kind == "sft" else task.preferences
-    records = (lambda: _one_answer_each(make(config, split))) if kind in UNPAIRED else lambda: make(config, split)
+    one_each = kind in UNPAIRED or kind == "labelled"
+    records = (lambda: _one_answer_each(make(config, split))) if one_each else lambda: make(config, split)
     return {data.embedded: _numbered(kind, f"embedded {data.embedded}", records)}
+
+
+def _steps(config: EmbeddedConfig, split: Split, last: bool) -> Iterator[dict[str, Any]]:
+    return (record for record in stepwise.preferences(config, split) if record["chosen_ends"] == last)
 
 
 def _one_answer_each(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

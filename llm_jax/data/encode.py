@@ -15,10 +15,13 @@ from jaxtyping import Int32, UInt8
 from llm_jax.base.errors import UserError
 from llm_jax.data.chat import Tools, render_text, render_with_spans, span_mask
 from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text, Unpaired
+from llm_jax.data.judged import Labelled, Ranking, Steps, behind
+from llm_jax.data.stepwise import StepPair
 from llm_jax.data.tokenizers import Tokenizer
 
 # Encoded at a time: enough to keep all cores busy, little enough to stop early at no cost.
 BATCH_EXAMPLES, BATCH_CHARACTERS = 512, 500_000
+STEP_END = "\n"
 
 
 class Sequence(NamedTuple):
@@ -84,12 +87,27 @@ def _plan(kind: Kind, where: str, example: Example, tokenizer: Tokenizer) -> _Pl
             case Completion():
                 answers = (example.completion,)
                 return _answers(where, example.prompt, answers, tokenizer, example.tools)
+            case Pair() if kind == "compared":
+                both = (example.chosen, example.rejected), (example.rejected, example.chosen)
+                orders = {"chosen": behind(*both[0]), "rejected": behind(*both[1])}
+                blank = next((n for n in orders if _is_blank(getattr(example, n))), "")
+                plan = _judged(where, example, orders, tokenizer, example.numbers)
+                return plan._replace(finish=lambda e: plan.finish(e)._replace(blank=blank))
             case Pair():
                 answers = {"chosen": example.chosen, "rejected": example.rejected}
                 return _judged(where, example, answers, tokenizer, example.numbers)
+            case StepPair():
+                return _steps(where, example, tokenizer)
             case Unpaired():
                 columns = {"label": float(example.label), **example.numbers}
                 return _judged(where, example, {"completion": example.completion}, tokenizer, columns)
+            case Labelled():
+                plan, columns = _plan("sft", where, example.example, tokenizer), {"label": float(example.label)}
+                return plan._replace(finish=lambda e: plan.finish(e)._replace(columns=columns))
+            case Ranking():
+                return _answers(where, example.prompt, example.answers, tokenizer, example.tools)
+            case Steps():
+                return _judged_steps(where, example, tokenizer)
             case Conversation():
                 text, spans = render_with_spans(tokenizer, example.messages, example.tools, example.learned)
                 return _Plan([text], False, lambda e: _spanned(where, e[0].ids, span_mask(e[0], spans)))
@@ -134,14 +152,19 @@ def _answers(
 
     def finish(encodings: list[hf.Encoding]) -> Encoded:
         before, *rest = (encoding.ids for encoding in encodings)
-        length = min(_common_prefix(before, ids) for ids in rest)
-        for ids in rest:
-            if len(ids) == length:
-                raise UserError(f"{where}: the answer is empty, so no token of it would be in the loss mask")
-        sequences = tuple(_sequence(ids, [0] * length + [1] * (len(ids) - length)) for ids in rest)
-        return Encoded(where, sequences, length, length < len(before))
+        return _masked(where, before, rest)
 
     return _Plan([alone, *wholes], isinstance(prompt, str), finish)
+
+
+def _masked(where: str, before: list[int], wholes: list[list[int]]) -> Encoded:
+    """Wholes whose targets begin where the first of them departs from what stands before, for all at one place."""
+    length = min(_common_prefix(before, ids) for ids in wholes)
+    for ids in wholes:
+        if len(ids) == length:
+            raise UserError(f"{where}: the answer is empty, so no token of it would be in the loss mask")
+    sequences = tuple(_sequence(ids, [0] * length + [1] * (len(ids) - length)) for ids in wholes)
+    return Encoded(where, sequences, length, length < len(before))
 
 
 def _judged(
@@ -158,6 +181,70 @@ def _judged(
         _check_prefix(plan.texts, tuple(answers), lambda: render_text(tokenizer, prompt, tools=example.tools))
     blank = next((name for name, answer in answers.items() if _is_blank(answer)), "")
     return plan._replace(finish=lambda e: plan.finish(e)._replace(columns=dict(columns), blank=blank))
+
+
+def _steps(where: str, example: StepPair, tokenizer: Tokenizer) -> _Plan:
+    """Two steps behind a prefix; the end of a turn or a text only behind one that ends its answer."""
+    prompt, prefix, eos = example.prompt, example.prefix, tokenizer.special("eos_token")
+    if eos and eos in prefix:
+        raise UserError(f"wrong prefix: it contains the end token {eos}, so no step can follow")
+    if isinstance(prompt, str):
+        opened = prompt
+    else:
+        opened = render_text(tokenizer, prompt, add_generation_prompt=True, tools=example.tools)
+    wholes: list[str] = []
+    for name, step, ends in zip(("chosen", "rejected"), (example.chosen, example.rejected), example.ends, strict=True):
+        whole = opened + prefix + step
+        if ends and isinstance(prompt, str):
+            whole = _ended(whole, tokenizer)
+        elif ends and not isinstance(prompt, str):
+            said: Messages = ({"role": "assistant", "content": prefix + step},)
+            whole = render_text(tokenizer, (*prompt, *said), tools=example.tools)
+            if not whole.startswith(opened + prefix):
+                raise UserError(f"wrong prefix: the chat template writes prompt and steps before `{name}` differently")
+        wholes.append(whole)
+
+    def finish(encodings: list[hf.Encoding]) -> Encoded:
+        before, *rest = (list(encoding.ids) for encoding in encodings)
+        for ids, ends, whole in zip(rest, example.ends, wholes, strict=True):
+            # A post-processor may end every text that it is given.
+            if (
+                isinstance(prompt, str)
+                and not ends
+                and ids[-1:] == [tokenizer.eos_id]
+                and not (eos and whole.endswith(eos))
+            ):
+                ids.pop()
+        if blank:
+            return Encoded(where, tuple(_sequence(ids, [0] * len(ids)) for ids in rest), len(before), False, {}, blank)
+        return _masked(where, before, rest)._replace(columns=dict(example.numbers))
+
+    blank = next((n for n, s in (("chosen", example.chosen), ("rejected", example.rejected)) if not s.strip()), "")
+    return _Plan([opened + prefix, *wholes], isinstance(prompt, str), finish)
+
+
+def _judged_steps(where: str, example: Steps, tokenizer: Tokenizer) -> _Plan:
+    """A prompt and its steps, a line each: what is judged is read at the line's end, and nothing but what comes before
+    decides about its tokens, so that a step can be judged before the next is written.
+
+    As TRL's PRMTrainer did it: pieces are encoded one by one, and a BOS, where the tokenizer has one, stands before.
+    """
+    prompt = example.prompt
+    if isinstance(prompt, str):
+        opened, first = prompt, [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+    else:
+        opened, first = render_text(tokenizer, prompt, add_generation_prompt=True, tools=example.tools), []
+
+    def finish(encodings: list[hf.Encoding]) -> Encoded:
+        before, end, *steps = (encoding.ids for encoding in encodings)
+        ids, mask = [*first, *before], [0] * (len(first) + len(before))
+        for step in steps:
+            ids += [*step, *end]
+            mask += [0] * (len(step) + len(end) - 1) + [1]
+        columns = {f"step_{i}": float(label) for i, label in enumerate(example.labels)}
+        return Encoded(where, (_sequence(ids, mask),), len(first) + len(before), False, columns)
+
+    return _Plan([opened, STEP_END, *example.steps], False, finish)
 
 
 def _check_prefix(texts: list[str], names: tuple[str, ...], unopened: Callable[[], str]) -> None:

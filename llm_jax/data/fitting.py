@@ -102,15 +102,19 @@ def fit(
 
 
 def _equal(sequences: tuple[Sequence, ...], cut: str = "") -> str:
-    """What is wrong with a pair of equal answers; nothing where they differ, or there is one sequence."""
-    same = len(sequences) == 2 and sequences[0].ids.tolist() == sequences[1].ids.tolist()
-    return f"`chosen` and `rejected` are equal{cut}" if same else ""
+    """What is wrong with equal answers; nothing where they differ, or there is one sequence."""
+    if len({tuple(sequence.ids.tolist()) for sequence in sequences}) == len(sequences):
+        return ""
+    return f"{'`chosen` and `rejected`' if len(sequences) == 2 else 'two of its answers'} are equal{cut}"
 
 
 def _limits(lengths: list[int], window: int) -> list[int]:
     """How long each sequence may be so that together they fit: the longest are cut down to one length."""
     if len(lengths) == 1:
         return [window]
+    if len(lengths) > 2:
+        most = max(n for n in range(window + 1) if sum(min(length, n) for length in lengths) <= window)
+        return [min(length, most) for length in lengths]
     first, second = lengths
     most = window - min(first, second, window // 2)
     return [min(first, most), min(second, window - min(first, most))]
@@ -120,6 +124,8 @@ def _too_long(example: Encoded, lengths: list[int], window: int, hopeless: bool)
     remedy = "raise data.window, or set data.on_long to drop"
     if len(lengths) == 2:
         shown = f"pair of {lengths[0]} + {lengths[1]} tokens (prompt {example.prompt_length} in each)"
+    elif len(lengths) > 2:
+        shown = f"ranking of {' + '.join(map(str, lengths))} tokens (prompt {example.prompt_length} in each)"
     else:
         shown = f"record of {lengths[0]} tokens (prompt {example.prompt_length})"
     if hopeless:

@@ -15,8 +15,11 @@
 | `instruction`, `completions` (each `response` and `overall_score`) | UltraFeedback | Pair: the best over the worst |
 | `prompt`, `completion`, `label` | unpaired preference | Unpaired |
 | `kto_tag`, with `messages`, `conversations` or `instruction` and `output` | LLaMA-Factory's KTO | Unpaired |
+| `question`, `answer` (with `####` before its result) | GSM8K | Completion (as messages) |
+| answers in steps, and solutions marked right or wrong | see `data/stepwise.py` | StepPair |
 
-A pair may bring numbers of its own (`NUMBERS`): a weight, both answers' scores, a margin; an unpaired answer a weight.
+A pair may bring numbers of its own (`NUMBERS`): a weight, both answers' scores, a margin, how likely its label is
+flipped; an unpaired answer a weight.
 
 As in LLaMA-Factory, a `system` text beside messages or an instruction becomes the first message, and a `history` of
 [question, answer] pairs becomes the turns before the instruction, whose answers are learned too. `tools` (a list, or
@@ -31,6 +34,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
+from llm_jax.data import judged
+from llm_jax.data.judged import Labelled, Ranking, Steps, read_label, read_ranking, read_steps
+from llm_jax.data.stepwise import StepPair, is_step_pair, marked_solutions, read_solutions, read_step_pair
 from llm_jax.data.turns import (
     EMPTY,
     Messages,
@@ -44,22 +50,30 @@ from llm_jax.data.turns import (
     split_flags,
 )
 
-Kind = Literal["pretrain", "sft", "preference", "unpaired", "unpaired_mismatched"]
-"""What a job's records are. `unpaired_mismatched`: unpaired answers, each beside one that was given to another prompt.
-"""
+Kind = Literal[
+    "pretrain", "sft", "preference", "unpaired", "unpaired_mismatched", "compared", "labelled", "ranking", "steps"
+]
+"""What a job's records are. `unpaired_mismatched`: unpaired answers, each beside one that was given to another prompt;
+`compared`: pairs whose answers stand behind one another, in both orders; the others: see `data/judged.py`."""
 UNPAIRED = ("unpaired", "unpaired_mismatched")
+PAIRED = ("preference", "compared")
+JUDGED = (*PAIRED, *UNPAIRED, *judged.KINDS)
+"""Kinds whose records say which answers are good."""
 
 WANTED = {
     "pretrain": "`text`",
     "sft": "`prompt`+`completion`, `messages`, `conversations`, `instruction`+`output`, `instruction`+`instances`"
-    " or `text`",
+    " `question`+`answer` (GSM8K) or `text`",
     "preference": "`chosen`+`rejected`, with or without `prompt`",
+    "compared": "`chosen`+`rejected`, with or without `prompt`",
+    **judged.WANTED,
 } | dict.fromkeys(UNPAIRED, "`prompt`+`completion`+`label`, or `kto_tag`")
 NUMBERS = {
     "weight": ("weight",),
     "chosen_score": ("chosen_score", "score_chosen", "chosen-rating", "chosen_rating"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected-rating", "rejected_rating"),
     "margin": ("margin",),
+    "label_smoothing": ("label_smoothing",),
 }
 """Columns of a pair, and under which names records have them."""
 UNREAD = ("functions", "chat_template_kwargs", "image", "images", "videos", "audios")
@@ -118,7 +132,7 @@ class Unpaired:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-Example = Text | Completion | Conversation | Pair | Unpaired
+Example = Text | Completion | Conversation | Pair | StepPair | Unpaired | Labelled | Ranking | Steps
 
 
 def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> list[Example]:
@@ -145,12 +159,21 @@ def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> 
     if kind == "pretrain" and "text" in record:
         return [Text(reader.text("text"))]
     refuse_unread(record, where)
-    if kind == "preference" and ("chosen" in record or "rejected" in record):
+    if kind in judged.KINDS and (examples := reader.judged(kind, unpair)):
+        return examples
+    if kind == "preference" and is_step_pair(record):
+        numbers = reader.numbers(*NUMBERS)
+        return [read_step_pair(record, where, reader.tools(), reader.led, numbers)]
+    if kind == "preference" and marked_solutions(record):
+        return list(read_solutions(record, where))
+    if kind != "sft" and (is_step_pair(record) or marked_solutions(record)):
+        raise UserError(f"{where}: pairs of steps are no records of {kind}; a preference job trains on them")
+    if kind in PAIRED and ("chosen" in record or "rejected" in record):
         return [reader.pair()]
-    if kind == "preference" and "instruction" in record and "completions" in record:
+    if kind in PAIRED and "instruction" in record and "completions" in record:
         return [reader.best_over_worst()]
     if kind in UNPAIRED and unpair and not {"kto_tag", "label"} & record.keys():
-        return _unpaired(read_examples("preference", record, where)[0])
+        return list(_unpaired(read_examples("preference", record, where)))
     if kind in UNPAIRED and ("kto_tag" in record or "label" in record):
         return [reader.unpaired()]
     if kind == "sft":
@@ -158,7 +181,7 @@ def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> 
         if examples:
             return examples
     for name in ("kto_tag", "label"):
-        if name in record and (name == "kto_tag" or "completion" in record):
+        if kind not in judged.KINDS and name in record and (name == "kto_tag" or "completion" in record):
             instead = ", whose losses are of pairs; kto is one of unpaired answers" if kind == "preference" else ""
             raise UserError(f"{where}: unpaired records (with a `{name}`) are not trained on by {kind}{instead}")
     if kind in UNPAIRED and "chosen" in record and "rejected" in record:
@@ -167,7 +190,8 @@ def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> 
             f" {WANTED[kind]}; data.unpair=True takes a pair's answers apart"
         )
     found = ", ".join([f"`{name}`" for name in record] + [f"`{name}` (null)" for name in nulls]) or "no field"
-    raise UserError(f"{where}: {kind} needs {WANTED[kind]}; the record has {found}")
+    shown = UNPAIRED[0] if kind in UNPAIRED else kind
+    raise UserError(f"{where}: {shown} needs {WANTED[kind]}; the record has {found}")
 
 
 def refuse_unread(record: Mapping[str, Any], where: str) -> None:
@@ -201,10 +225,33 @@ class _Reader:
             return self.instances()
         if "instruction" in record and "output" in record:
             return [self.alpaca(self.text("input", empty=True), self.text("output"))]
+        if "question" in record and "####" in str(record.get("answer")):
+            asked = ({"role": "user", "content": self.text("question")},)
+            return [Completion(self.led(asked), ({"role": "assistant", "content": self.text("answer")},))]
         if "text" in record:
             self.refuse("tools", "stands beside plain text: write both as messages")
             return [Text(self.text("text"))]
         return []
+
+    def judged(self, kind: Kind, unpair: bool) -> list[Example]:
+        """What `data/judged.py` says of; nothing where the record lacks a field."""
+        record = self.record
+        if kind == "labelled" and unpair and "label" not in record:
+            both = _unpaired(read_examples("preference", record, self.where))
+            return [Labelled(Completion(one.prompt, one.completion, one.tools), int(one.label)) for one in both]
+        if kind == "labelled" and "label" in record:
+            label = read_label(record["label"], "label", self.where)
+            inner = _Reader({n: v for n, v in record.items() if n != "label"}, self.where)
+            return [
+                Labelled(example, label)
+                for example in inner.demonstrations()
+                if isinstance(example, Text | Completion | Conversation)
+            ]
+        if kind == "labelled" or "prompt" not in record or "completions" not in record:
+            return []
+        prompt = self.led_prompt(self.either("prompt", learned=False))
+        read = read_steps if kind == "steps" else read_ranking
+        return [read(record, prompt, self.tools(), self.where)]
 
     def conversation(self, name: str, turns: Messages) -> Conversation:
         messages, learned = split_flags(turns)
@@ -284,7 +331,7 @@ class _Reader:
             raise UserError(f"{self.where}: `{name}` is {label!r}; an answer is desirable (true) or not (false)")
         inner = _Reader({n: v for n, v in self.record.items() if n not in ("kto_tag", "label")}, self.where)
         found = inner.demonstrations()
-        if len(found) != 1 or isinstance(found[0], Text | Pair | Unpaired):
+        if len(found) != 1 or not isinstance(found[0], Completion | Conversation):
             raise UserError(f"{self.where}: `{name}` stands beside no prompt and answer")
         prompt, completion = _asked_and_answered(found[0], self.where)
         return Unpaired(prompt, completion, bool(label), found[0].tools, self.numbers("weight"))
@@ -300,6 +347,8 @@ class _Reader:
                 if not _is_number(value) or (column == "weight" and value < 0):
                     kind = "a number of at least 0" if column == "weight" else "a number"
                     raise UserError(f"{self.where}: `{name}` is {value!r}; it has to be {kind}")
+                if column == "label_smoothing" and not 0 <= value <= 0.5:
+                    raise UserError(f"{self.where}: `{name}` is {value!r}; it has to lie in [0, 0.5]")
                 found[column] = float(value)
         return found
 
@@ -423,8 +472,9 @@ def _asked_and_answered(example: Completion | Conversation, where: str) -> tuple
     return example.messages[:-1], example.messages[-1:]
 
 
-def _unpaired(pair: Example) -> list[Example]:
+def _unpaired(pairs: list[Example]) -> list[Unpaired]:
     """The two answers of a pair, each on its own."""
+    (pair,) = pairs
     assert isinstance(pair, Pair)
     numbers = {"weight": pair.numbers["weight"]} if "weight" in pair.numbers else {}
     return [

@@ -12,9 +12,14 @@
 | side | int32[T] | preference: 1 chosen, 2 rejected, 0 padding |
 | pair_index | int32[P] | preference: the pair's number in the whole set; -1 where the row has fewer pairs |
 | weight | float32[P] | of the pair's (or unpaired answer's) loss: 1 where its record has none; 0 for no pair |
-| chosen_score, rejected_score, margin | float32[P] | preference: the record's; NaN where it has none |
+| chosen_score, rejected_score, margin, label_smoothing | float32[P] | preference: the record's; NaN where it has none |
 | answer_index | int32[P] | unpaired: the number in the whole set of the answer whose segment is p + 1; -1 for none |
 | label | uint8[P] | unpaired: 1 where the answer is desirable |
+| label | int32[P] | labelled: the class of the text whose segment is p + 1 |
+| ranking_index | int32[P] | ranking: its number in the whole set; -1 where the row has fewer |
+| ranking_id | int32[A] | ranking: of the answer whose segment is a + 1, which ranking of the row it is of; 0 for none;
+the answers of one stand in order, the best first |
+| step_label | int32[T] | steps: the step's class at its last token, -1 elsewhere |
 | kl_tokens, kl_segment_ids, kl_positions, kl_loss_mask | as above | unpaired: the same prompts, each with an answer
 that was given to another one |
 
@@ -33,8 +38,14 @@ Row = dict[str, np.ndarray]
 
 
 # A record's own numbers, and what stands for one it does not have.
-PAIR_COLUMNS = {"weight": 1.0, "chosen_score": np.nan, "rejected_score": np.nan, "margin": np.nan}
-NUMBERED = ("pair_index", "answer_index")
+PAIR_COLUMNS = {
+    "weight": 1.0,
+    "chosen_score": np.nan,
+    "rejected_score": np.nan,
+    "margin": np.nan,
+    "label_smoothing": np.nan,
+}
+NUMBERED = ("pair_index", "answer_index", "ranking_index")
 LAID = ("tokens", "segment_ids", "positions", "loss_mask")
 
 
@@ -84,6 +95,23 @@ def unpaired_schema(window: int, max_answers: int, mismatched: bool) -> Schema:
     }
 
 
+def labelled_schema(window: int, max_answers: int) -> Schema:
+    """Fields of a row of texts, each its own segment and of a class."""
+    fields = {name: Field("int32", (max_answers,)) for name in ("answer_index", "label")}
+    return {**lm_schema(window), **fields}
+
+
+def ranking_schema(window: int, max_rankings: int, max_answers: int) -> Schema:
+    """Fields of a row of rankings, each answer its own segment; `max_answers` in a row."""
+    ids = {"ranking_index": Field("int32", (max_rankings,)), "ranking_id": Field("int32", (max_answers,))}
+    return {**lm_schema(window), **ids}
+
+
+def steps_schema(window: int) -> Schema:
+    """Fields of a row of answers judged step by step, each its own segment."""
+    return {**lm_schema(window), "step_label": Field("int32", (window,))}
+
+
 def empty_row(schema: Mapping[str, Field], pad_id: int = 0) -> Row:
     """A row of padding: no segment, no target, no pair."""
     row = {name: np.zeros(field.shape, field.dtype) for name, field in schema.items()}
@@ -91,6 +119,50 @@ def empty_row(schema: Mapping[str, Field], pad_id: int = 0) -> Row:
         row[name][...] = pad_id
     for name in row.keys() & set(NUMBERED):
         row[name][...] = -1
+    return row
+
+
+def fill_labelled_row(
+    schema: Mapping[str, Field],
+    texts: Sequence[tuple[int, TokenSequence, Mapping[str, float]]],
+    token_bytes: np.ndarray,
+    pad_id: int,
+    source_id: int,
+) -> Row:
+    """Lays texts (number in the set, the text, its `label`) into a row."""
+    row = fill_row(schema, [text for _, text, _ in texts], token_bytes, pad_id, source_id)
+    row["answer_index"][: len(texts)] = [number for number, *_ in texts]
+    row["label"][: len(texts)] = [columns["label"] for *_, columns in texts]
+    return row
+
+
+def fill_ranking_row(
+    schema: Mapping[str, Field],
+    rankings: Sequence[tuple[int, Sequence[TokenSequence]]],
+    token_bytes: np.ndarray,
+    pad_id: int,
+    source_id: int,
+) -> Row:
+    """Lays rankings (number in the set, the answers, best first) into a row."""
+    row = fill_row(schema, [one for _, answers in rankings for one in answers], token_bytes, pad_id, source_id)
+    row["ranking_index"][: len(rankings)] = [number for number, _ in rankings]
+    ids = [i for i, (_, answers) in enumerate(rankings, 1) for _ in answers]
+    row["ranking_id"][: len(ids)] = ids
+    return row
+
+
+def fill_steps_row(
+    schema: Mapping[str, Field],
+    answers: Sequence[tuple[TokenSequence, Mapping[str, float]]],
+    token_bytes: np.ndarray,
+    pad_id: int,
+    source_id: int,
+) -> Row:
+    """Lays answers with the classes of their steps, `step_0`, `step_1`, …, into a row; of a cut one the first steps."""
+    row = fill_row(schema, [one for one, _ in answers], token_bytes, pad_id, source_id)
+    labels = [columns[f"step_{i}"] for one, columns in answers for i in range(int(one.mask.sum()))]
+    row["step_label"][...] = -1
+    row["step_label"][row["loss_mask"] == 1] = labels
     return row
 
 

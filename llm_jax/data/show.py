@@ -48,7 +48,14 @@ def format_row(
     for number in range(1, int(segment_ids.max(initial=0)) + 1):
         places = np.flatnonzero(segment_ids == number)
         label = [f"segment {number}", f"{len(places)} tokens"]
-        if "answer_index" in row:
+        if "ranking_id" in row:
+            ranking = int(row["ranking_id"][number - 1])
+            label.append(f"ranking {int(row['ranking_index'][ranking - 1])}")
+        if "step_label" in row:
+            label.append(f"steps {[int(x) for x in row['step_label'][places] if x >= 0]}")
+        if "answer_index" in row and "weight" not in row:
+            label.append(f"text {int(row['answer_index'][number - 1])} of class {int(row['label'][number - 1])}")
+        elif "answer_index" in row:
             told = "desirable" if row["label"][number - 1] else "undesirable"
             label.append(f"answer {int(row['answer_index'][number - 1])} {told}")
         if "pair_id" in row:

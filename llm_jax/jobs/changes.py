@@ -20,7 +20,15 @@ NOT_HASHED = (
     "train.checkpoint.best_metric",
 )
 # What may change besides under an explicit workdir, whose run then goes on; so may `train.steps`, upwards.
-MAY_CHANGE = (*NOT_HASHED, "train.checkpoint.export", "train.eval_every", "train.eval_batches")
+MAY_CHANGE = (
+    *NOT_HASHED,
+    "train.checkpoint.export",
+    "train.eval_every",
+    "train.eval_batches",
+    # So that a run that a checker ended after hours goes on without the prompts that it can't judge.
+    "scorer.timeout",
+    "scorer.on_error",
+)
 
 
 def hashed_fields(config: Mapping[str, Any], references: Container[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ from llm_jax.training import (
 )
 from llm_jax.training.config import TrainConfig
 from llm_jax.training.loggers import check_logging
-from llm_jax.training.loop import check_least, check_train_config
+from llm_jax.training.loop import BatchSource, check_least, check_train_config
 from llm_jax.training.optimizer import Optimizer, check_optimizer
 from llm_jax.training.profile import profiled_steps
 
@@ -58,6 +58,18 @@ Params = Mapping[str, Any]
 Columns = Mapping[str, Mapping[str, np.ndarray]]
 """Further per-row arrays, by split (`train`, `eval`) and name."""
 Hook = Callable[[Any], Mapping[str, float]]
+
+
+class LiveRows(BatchSource, Protocol):
+    """Rows that are made while it trains, of what the policy has become."""
+
+    def __len__(self) -> int:
+        """How many there are before they come again, for `epoch`."""
+        ...
+
+    def stepping(self, step: Callable[[Any, Any], Any], plan: Plan) -> Callable[[Any, Any], Any]:
+        """A training step that takes what `iterate` gives, and hands `step` the rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -105,19 +117,21 @@ def check_training(node: "Node", kind: Kind) -> None:
     profiled_steps(config.profile, config.train.steps)
     check_regularization(config.train)
     check_adapter(adapter_of(config), config.train)
-    check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
+    if hasattr(config, "task_eval"):
+        check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
     parent = node.parents.get("init_from")
     if parent is not None and not hasattr(parent, "workdir"):
         source = origin(parent, "init_from")
-        check_shapes(config, plan, source.model)
+        check_shapes(config, plan, source.model, scored=config.job == "reward")
         check_lengths(kind, config.data, load_tokenizer(source.tokenizer))
 
 
-def check_shapes(config: Any, plan: Plan, model: ModelConfig) -> None:
-    """Raises UserError for a model without logits of next tokens, where the mesh does not divide it, the window is
-    longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
-    model.check_predicts(config.job)
+def check_shapes(config: Any, plan: Plan, model: ModelConfig, scored: bool = False) -> None:
+    """Raises UserError for a model without logits of next tokens (that is not `scored`), where the mesh does not divide
+    it, the window is longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
+    if not scored:
+        model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     check_of_model(config.train, model)
     if config.data.window > model.max_position_embeddings:
@@ -138,18 +152,33 @@ def prepare_rows(
     """Packs the rows, and leaves tokenizer, architecture and data summary in the workdir."""
     workdir, config = node.workdir, node.config
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
-    check_shapes(config, make_plan(config.mesh), model)
+    check_shapes(config, make_plan(config.mesh), model, scored=model.head.labels is not None)
     adapter = adapter_of(config)
     if adapter is not None and parent is not None:
         write_own(workdir, adapter, parent.path)
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
     policy_optimizer(config.train, Decoder(model), adapter)
     data = packed_rows(node, kind, tokenizer)
+    _tell_left_out(node.name, data)
     data.tokenizer.save(workdir.tokenizer)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_architecture(workdir, model, ids if parent is None else parent.extra)
     write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
     write_atomically(workdir.data / "summary.json", json.dumps(data.summary | _passes(data, config.train), indent=1))
+
+
+def _tell_left_out(name: str, data: Prepared) -> None:
+    """Says how many records were cut or left out, and why; the numbers are in `data/summary.json` too."""
+    reasons = {
+        "truncated": "cut to fit the window",
+        "dropped": "too long and left out",
+        "identical": "with equal answers and left out",
+        "blank": "with an empty answer and left out",
+    }
+    counts = {reason: sum(data.summary[side][n] for side in ("train", "eval")) for n, reason in reasons.items()}
+    if any(counts.values()):
+        whole = sum(data.summary[side]["documents"] for side in ("train", "eval"))
+        log(f"{name}: of {whole} records {', '.join(f'{n} {reason}' for reason, n in counts.items() if n)}")
 
 
 def _passes(data: Prepared, config: TrainConfig) -> dict[str, Any]:
@@ -210,6 +239,7 @@ def fit(
     frozen: Callable[[], Params] = dict,
     frozen_decoders: Mapping[str, Decoder] | None = None,
     columns: Columns | None = None,
+    live: LiveRows | None = None,
     finish: tuple[Hook, ...] = (),
 ) -> None:
     """Trains the role `policy` on an objective, then exports it.
@@ -224,6 +254,7 @@ def fit(
       frozen: parameters of further roles, by role, likewise.
       frozen_decoders: their architectures.
       columns: further arrays that the rows carry, such as a reference's log-probabilities.
+      live: trained on in place of the rows of `s.data.train`.
       finish: run once after the last step.
     """
     config = s.config.train
@@ -276,6 +307,7 @@ def fit(
             processes.from_first(lambda: save(model, s.workdir.export))
         return {}
 
+    step = make_train_step(objective, optimizer, s.plan, declared, seed=config.seed, ema_decay=config.ema_decay)
     train(
         TrainingJob(
             name=s.node.name,
@@ -285,11 +317,9 @@ def fit(
             abstract_state=like,
             made_again={} if adapting is None else {"frozen": frozen_again},
             init=initial,
-            train_step=make_train_step(
-                objective, optimizer, s.plan, declared, seed=config.seed, ema_decay=config.ema_decay
-            ),
-            loader=loaders["train"],
-            rows=len(s.data.train),
+            train_step=step if live is None else live.stepping(step, s.plan),
+            loader=loaders["train"] if live is None else live,
+            rows=len(s.data.train if live is None else live),
             evaluate=held_out,
             finish=(*finish, export),
             layout=layout(s.decoder),

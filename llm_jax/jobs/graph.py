@@ -12,7 +12,8 @@ Of several processes the first locks, prepares and marks; the others wait for it
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,24 @@ def run(reference: str, overrides: Sequence[Override] = (), workdir: str | None 
     if not todo:
         log(f"{root.name}: already done, {root.workdir}")
         return root
-    with _prepared(todo) as locks:
-        for node in todo:
+    make(todo)
+    log(f"{root.name}: done, {root.workdir}")
+    return root
+
+
+def make(nodes: Sequence[Node], run: Callable[[Node], None] | None = None) -> None:
+    """Checks, prepares and does runs that are still to be made, parents before children.
+
+    `run` does them; None: each one's job.
+    """
+    with _prepared(nodes) as locks:
+        for node in nodes:
             if not processes.from_first(node.is_done):
                 log(f"{node.name}: {'goes on' if node.workdir.checkpoints.exists() else 'begins'} in {node.workdir}")
-                job_module(node.job).run(node)
+                (run or job_module(node.job).run)(node)
                 done = {"name": node.name, "hash": node.hash}
                 processes.from_first(lambda node=node, done=done: node.workdir.mark_done(done))
             locks[node].close()
-    log(f"{root.name}: done, {root.workdir}")
-    return root
 
 
 def prepare(reference: str, overrides: Sequence[Override] = (), workdir: str | None = None) -> Node:
@@ -195,17 +204,28 @@ def _node(draft: _Draft, workdir: str | None, made: dict[_Draft, Node]) -> Node:
         field: _node(parent, None, made) if isinstance(parent, _Draft) else parent
         for field, parent in draft.parents.items()
     }
-    hashes = {f: p.hash if isinstance(p, Node) else external_hash(p) for f, p in parents.items()}
-    sources = canonical_hash(job_module(draft.file.job).source_manifest(draft.config))
-    fields = hashed_fields(to_dict(draft.config), parents)
-    digest = canonical_hash({"format": FORMAT, "fields": fields, "sources": sources, "parents": hashes})
-    name = draft.file.name
-    folder = Workdir(workdir or epath.Path("runs") / f"{name}-{digest}")
-    node = Node(name, draft.file.job, draft.config, parents, hashes, sources, digest, folder)
+    node = make_node(draft.file.name, draft.file.job, draft.config, parents, workdir)
     # Two files may say the same under the same name: that is one run.
-    same = (n for n in made.values() if (n.hash, n.workdir.path) == (digest, folder.path))
+    same = (n for n in made.values() if (n.hash, n.workdir.path) == (node.hash, node.workdir.path))
     made[draft] = next(same, node)
     return made[draft]
+
+
+def make_node(
+    name: str,
+    job: str,
+    config: Any,
+    parents: "dict[str, Node | epath.Path]",
+    workdir: str | os.PathLike[str] | None = None,
+) -> Node:
+    """A run of a bound configuration; for a job that makes further runs of its own too. `workdir` replaces
+    `runs/NAME-HASH`."""
+    hashes = {f: p.hash if isinstance(p, Node) else external_hash(p) for f, p in parents.items()}
+    sources = canonical_hash(job_module(job).source_manifest(config))
+    fields = hashed_fields(to_dict(config), parents)
+    digest = canonical_hash({"format": FORMAT, "fields": fields, "sources": sources, "parents": hashes})
+    folder = Workdir(workdir or epath.Path("runs") / f"{name}-{digest}")
+    return Node(name, job, config, parents, hashes, sources, digest, folder)
 
 
 def _depth_first(root: Node, skip_done: bool = False) -> list[Node]:

@@ -9,10 +9,10 @@ from jaxtyping import Array
 
 from llm_jax import objectives
 from llm_jax.jobs.first_pass import own_rows, split_statistics, with_first_pass
-from llm_jax.jobs.preference_loss import PreferenceLoss, Term
+from llm_jax.jobs.preference_loss import SMOOTHED_BY_PAIR, PreferenceLoss, Term
 from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import answer_logps, next_tokens, score_rows, sum_by_answer, without_tails
-from llm_jax.jobs.terms import Sums, over_tokens, routing, source_losses, source_metrics, token_count
+from llm_jax.jobs.terms import Sums, over_tokens, routing, source_metrics, source_values, token_count
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.mtp import same_document
 from llm_jax.models.parameter import bind
@@ -20,6 +20,7 @@ from llm_jax.training.terms import Objective, Params, Rows, Statistics
 
 Reference = Literal["stored", "live", "none"]
 SIDES = ("chosen", "rejected")
+ACCURACIES = "rewards/accuracies"
 LOGPS = ("chosen_logps", "rejected_logps")
 
 
@@ -48,12 +49,14 @@ def paired_objective(
     a count; and beside TRL's `implicit_kl`, the mean over both answers of log π - log π_ref in nats (the one-sample
     estimate of the policy's KL from its reference, with the data's answers for samples), `probs/chosen` and
     `probs/rejected`, the answers' probability per token (geometric mean), whose fall rewards do not show,
-    `lengths/chosen` and `lengths/rejected` in tokens; `loss_NAME` over the pairs of each of several `sources`.
+    `lengths/chosen` and `lengths/rejected` in tokens; `loss_NAME` and
+    `rewards/accuracies_NAME` over the pairs of each of several `sources`.
     """
     names = ("logps", "entropy", "mean_logit", "is_top1")
     outputs = (*names, *(("log_sum_sq_probs",) if loss.use_weighting else ()), *extra.outputs)
     nlls = {term.named.nll for term in loss.terms} - {None}
     matched = bool(loss.statistics)
+    judged = reference != "none" or any(term.named.has_beta for term in loss.terms)
 
     def policy_logps(params: Params, rows: Rows, key: Array) -> tuple[dict[str, Any], Array, dict[str, Array]]:
         """Scores of tokens, where they count, and what the losses take of each pair."""
@@ -115,11 +118,12 @@ def paired_objective(
             given = arguments(term, own, rows)
             if term.named.statistics is not None:
                 given[term.named.statistics] = statistic(term, own | {"present": present}, of_batch)
-            values, said = term.function(*logps_of(own, term.named.reference), **given, **term.arguments)
+            values, said = term.function(*logps_of(own, term.named.reference), **(dict(term.arguments) | given))
             values = values if weights is None else values * weights
             sums[term.name] = over_pairs(values, present)
             losses = losses + term.factor * values
             metrics = said | metrics
+        right = metrics.get(ACCURACIES, jnp.zeros_like(losses))
         pairs = present.sum().astype(jnp.float32)
         chosen, rejected = mask & (rows["side"] == 1), mask & (rows["side"] == 2)
         metrics = {n: (over_pairs(v, present), pairs) for n, v in (metrics | watched(own)).items()} | {
@@ -128,7 +132,8 @@ def paired_objective(
             "logits/chosen": over_tokens(scores["mean_logit"], chosen),
             "logits/rejected": over_tokens(scores["mean_logit"], rejected),
         }
-        metrics |= token_count(rows) | routing(scores) | source_losses(rows, losses, present, sources)
+        metrics |= token_count(rows) | routing(scores) | source_values(rows, losses, present, sources)
+        metrics |= source_values(rows, right, present, sources, ACCURACIES) if judged else {}
         return sums | extra.terms(scores, of_routers), metrics
 
     def pair_weights(rows: Rows, own: Mapping[str, Array], scores: Mapping[str, Array], mask: Array) -> Array | None:
@@ -149,7 +154,7 @@ def paired_objective(
         terms,
         weights,
         {term.name: term.factor for term in loss.terms} | extra.coefficients,
-        sparse=source_metrics(sources),
+        sparse=source_metrics(sources) + (source_metrics(sources, ACCURACIES) if judged else ()),
         **with_first_pass(extra.of_objective(decoder), first_pass if nlls or matched else None),
     )
 
@@ -196,6 +201,9 @@ def arguments(term: Term, own: Mapping[str, Array], rows: Rows) -> dict[str, Arr
     given = {name: own[name] for name in term.named.lengths}
     if term.named.scores:
         given |= {f"{side}_scores": rows[f"{side}_score"] for side in SIDES}
+    if term.named.function in SMOOTHED_BY_PAIR and "label_smoothing" in rows:
+        own_smoothing = rows["label_smoothing"]
+        given["label_smoothing"] = jnp.where(jnp.isnan(own_smoothing), term.arguments["label_smoothing"], own_smoothing)
     if term.named.nll is not None:
         given["chosen_nll"] = own[f"{term.named.nll}_nll"]
     return given

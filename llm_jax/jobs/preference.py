@@ -4,16 +4,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
+from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.paired import paired_objective
-from llm_jax.jobs.preference_loss import preference_loss
+from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
 from llm_jax.jobs.reference import stored_logps, synchronised
 from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.scoring import answer_logps, unpaired_logps
@@ -33,35 +35,62 @@ def source_manifest(config: PreferenceConfig) -> dict[str, Any]:
 def check(node: "Node") -> None:
     """Everything that fields and files can tell. Raises UserError."""
     config: PreferenceConfig = node.config
-    if config.init_from is None:
-        raise UserError("init_from is not set: preference needs a policy to align")
-    loss = preference_loss(config)
-    if config.train.mtp_weight:
-        raise UserError(
-            f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
-        )
-    if config.sync_ref_model and config.adapter is not None:
-        raise UserError(
-            "sync_ref_model is set, but with an adapter the reference is the model as it was; leave one out"
-        )
+    loss = checked_loss(config)
     check_training(node, loss.kind)
     check_numbers(config.data, loss.columns, ", ".join(term.name for term in loss.terms if term.named.scores))
 
 
+def checked_loss(config: PreferenceConfig) -> PreferenceLoss:
+    """The losses, once all fields but those of data and training are known to be right. Raises UserError."""
+    if config.init_from is None:
+        raise UserError("init_from is not set: preference needs a policy to align")
+    if config.train.mtp_weight:
+        raise UserError(
+            f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
+        )
+    loss = preference_loss(config)
+    if config.sync_ref_model and config.adapter is not None:
+        raise UserError(
+            "sync_ref_model is set, but with an adapter the reference is the model as it was; leave one out"
+        )
+    return loss
+
+
 def prepare(node: "Node") -> None:
     """Renders and packs the records with the policy's tokenizer, which has to be the reference's too."""
-    prepare_child(node, preference_loss(node.config).kind)
+    loss = preference_loss(node.config)
+    prepare_child(node, loss.kind)
+    refuse_smoothing(node, loss)
     if "reference" in node.parents:
         parent = origin(node.parents["reference"], "reference")
         parent.model.check_predicts("reference")
-        reference = load_tokenizer(parent.tokenizer)
-        policy = load_tokenizer(origin(node.parents["init_from"], "init_from").tokenizer)
-        if reference.fingerprint != policy.fingerprint:
+        policy = origin(node.parents["init_from"], "init_from")
+        if node.config.sync_ref_model and parent.model != policy.model:
+            raise UserError(f"sync_ref_model=True, but reference={node.config.reference} is of another architecture")
+        if load_tokenizer(parent.tokenizer).fingerprint != load_tokenizer(policy.tokenizer).fingerprint:
             raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
+
+
+def refuse_smoothing(node: "Node", loss: PreferenceLoss) -> None:
+    """Raises UserError for records with a `label_smoothing` of their own that none of the losses reads."""
+    data = node.config.data
+    if loss.unpaired or loss.smoothed_by_pair or (data.path is None and not data.mixture):
+        return
+    rows = packed_rows(node, loss.kind, load_tokenizer(node.workdir.tokenizer))
+    for side in (rows.train, rows.eval):
+        columns = side.columns("pair_index", "label_smoothing")
+        if (~np.isnan(columns["label_smoothing"]) & (columns["pair_index"] >= 0)).any():
+            names = ",".join(term.name for term in loss.terms)
+            raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
 
 
 def run(node: "Node") -> None:
     """Trains the policy, and answers word problems before and after."""
+    train_preference(node)
+
+
+def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
+    """The same on the node's records, or on `rows` that are made while it trains; it is evaluated on the records."""
     config: PreferenceConfig = node.config
     loss = preference_loss(config)
     s = setup(node, loss.kind)
@@ -96,5 +125,6 @@ def run(node: "Node") -> None:
         frozen=frozen,
         frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
         columns=columns,
+        live=rows,
         finish=(problem_hook(s, before=policy),),
     )

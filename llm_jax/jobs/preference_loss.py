@@ -13,6 +13,8 @@ from llm_jax.objectives.preference.named import LOSSES, Named
 
 OF_PAIRS = ("ld_alpha", "use_weighting")
 """Options that any loss on pairs takes: they change its log-probabilities or weigh its pairs."""
+SMOOTHED_BY_PAIR = ("dpo",)
+"""Losses that take a `label_smoothing` of each pair, where its record has one."""
 SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
 
 
@@ -53,6 +55,11 @@ class PreferenceLoss:
     def statistics(self) -> set[str]:
         """Names of the batch statistics its losses take."""
         return {term.named.statistics for term in self.terms if term.named.statistics is not None}
+
+    @property
+    def smoothed_by_pair(self) -> bool:
+        """Whether a loss reads the records' `label_smoothing`."""
+        return any(term.named.function in SMOOTHED_BY_PAIR for term in self.terms)
 
     @property
     def columns(self) -> tuple[str, ...]:

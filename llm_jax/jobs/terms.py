@@ -40,7 +40,7 @@ def sft_objective(decoder: Decoder, extra: Regularization = NONE, sources: Seque
         losses, metrics = sft(scores["logps"], mask, scores["entropy"], scores["is_top1"])
         targets = mask.sum().astype(jnp.float32)
         averaged = {name: (values.sum(), targets) for name, values in metrics.items()}
-        own = source_losses(rows, losses, mask, sources)
+        own = source_values(rows, losses, mask, sources)
         return {"nll": losses.sum()} | extra.terms(scores, statistics), averaged | token_count(rows) | routing(
             scores
         ) | own
@@ -57,16 +57,16 @@ def routing(scores: Mapping[str, Any]) -> Pairs:
     return balancing.metrics(scores["experts"]) if "experts" in scores else {}
 
 
-def source_metrics(sources: Sequence[str]) -> tuple[str, ...]:
-    """The names of per-source losses; of a single source there is none, since it would be the loss."""
-    return tuple(f"loss_{name}" for name in sources) if len(sources) > 1 else ()
+def source_metrics(sources: Sequence[str], what: str = "loss") -> tuple[str, ...]:
+    """The names of per-source losses, or of `what`; of a single source there is none, since it would be the whole's."""
+    return tuple(f"{what}_{name}" for name in sources) if len(sources) > 1 else ()
 
 
-def source_losses(rows: Rows, losses: Array, where: Array, sources: Sequence[str]) -> Pairs:
-    """`loss_NAME` of each source: losses [n, m] where `where`, and how many, of the rows with its `source_id`."""
-    sums = jnp.where(where, jax.lax.stop_gradient(losses), 0.0).sum(-1)
+def source_values(rows: Rows, values: Array, where: Array, sources: Sequence[str], what: str = "loss") -> Pairs:
+    """`loss_NAME` of each source: values [n, m] where `where`, and how many, of the rows with its `source_id`."""
+    sums = jnp.where(where, jax.lax.stop_gradient(values), 0.0).sum(-1)
     counts = where.sum(-1).astype(jnp.float32)
-    own = {name: rows["source_id"] == number for number, name in enumerate(source_metrics(sources))}
+    own = {name: rows["source_id"] == number for number, name in enumerate(source_metrics(sources, what))}
     return {name: (jnp.where(mine, sums, 0.0).sum(), jnp.where(mine, counts, 0.0).sum()) for name, mine in own.items()}
 
 

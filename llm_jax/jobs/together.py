@@ -44,8 +44,8 @@ def agree_on_runs(nodes: Sequence["Node"], todo: Sequence["Node"]) -> None:
         values[f"{prefix}finished"] = node not in todo
     processes.agree(values)
     for node in todo:
-        if node.job == "generate":
-            raise UserError(f"{node.name}: the job generate runs in one process, not in {processes.count()}")
+        if node.job in ("generate", "rounds"):
+            raise UserError(f"{node.name}: the job {node.job} runs in one process, not in {processes.count()}")
 
 
 def agree_on_files(nodes: Sequence["Node"]) -> None:

@@ -13,7 +13,7 @@ from llm_jax.jobs.paired import SIDES, Reference
 from llm_jax.jobs.preference_loss import PreferenceLoss
 from llm_jax.jobs.regularization import NONE, Regularization
 from llm_jax.jobs.scoring import mismatched_logps, of_segment, score_rows, sum_by_segment, unpaired_logps
-from llm_jax.jobs.terms import Sums, over_tokens, routing, source_losses, source_metrics, token_count
+from llm_jax.jobs.terms import Sums, over_tokens, routing, source_metrics, source_values, token_count
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import bind
 from llm_jax.training.terms import Objective, Pairs, Params, Rows, per_unit
@@ -95,7 +95,7 @@ def unpaired_objective(
         desirable = mask & of_segment(labels, rows["segment_ids"])
         averaged["logits/chosen"] = over_tokens(scores["mean_logit"], desirable)
         averaged["logits/rejected"] = over_tokens(scores["mean_logit"], mask & ~desirable)
-        averaged |= token_count(rows) | routing(scores) | source_losses(rows, losses, present, sources)
+        averaged |= token_count(rows) | routing(scores) | source_values(rows, losses, present, sources)
         return sums | extra.terms(scores, of_routers), averaged
 
     def weights(batch: Rows) -> dict[str, Array]:

@@ -28,7 +28,7 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
     `task_eval.problems` asks for it. Of several processes the first answers, on its own device, and the others wait.
     """
     task, data = s.config.task_eval, s.config.data
-    checkable = data.path is None and not data.mixture and data.embedded == "problems"
+    checkable = data.path is None and not data.mixture and data.embedded in ("problems", "steps")
     count = (DEFAULT_PROBLEMS if checkable else 0) if task.problems is None else task.problems
 
     def hook(state: Any) -> Mapping[str, float]:

@@ -35,6 +35,7 @@ class Workdir:
         self.export = self.path / "export"
         self.report = self.path / "report.html"
         self.samples = self.path / "samples.jsonl"
+        self.trees = self.path / "trees.jsonl"
         self.done = self.path / "done.json"
 
     def __str__(self) -> str:

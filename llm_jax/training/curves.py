@@ -59,6 +59,18 @@ def _figure(name: str, labels: Sequence[str], runs: Sequence[Mapping[str, Points
     return f"<figure><figcaption><span>{text(name)}</span>{value}</figcaption>{charts}</figure>"
 
 
+def compared(title: str, lines: Mapping[str, Mapping[str, Points]]) -> str:
+    """Several metrics of one run in one figure, each by its label in the legend."""
+    labels, by_axis = list(lines), list(lines.values())
+    legend = " ".join(f"<span>{key(number)}{text(label)}</span>" for number, label in enumerate(labels))
+    charts = "".join(
+        _chart(title, axis, labels, [line.get(axis, []) for line in by_axis])
+        for axis in AXES
+        if any(axis in line for line in by_axis)
+    )
+    return f"<figure><figcaption><span>{text(title)}</span><span>{legend}</span></figcaption>{charts}</figure>"
+
+
 def _chart(name: str, axis: str, labels: Sequence[str], runs: Sequence[Points]) -> str:
     places = [point[0] for points in runs for point in points]
     values = [point[1] for points in runs for point in points]

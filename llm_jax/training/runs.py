@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from etils import epath
+
 from llm_jax.base.errors import UserError
 from llm_jax.storage.workdir import Workdir, is_workdir
 from llm_jax.training.goodput import WALL
@@ -28,6 +30,8 @@ class Run:
     """config.json."""
     lines: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
+    trees: Sequence[Mapping[str, Any]] = ()
+    """Lines of trees.jsonl."""
 
     @property
     def name(self) -> str:
@@ -80,14 +84,20 @@ def open_run(workdir: Workdir) -> Run:
             raise ValueError("a line is no object with a step")
     except ValueError as error:
         raise UserError(f"{workdir}/metrics.jsonl: {error}") from None
+    samples, trees = _objects(workdir.samples), _objects(workdir.trees)
+    return Run(workdir, record if isinstance(record, dict) else {}, lines, samples, trees)
+
+
+def _objects(file: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a file, an object each; none where there is no file."""
     try:
-        text = workdir.samples.read_text() if workdir.samples.exists() else ""
-        samples = [json.loads(line) for line in text.splitlines() if line.strip()]
-        if not all(isinstance(sample, dict) for sample in samples):
+        text = file.read_text() if file.exists() else ""
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not all(isinstance(line, dict) for line in found):
             raise ValueError("a line is no object")
     except ValueError as error:
-        raise UserError(f"{workdir}/samples.jsonl: {error}") from None
-    return Run(workdir, record if isinstance(record, dict) else {}, lines, samples)
+        raise UserError(f"{file}: {error}") from None
+    return found
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -156,7 +156,7 @@ def make_eval_step(objective: Objective, plan: Plan, declarations: Mapping[str, 
             return {**loss_pairs(sums, weights), **metrics}
 
         pairs = _over_microbatches(one, batch, _statistics(objective, params, frozen, batch, jax.random.key(0)))
-        return _added(pairs, weights)
+        return _added(pairs, weights, objective.extremes)
 
     return Program(plan, lambda *_: jax.jit(run))
 
@@ -165,7 +165,7 @@ def evaluate(eval_step: Callable[[State, Rows], Pairs], objective: Objective, st
     """Metrics over several batches, each a ratio of sums over all of them; floats, without the `eval_` prefix."""
     pairs: Pairs | None = None
     for batch in batches:
-        pairs = add_pairs(pairs, jax.device_get(eval_step(state, batch)))
+        pairs = add_pairs(pairs, jax.device_get(eval_step(state, batch)), objective.extremes)
     # Where the evaluated batches hold nothing of a sparse metric, it has no value.
     pairs = {n: pair for n, pair in (pairs or {}).items() if n not in objective.sparse or pair[1] > 0}
     values = _values(objective, pairs)
@@ -214,7 +214,7 @@ def gradients(
 
     if _count(batch) == 1:
         (_, pairs), grads = jax.value_and_grad(loss, has_aux=True)(at, *_only(batch, statistics))
-        return cut(grads), _added(jax.tree.map(lambda x: x[None], pairs), weights)
+        return cut(grads), _added(jax.tree.map(lambda x: x[None], pairs), weights, objective.extremes)
 
     references = jax.tree.map(jax.new_ref, zeros)
 
@@ -224,7 +224,7 @@ def gradients(
         return pairs
 
     pairs = _over_microbatches(accumulate, batch, statistics)
-    return cut(jax.tree.map(jax.freeze, references)), _added(pairs, weights)
+    return cut(jax.tree.map(jax.freeze, references)), _added(pairs, weights, objective.extremes)
 
 
 def _gather(by_role: Params, axes: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def _values(objective: Objective, pairs: Pairs) -> dict[str, Array]:
     return divide_pairs(reported, objective.coefficients)
 
 
-def _added(pairs: Pairs, weights: Mapping[str, Array]) -> Pairs:
-    """Sums over microbatches of stacked pairs; a term's weight is already the whole batch's."""
-    out = {name: (total.sum(0), weight.sum(0)) for name, (total, weight) in pairs.items()}
+def _added(pairs: Pairs, weights: Mapping[str, Array], extremes: Mapping[str, str]) -> Pairs:
+    """Sums (or `extremes`) over microbatches of stacked pairs; a term's weight is already the whole batch's."""
+    out = {name: (getattr(x, extremes.get(name, "sum"))(0), weight.sum(0)) for name, (x, weight) in pairs.items()}
     return out | {f"loss/{name}": (out[f"loss/{name}"][0], jnp.float32(w)) for name, w in weights.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ class Objective:
     sparse: tuple[str, ...] = ()
     """Metrics of which a single batch may hold nothing: a step hands them on as float32[2], (sum, weight), and they are
     divided once over all steps of a logged interval."""
+    extremes: Mapping[str, Literal["min", "max"]] = field(default_factory=dict)
+    """Metrics that are not added up over microbatches and batches: of them the least or the largest is kept. Their
+    weight is 0."""
 
 
 @jax.tree_util.register_dataclass
@@ -83,9 +86,13 @@ def loss_pairs(sums: Mapping[str, Array], weights: Mapping[str, Array]) -> Pairs
     return {f"loss/{name}": (jnp.float32(sums[name]), jnp.float32(weights[name])) for name in sums}
 
 
-def add_pairs(a: Pairs | None, b: Pairs) -> Pairs:
-    """Sums of sums and of weights, name by name; works on arrays of any kind, traced or not."""
-    return b if a is None else {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a}
+def add_pairs(a: Pairs | None, b: Pairs, extremes: Mapping[str, Literal["min", "max"]]) -> Pairs:
+    """Sums of sums and of weights, name by name, and the `extremes` of others; on arrays of any kind, traced or not."""
+    if a is None:
+        return b
+    found = {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a if name not in extremes}
+    choose = {"min": jnp.minimum, "max": jnp.maximum}
+    return found | {name: (choose[which](a[name][0], b[name][0]), b[name][1]) for name, which in extremes.items()}
 
 
 def divide_pairs(pairs: Pairs, coefficients: Mapping[str, float]) -> dict[str, Array]:

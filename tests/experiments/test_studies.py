@@ -57,12 +57,29 @@ def test_exponents_and_crossings_of_power_laws(study):
     assert space.crossing(square, straight) == "beyond 16384"
 
 
+def test_intervals_of_arms_on_the_same_problems(study):
+    loops = study("loops")
+    chance = np.random.default_rng(0)
+    theirs = chance.uniform(size=(3, 1000)) < 0.4
+    # Right where the other is, and on one in ten of the others: paired, the problems' own spread drops out.
+    gained = chance.uniform(size=(3, 1000)) < 0.1
+    ours = theirs | gained
+    middle, low, high = loops.paired_interval(ours, theirs)
+    share = (ours.mean(axis=0) - theirs.mean(axis=0)).std() / 1000**0.5
+    assert middle == pytest.approx(ours.mean() - theirs.mean())
+    assert low == pytest.approx(middle - 1.96 * share, abs=0.1 * share)
+    assert high == pytest.approx(middle + 1.96 * share, abs=0.1 * share)
+    assert loops.difference(ours, theirs).endswith("above") and loops.difference(theirs, ours).endswith("below")
+    assert loops.difference(ours[:1], ours[:1]).endswith("no difference")
+
+
 COMMANDS = {
     "experts": ["--steps", "4", "--parts", "dense"],
     "blocks": ["--steps", "4", "--rates", "4e-3"],
     "state_space": ["--longest", "1024"],
     "positions": ["--steps", "4"],
     "kv_heads": ["--steps", "4"],
+    "loops": ["--rates", "3e-5", "--rounds", "2", "--arms", "offline DPO", "iterative DPO", "SPIN"],
 }
 
 

@@ -20,6 +20,11 @@ from tests.jobs.conftest import CONFIGS
 
 PAIR = {"prompt": "Say a word.", "chosen": "One.", "rejected": "Two."}
 TURN = {"prompt": "Say a word.", "completion": "One."}
+LABELLED = TURN | {"label": True}
+SAME = PAIR | {"rejected": "One."}
+BLANK = PAIR | {"chosen": " "}
+TALK = [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "One."}]
+OTHER = [{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": "Two."}]
 
 
 def lines(*records: object) -> str:
@@ -124,6 +129,58 @@ def of_file(config: str, content: str | bytes, *said: str):
         ("sft.py:test", {}, "mesh.tensor=8", ["tensor", "8"]),
         ("sft.py:test", {}, "train.batch_size=9", ["batch_size", "9"]),
         ("pretrain.py:test", {}, "data.path=.", ["."]),
+        ("dpo.py:test", {}, "beta=0", ["beta is 0.0; it must be positive"]),
+        ("dpo.py:test", {}, "loss_type=sigmod", ["loss_type=sigmod: no such loss", "nearest is sigmoid"]),
+        ("dpo.py:test", {}, "loss_type=ipo,kto", ["losses of pairs and of unpaired answers", "ipo of pairs"]),
+        ("dpo.py:test", {}, "loss_type=ipo,ipo", ["loss_type names ipo twice"]),
+        ("dpo.py:test", {}, "loss_weights=[1,2]", ["loss_weights has 2 numbers for 1 losses"]),
+        ("dpo.py:test", {}, "label_smoothing=0.5", ["label_smoothing is 0.5"]),
+        ("ipo.py:test", {}, "label_smoothing=0.1", ["label_smoothing=0.1 is set, but loss_type=ipo does not read it"]),
+        ("dpo.py:test", {}, "simpo_gamma=1", ["simpo_gamma=1.0 is set, but loss_type=sigmoid", "simpo"]),
+        ("kto.py:test", {}, "ld_alpha=0.5", ["ld_alpha=0.5 is set, but loss_type=kto does not read it"]),
+        ("dpo.py:test", {}, "loss_type=exo_pair", ["exo_pair", "label_smoothing, which is 0"]),
+        (
+            "dpo.py:test",
+            {},
+            "loss_type=nca_pair,dpo --config.f_divergence_type=js",
+            ["js is not defined for loss_type=nca_pair"],
+        ),
+        ("dpo.py:test", {}, "f_alpha_divergence_coef=0.3", ["f_alpha_divergence_coef=0.3", "reverse_kl does not read"]),
+        (
+            "dpo.py:test",
+            {},
+            "use_weighting=true --config.loss_type=aot",
+            ["use_weighting=True", "aot has no loss of a"],
+        ),
+        (
+            "dpo.py:test",
+            {},
+            "reference_logps=none",
+            ["reference_logps=none", "sigmoid is measured against a reference"],
+        ),
+        ("dpo.py:test", {}, "sync_ref_model=true", ["sync_ref_model=True", "set live"]),
+        ("dpo.py:test", {}, "ref_model_sync_steps=5", ["ref_model_sync_steps=5 is set, but only sync_ref_model=True"]),
+        ("dpo.py:test", {}, "loss_type=sppo", ["sppo needs `chosen_score` of every pair"]),
+        ("dpo.py:test", {}, "data.unpair=true", ["data.unpair=True is set"]),
+        ("sft.py:test", {}, "data.on_unusable=error", ["data.on_unusable=error is set, but no record of sft reads it"]),
+        of_file(
+            "dpo.py:test", lines(PAIR, LABELLED), "a.jsonl:2: unpaired records (with a `label`)", "losses are of pairs"
+        ),
+        of_file("kto.py:test", lines(LABELLED, PAIR), "a.jsonl:2: a pair (`chosen`+`rejected`)", "data.unpair=True"),
+        of_file("kto.py:test", lines(LABELLED, TURN), "a.jsonl:2: unpaired needs `prompt`+`completion`+`label`"),
+        of_file("kto.py:test", lines(LABELLED, LABELLED | {"label": "good"}), "a.jsonl:2: `label` is 'good'"),
+        of_file("dpo.py:test", lines(PAIR, PAIR | {"weight": -1}), "a.jsonl:2: `weight` is -1"),
+        of_file(
+            "dpo.py:test",
+            lines(PAIR, {"prompt": "Say it.", "chosen": TALK, "rejected": OTHER}),
+            "a.jsonl:2: `prompt` is no prefix of `chosen`",
+        ),
+        (
+            "dpo.py:test",
+            {"a.jsonl": lines(PAIR, SAME)},
+            "data.path=a.jsonl --config.loss_type=sppo",
+            ["a.jsonl:1: loss_type=sppo needs `chosen_score`"],
+        ),
         ("dpo.py:test", {}, "train.optimizer.warmup_steps=99", ["warmup_steps is 99", "4 steps"]),
         ("sft.py:test", {}, "train.optimizer.groups=({'match':'nothing'},)", ["'nothing'", "no parameter"]),
         ("sft.py:test", {}, "train.optimizer.decay_steps=2", ["decay_steps", "cosine"]),
@@ -161,6 +218,27 @@ def test_it_is_refused_before_anything_is_trained(folder, capsys, config, files,
     message = refusal(capsys, f"--config={own if own.exists() else CONFIGS / config}", *arguments)
     for word in said:
         assert word in message, message
+    assert nothing_trained(folder)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([PAIR, SAME], "a.jsonl:2: `chosen` and `rejected` are equal, so nothing can be learned of it"),
+        ([PAIR, BLANK], "a.jsonl:2: `chosen` is empty, so nothing can be learned of it"),
+        (
+            [PAIR, {"prompt": "q", "chosen": "a " * 90 + "b", "rejected": "a " * 90 + "c"}],
+            "a.jsonl:2: `chosen` and `rejected` are equal once cut to fit the window",
+        ),
+        ([PAIR | {"prompt": "q " * 90}], "a.jsonl:1: the prompt leaves no room for an answer in a window of 64"),
+    ],
+)
+def test_pairs_of_which_nothing_can_be_learned(folder, capsys, chain, records, said):
+    """With `on_unusable=error` the first is named; otherwise they are counted and left out (`data/fitting.py`)."""
+    (folder / "a.jsonl").write_text(lines(*records))
+    fields = ("path=a.jsonl", "eval_path=a.jsonl", "on_unusable=error", "on_long=truncate", "window=64")
+    arguments = [f"--config.init_from={chain['sft'].workdir.path}", *(f"--config.data.{field}" for field in fields)]
+    assert said in refusal(capsys, f"--config={CONFIGS / 'dpo.py'}:test", *arguments)
     assert nothing_trained(folder)
 
 

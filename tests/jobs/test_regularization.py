@@ -136,7 +136,7 @@ def test_z_loss_is_a_term_of_its_own(kind):
     logits = decoder.logits(decoder(batch["tokens"], batch["positions"], batch["segment_ids"])[0])
     _, mask = next_tokens(batch)
     z = float(jnp.where(mask, jax.nn.logsumexp(logits, -1) ** 2, 0).sum() / mask.sum())
-    name = {"sft": "nll", "dpo": "dpo"}[kind]
+    name = {"sft": "nll", "dpo": "sigmoid"}[kind]
     np.testing.assert_allclose(got["loss/z_loss"], z, rtol=1e-5)
     np.testing.assert_allclose(got[f"loss/{name}"], want["loss"], rtol=1e-6)
     np.testing.assert_allclose(got["loss"], want["loss"] + 0.03 * z, rtol=1e-6)

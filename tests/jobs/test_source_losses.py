@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.jobs.graph import run
-from llm_jax.jobs.terms import source_losses, source_metrics
+from llm_jax.jobs.terms import source_metrics, source_values
 from llm_jax.training.metrics import Accumulator, read_metrics
 from tests.jobs.conftest import CONFIGS
 
@@ -19,12 +19,12 @@ def test_a_loss_of_each_source():
     rng = np.random.default_rng(0)
     losses, where = rng.random((6, 5)).astype(np.float32), rng.random((6, 5)) < 0.6
     ids = np.array([0, 1, 0, 1, 1, 0], np.int32)
-    found = source_losses({"source_id": jnp.asarray(ids)}, jnp.asarray(losses), jnp.asarray(where), SOURCES)
+    found = source_values({"source_id": jnp.asarray(ids)}, jnp.asarray(losses), jnp.asarray(where), SOURCES)
     assert tuple(found) == source_metrics(SOURCES) == ("loss_wiki", "loss_books", "loss_code")
     for number, (total, weight) in enumerate(found.values()):
         own = where & (ids == number)[:, None]
         assert float(weight) == own.sum() and float(total) == pytest.approx(losses[own].sum(), rel=1e-6)
-    assert source_losses({}, jnp.asarray(losses), jnp.asarray(where), ["records"]) == {}
+    assert source_values({}, jnp.asarray(losses), jnp.asarray(where), ["records"]) == {}
 
 
 def test_a_ratio_of_sums_over_the_interval():

@@ -203,6 +203,23 @@ def preferences(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
         yield {"prompt": _user(problem), "chosen": _assistant(problem.careful), "rejected": _assistant(rejected)}
 
 
+def judged_steps(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
+    """TRL's stepwise records: a problem's equations, in half of them from some step on with a wrong result, which
+    later steps go on from."""
+    for index in range(_count(config, split)):
+        rng = _rng("steps", split, index)
+        problem = make_problem(config, split, rng)
+        wrong = rng.randrange(len(problem.steps)) if rng.random() < 0.5 else len(problem.steps)
+        total, steps = problem.start, []
+        for i, (sign, operand) in enumerate(problem.steps):
+            result = total + operand if sign == "+" else total - operand
+            result += rng.choice((-2, -1, 1, 2)) if i == wrong else 0
+            steps.append(f"{total} {sign} {operand} = {result}")
+            total = result
+        labels = [int(i < wrong) for i in range(len(steps))]
+        yield {"prompt": _user(problem), "completions": steps, "labels": labels}
+
+
 def stories(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
     """Pretraining records: problems worked out in prose, and drills. None of them says `Answer:`."""
     for index in range(_count(config, split)):

@@ -17,7 +17,7 @@ def dpo(
     ref_chosen_logps: Float[Array, "*batch"],
     ref_rejected_logps: Float[Array, "*batch"],
     beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, "*batch"] = 0.0,
     f_divergence_type: FDivergence = "reverse_kl",
     f_alpha_divergence_coef: float = 0.5,
 ) -> tuple[Float[Array, "*batch"], dict[str, Float[Array, "*batch"]]]:
@@ -33,7 +33,8 @@ def dpo(
             ends it included, the prompt's not), float32, any shape, one entry per pair.
         ref_chosen_logps, ref_rejected_logps: the reference's, same shape; constants to the gradient.
         beta: β > 0, strength of the pull to the reference.
-        label_smoothing: ε in [0, 0.5], the probability that a label is flipped.
+        label_smoothing: ε in [0, 0.5], the probability that a label is flipped; of all, or one of each pair (MCTS-DPO,
+            Xie et al. 2024, arXiv:2405.00451, takes it from the two answers' visit counts).
         f_divergence_type, f_alpha_divergence_coef: another divergence than reverse KL (`f_divergence`).
 
     Returns:

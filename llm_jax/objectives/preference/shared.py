@@ -37,16 +37,17 @@ def check_positive(loss: str, **arguments: float) -> None:
             raise UserError(f"{loss}: {name} must be greater than 0, not {value}")
 
 
-def check_smoothing(loss: str, label_smoothing: float) -> None:
-    """Raises UserError where the probability of a flipped label is not in [0, 0.5]."""
-    if not 0 <= label_smoothing <= 0.5:
+def check_smoothing(loss: str, label_smoothing: float | Logps) -> None:
+    """Raises UserError where the probability of a flipped label is not in [0, 0.5]; those of pairs, an array, are data,
+    which are checked where they are read."""
+    if isinstance(label_smoothing, float | int) and not 0 <= label_smoothing <= 0.5:
         raise UserError(f"{loss}: label_smoothing must lie in [0, 0.5], not {label_smoothing}")
 
 
-def smoothed_logistic(logits: Logps, label_smoothing: float) -> Logps:
+def smoothed_logistic(logits: Logps, label_smoothing: float | Logps) -> Logps:
     """-(1 - ε) log σ(logits) - ε log σ(-logits): cross-entropy to a label that is flipped with probability ε."""
     losses = -jax.nn.log_sigmoid(logits)
-    if label_smoothing:
+    if not isinstance(label_smoothing, float | int) or label_smoothing:
         losses = (1 - label_smoothing) * losses - label_smoothing * jax.nn.log_sigmoid(-logits)
     return losses
 
