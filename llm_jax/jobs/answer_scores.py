@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data.chat import with_template
 from llm_jax.data.encode import Encoded, encode_examples
@@ -21,7 +22,7 @@ from llm_jax.data.judged import Steps
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from llm_jax.jobs.reward_terms import scored_segments
 from llm_jax.models.families.heads import PAIRWISE
-from llm_jax.models.loading import Model, load
+from llm_jax.models.loading import Model
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or messages."""
@@ -102,7 +103,7 @@ def step_scores(
 
 
 def _open(model: Model | epath.PathLike | Any, what: str, pooled: bool = True) -> Model:
-    opened = model if isinstance(model, Model) else load(model)
+    opened = model if isinstance(model, Model) else load_merged(model)
     head = opened.config.head
     if head.labels is None:
         raise UserError(f"{what}: the model ends in logits of tokens and has no scores (see the job reward)")

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
@@ -13,7 +14,7 @@ from llm_jax.jobs.fit import Setup, check_training, fit, prepare_rows, setup
 from llm_jax.jobs.origin import Origin, origin
 from llm_jax.jobs.regularization import NONE, Regularization, regularization
 from llm_jax.jobs.reward_terms import classes_objective, pairs_objective, rankings_objective
-from llm_jax.models import HeadConfig, family, load, with_head
+from llm_jax.models import HeadConfig, family, with_head
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.heads import LABELS, PAIRWISE
 from llm_jax.training import Objective
@@ -110,10 +111,15 @@ def run(node: "Node") -> None:
     """Trains from the parent's weights and a head drawn by `train.seed`."""
     s = setup(node, kind_of(node.config))
     parent = origin(node.parents["init_from"], "init_from")
+
+    def policy() -> Any:
+        model = load_merged(parent.path, mesh=s.config.mesh)
+        return with_head(model, s.decoder.config.head, s.config.train.seed).params
+
     fit(
         s,
         reward_objective(s, regularization(s.config.train, s.decoder.config)),
-        lambda: with_head(load(parent.path, mesh=s.config.mesh), s.decoder.config.head, s.config.train.seed).params,
+        policy,
         evaluation=reward_objective(s),
     )
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from etils import epath
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data.sources import read_records
 from llm_jax.jobs.answer_scores import compare, score, step_scores
 from llm_jax.models.families.heads import PAIRWISE
-from llm_jax.models.loading import Model, load
+from llm_jax.models.loading import Model
 from llm_jax.storage.atomic import write_atomically
 
 SIDES = ("chosen", "rejected")
@@ -32,7 +33,7 @@ def score_file(models: Sequence[str], source: str, target: str, batch_size: int)
     Raises UserError, naming file and line, for a record without the model's fields; then nothing is written.
     """
     records = [(where, value) for where, value in read_records(source, None)]
-    opened = [load(path) for path in models]
+    opened = [load_merged(path) for path in models]
     if not records:
         raise UserError(f"--input {source}: there is no record")
     lines = [{**record, **said} for (_, record), said in zip(records, _said(opened, records, batch_size), strict=True)]

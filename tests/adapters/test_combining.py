@@ -39,7 +39,7 @@ def adapters(llama):
 @pytest.mark.parametrize("method", list(recipe.METHODS))
 def test_as_peft(adapters, method):
     renamed = {"svd_rank": "rank", "majority_sign_method": "majority_sign"}
-    arguments = {renamed.get(name, name): value for name, value in META["methods"][method].items()}
+    arguments: dict[str, Any] = {renamed.get(str(k), str(k)): v for k, v in META["methods"][method].items()}
     adaptation, adapter = combine(adapters, META["weights"], method, **arguments)
     ours, expected = to_tensors(adaptation, adapter.params), of(method)
     modules = {name.partition(".lora_")[0] for name in expected}

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.inference.generation_config import read_end_ids
 from llm_jax.inference.generator import Generator
 from llm_jax.jobs.config import RoundsConfig
 from llm_jax.jobs.origin import origin
-from llm_jax.models.loading import load
 from llm_jax.models.saving import save
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.remote import copy_file, files_below
@@ -37,7 +37,7 @@ class Policies:
         config: RoundsConfig = self._node.config
         source = origin(policy, "init_from")
         if self._generator is None:
-            model = load(source.path, mesh=config.mesh)
+            model = load_merged(source.path, mesh=config.mesh)
             self._generator = Generator(
                 model,
                 self.tokenizer,
@@ -46,7 +46,7 @@ class Policies:
                 plan=model.plan,
             )
         elif policy is not self._holds:
-            self._generator.update_params(load(source.path, mesh=config.mesh).params)
+            self._generator.update_params(load_merged(source.path, mesh=config.mesh).params)
         self._holds = policy
         return self._generator
 
@@ -71,5 +71,5 @@ def publish_model(node: "Node", last: "Node") -> None:
         for name, file in sorted(files_below(source), key=lambda entry: (entry[0] == COMMIT, entry[0])):
             copy_file(file, target / name)
     if node.config.preference.train.checkpoint.export:
-        model = load(node.workdir.path)
+        model = load_merged(node.workdir.path)
         save(model, node.workdir.export)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import warn
 from llm_jax.data.encode import encode_examples
@@ -18,7 +19,6 @@ from llm_jax.jobs.alignment.functions import CallFailed, FunctionProcess
 from llm_jax.jobs.alignment.prompts import Prompt
 from llm_jax.jobs.config import ScorerConfig
 from llm_jax.jobs.origin import Origin
-from llm_jax.models.loading import load
 
 Scores = list[np.ndarray | None]
 # Rows of a batch, and what lengths are rounded up to: few shapes, few programs.
@@ -84,7 +84,7 @@ class RewardScorer:
     """A reward model's scores of whole conversations, or of a prompt with its answer and an end token."""
 
     def __init__(self, source: Origin):
-        self._model = load(source.path)
+        self._model = load_merged(source.path)
         self._tokenizer = load_tokenizer(source.tokenizer)
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Scores:
