@@ -4,8 +4,7 @@
     python -m llm_jax.main --config=configs/reward.py:hh --config.data.path=harmless-base.jsonl.gz
     python -m llm_jax.score runs/reward-... --input=answers.jsonl --output=scored.jsonl
 
-Trains `pretrain.py` and `sft.py` first if they aren't there. Expect held-out accuracy near 1.0: the careful answers
-show their steps.
+Trains `pretrain.py` and `sft.py` first if they aren't there.
 
 Variants: `:pairwise` (a model that reads both answers), `:classify` (careful or careless, a class of each answer),
 `:steps` (a process reward model: each equation right or wrong), `:hh` (Anthropic's harmlessness pairs), `:harmless`
@@ -60,7 +59,11 @@ def steps() -> ConfigDict:
 
 
 def hh() -> ConfigDict:
-    """HH-RLHF's pairs (`chosen` and `rejected` transcripts): needs a file of them, and any model."""
+    """HH-RLHF's pairs (`chosen` and `rejected` transcripts): needs a file of them, and any model.
+
+    2,000 pairs of `harmless-base`, from `pretrain.py`'s model of a million parameters, 60 steps at a window of 768 and
+    a learning rate of 5e-4 (80 seconds): held-out accuracy 0.567 of 360 pairs, 95% interval 0.515 to 0.617.
+    """
     config = quickstart()
     config.update(
         {
@@ -82,7 +85,10 @@ def hh() -> ConfigDict:
 
 
 def harmless() -> ConfigDict:
-    """The same pairs taken apart: is an answer the harmless one (1) or the harmful one (0)?"""
+    """The same pairs taken apart: is an answer the harmless one (1) or the harmful one (0)?
+
+    Harder than pairs: from the same model 80 steps leave it at chance, 0.498 of 932 held-out answers (0.466 to 0.530).
+    """
     config = hh()
     config.update({"task": "classify", "label_names": ("harmful", "harmless"), "data": {"unpair": True}})
     del config.center_rewards_coefficient
