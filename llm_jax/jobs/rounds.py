@@ -77,6 +77,8 @@ def run(node: "Node") -> None:
     for number in range(1, config.rounds + 1):
         counts = _pairs(node, policies, policy, number)
         policy = last = _train(node, policies, policy, number)
+        if config.method == "online_dpo":
+            counts = summed(_online_store(node).all())
         found = _round_metrics(counts) | _last_metrics(last) | _evaluate(node, policies, policy, number)
         lines.append(found)
         write_metrics(node, lines)
@@ -143,9 +145,13 @@ def _train(node: "Node", policies: Policies, policy: "Parent", number: int) -> "
 def _train_online(node: "Node", policies: Policies, child: "Node") -> None:
     config: RoundsConfig = node.config
     with _maker(node, policies) as maker:
-        store, seed = ChunkStore(round_folder(node, 1) / "online"), prompt_seed(config.seed, 1, "online")
-        rows = OnlineRows(config, training_prompts(config), store, maker, policies, seed)
+        seed = prompt_seed(config.seed, 1, "online")
+        rows = OnlineRows(config, training_prompts(config), _online_store(node), maker, policies, seed)
         train_preference(child, rows)
+
+
+def _online_store(node: "Node") -> ChunkStore:
+    return ChunkStore(round_folder(node, 1) / "online")
 
 
 def _evaluate(node: "Node", policies: Policies, policy: "Parent", number: int) -> dict[str, float]:

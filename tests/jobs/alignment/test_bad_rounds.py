@@ -77,7 +77,10 @@ ANSWERS = ("scorer.kind=answer", "scorer.function=none")
         (["data.path=a.jsonl"], "a.jsonl:2: a prompt needs `prompt`"),
         (["data.path=b.jsonl", *ANSWERS], "b.jsonl:2: the prompt comes without an `answer`"),
         (["data.path=c.jsonl"], "task_eval.problems=3: no held-out prompt comes with an answer to check"),
-        (["data.path=b.jsonl", "data.window=40000"], "data.window=40000 is longer than the model's"),
+        (
+            ["data.path=b.jsonl", "task_eval.problems=0", "data.window=40000"],
+            "data.window=40000 is longer than the model's",
+        ),
         (["data.path=long.jsonl"], "positions leave no room for more"),
     ],
 )

@@ -46,6 +46,9 @@ def test_blocks_are_what_the_policy_says_then_and_resume_repeats_them(chain, tmp
     assert len(blocks) == STEPS // EVERY
     assert [made.counts["samples"] for made in blocks] == [EVERY * 2 * 3] * 2
 
+    (line,) = [json.loads(line) for line in whole.workdir.metrics.read_text().splitlines()]
+    assert line["pairs/samples"] == STEPS * 2 * 3 and line["reward"] > 0
+
     # Block 1 again, by the policy after two steps.
     tokenizer, prompts = load_tokenizer(whole.workdir.tokenizer), training_prompts(whole.config)
     policies = Policies(whole, tokenizer)
