@@ -6,6 +6,9 @@ from llm_jax.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from llm_jax.inference.config import SamplingParams as SamplingParams
+    from llm_jax.jobs.answer_scores import compare as compare
+    from llm_jax.jobs.answer_scores import score as score
+    from llm_jax.jobs.answer_scores import step_scores as step_scores
     from llm_jax.models.loading import Model as Model
     from llm_jax.models.loading import load as load
     from llm_jax.models.saving import save as save
@@ -17,6 +20,9 @@ __getattr__ = lazy_exports(
         "load": "llm_jax.models.loading",
         "save": "llm_jax.models.saving",
         "Model": "llm_jax.models.loading",
+        "score": "llm_jax.jobs.answer_scores",
+        "compare": "llm_jax.jobs.answer_scores",
+        "step_scores": "llm_jax.jobs.answer_scores",
         "MeshConfig": "llm_jax.sharding.config",
         "SamplingParams": "llm_jax.inference.config",
         "inference": "llm_jax.inference:*",

@@ -18,7 +18,7 @@ from llm_jax.base.fields import field_types
 from llm_jax.base.trees import flatten
 from llm_jax.models.config import MOST_LAYERS, ModelConfig
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
+from llm_jax.models.families.heads import LABELS, PAIRWISE, SOME, read_head, write_head
 from llm_jax.models.families.packed import FIELD as PACKING
 from llm_jax.models.families.packed import read_packing
 from llm_jax.models.families.rope import read_rope, write_rope
@@ -34,7 +34,7 @@ CARRIED = {
     "output_hidden_states", "output_attentions",
     "chunk_size_feed_forward", "max_sequence_length", "_flash_attn_2_enabled", "_attn_implementation",
     "_from_model_config", "task_specific_params", "auto_map", "cache_implementation", "use_return_dict",
-    "_attn_implementation_autoset", *LABELS,
+    "_attn_implementation_autoset", PAIRWISE, *LABELS,
 }
 # fmt: on
 
