@@ -27,7 +27,6 @@ one as a JSON text) go to the chat template, which has to show them. A null fiel
 would change what is learned (images, reasoning kept apart) is refused; other fields are metadata and ignored.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from typing import Any, Literal
 from llm_jax.base.errors import UserError
 from llm_jax.data import judged
 from llm_jax.data.judged import Labelled, Ranking, Steps, read_label, read_ranking, read_steps
+from llm_jax.data.record_fields import NUMBERS, RecordFields, is_number
 from llm_jax.data.stepwise import StepPair, is_step_pair, marked_solutions, read_solutions, read_step_pair
 from llm_jax.data.turns import (
     EMPTY,
@@ -45,7 +45,6 @@ from llm_jax.data.turns import (
     read_messages,
     read_sharegpt,
     read_sharegpt_turn,
-    read_tools,
     refuse_flags,
     split_flags,
 )
@@ -68,14 +67,6 @@ WANTED = {
     "compared": "`chosen`+`rejected`, with or without `prompt`",
     **judged.WANTED,
 } | dict.fromkeys(UNPAIRED, "`prompt`+`completion`+`label`, or `kto_tag`")
-NUMBERS = {
-    "weight": ("weight",),
-    "chosen_score": ("chosen_score", "score_chosen", "chosen-rating", "chosen_rating"),
-    "rejected_score": ("rejected_score", "score_rejected", "rejected-rating", "rejected_rating"),
-    "margin": ("margin",),
-    "label_smoothing": ("label_smoothing",),
-}
-"""Columns of a pair, and under which names records have them."""
 UNREAD = ("functions", "chat_template_kwargs", "image", "images", "videos", "audios")
 # Names under which data sets keep a question that TRL calls `prompt`.
 QUESTIONS = ("instruction", "input", "question", "query", "messages", "conversations")
@@ -201,10 +192,8 @@ def refuse_unread(record: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: `{name}` is not supported, and without it the record would mean something else")
 
 
-@dataclass(frozen=True)
-class _Reader:
-    record: dict[str, Any]
-    where: str
+class _Reader(RecordFields):
+    """The examples that a record's fields make."""
 
     def demonstrations(self) -> list[Example]:
         record = self.record
@@ -313,7 +302,7 @@ class _Reader:
         scored: list[tuple[float, str]] = []
         for index, answer in enumerate(answers):
             score, response = answer.get("overall_score"), answer.get("response")
-            if not isinstance(response, str) or not _is_number(score):
+            if not isinstance(response, str) or not is_number(score):
                 name = f"completions[{index}]"
                 raise UserError(f"{self.where}: `{name}` needs a text `response` and a number `overall_score`")
             scored.append((float(score), response))
@@ -335,22 +324,6 @@ class _Reader:
             raise UserError(f"{self.where}: `{name}` stands beside no prompt and answer")
         prompt, completion = _asked_and_answered(found[0], self.where)
         return Unpaired(prompt, completion, bool(label), found[0].tools, self.numbers("weight"))
-
-    def numbers(self, *names: str) -> dict[str, float]:
-        """The record's own numbers, of those named, by the name of their column."""
-        found = {}
-        for column in names:
-            for name in NUMBERS[column]:
-                value = self.record.get(name)
-                if value is None:
-                    continue
-                if not _is_number(value) or (column == "weight" and value < 0):
-                    kind = "a number of at least 0" if column == "weight" else "a number"
-                    raise UserError(f"{self.where}: `{name}` is {value!r}; it has to be {kind}")
-                if column == "label_smoothing" and not 0 <= value <= 0.5:
-                    raise UserError(f"{self.where}: `{name}` is {value!r}; it has to lie in [0, 0.5]")
-                found[column] = float(value)
-        return found
 
     def turn_pair(self) -> Pair:
         """`conversations` or `messages`, and two turns that could come next."""
@@ -374,77 +347,12 @@ class _Reader:
         prompt = (*self.system(), *self.history(), question)
         return Pair(prompt, sides[0], sides[1], self.tools(wrap=True), self.numbers(*NUMBERS))
 
-    def refuse(self, name: str, why: str) -> None:
-        if self.record.get(name) not in EMPTY:
-            raise UserError(f"{self.where}: `{name}` {why}")
-
-    def tools(self, wrap: bool = False) -> Tools:
-        return read_tools(self.record.get("tools"), self.where, wrap)
-
-    def system(self) -> Messages:
-        """The record's `system` text as a message; none where it is absent or empty."""
-        value = self.record.get("system")
-        if value is not None and not isinstance(value, str):
-            raise UserError(f"{self.where}: `system` has to be a string, not {type(value).__name__}")
-        return ({"role": "system", "content": value},) if value else ()
-
-    def led(self, messages: Messages) -> Messages:
-        """The record's `system` text, where it has one, before its messages."""
-        system = self.system()
-        if system and any(m["role"] == "system" for m in messages):
-            raise UserError(f"{self.where}: `system` stands beside messages that have a system message already")
-        return (*system, *messages)
-
-    def led_prompt(self, prompt: str | Messages) -> str | Messages:
-        """As `led`; a string cannot be led."""
-        if not isinstance(prompt, str):
-            return self.led(prompt)
-        for name in ("system", "tools"):
-            self.refuse(name, "stands beside strings: write both as messages")
-        return prompt
-
-    def history(self) -> Messages:
-        """The turns before an instruction."""
-        value = self.record.get("history") or []
-        if not isinstance(value, list):
-            raise UserError(f"{self.where}: `history` has to be a list of pairs, not {type(value).__name__}")
-        messages: list[Mapping[str, Any]] = []
-        for index, turn in enumerate(value):
-            if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-                raise UserError(f"{self.where}: `history[{index}]` has to be a pair of strings, [question, answer]")
-            messages += ({"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]})
-        return tuple(messages)
-
-    def text(self, name: str, empty: bool = False) -> str:
-        value = self.record.get(name, "" if empty else None)
-        if not isinstance(value, str):
-            raise UserError(f"{self.where}: `{name}` has to be a string, not {type(value).__name__}")
-        if not value and not empty:
-            raise UserError(f"{self.where}: `{name}` is empty")
-        return value
-
-    def either(self, name: str, learned: bool = True) -> str | Messages:
-        """A field that may be a string or messages, all of them or none of them learned."""
-        value = self.record[name]
-        if isinstance(value, str):
-            return self.text(name, empty=name != "prompt")
-        return refuse_flags(read_messages(value, name, self.where), name, self.where, learned)
-
-    def alike(self, **fields: str | Messages) -> None:
-        if len({isinstance(value, str) for value in fields.values()}) > 1:
-            names = " and ".join(f"`{name}`" for name in fields)
-            raise UserError(f"{self.where}: {names} have to be both strings or both lists of messages")
-
     def alpaca(self, text: str, output: str) -> Completion | Conversation:
         question, tools = self.question(text), self.tools(wrap=True)
         answer, history = {"role": "assistant", "content": output}, self.history()
         if history:
             return Conversation((*self.system(), *history, question, answer), tools)
         return Completion((*self.system(), question), (answer,), tools)
-
-    def question(self, text: str) -> Mapping[str, Any]:
-        instruction = self.text("instruction")
-        return {"role": "user", "content": f"{instruction}\n\n{text}" if text else instruction}
 
     def instances(self) -> list[Example]:
         instances = self.record["instances"]
@@ -457,10 +365,6 @@ class _Reader:
             inner = _Reader(instance, f"{self.where}, instance {index + 1}")
             examples.append(self.alpaca(inner.text("input", empty=True), inner.text("output")))
         return examples
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _asked_and_answered(example: Completion | Conversation, where: str) -> tuple[str | Messages, str | Messages]:
