@@ -71,6 +71,27 @@ def test() -> ConfigDict:
     return config
 
 
+def lora() -> ConfigDict:
+    """The same by an adapter on every linear layer. The model without it is the reference, in every step: there is no
+    second copy of its weights. `export/` is a PEFT folder."""
+    config = quickstart()
+    config.update(
+        {
+            "adapter": {"r": 8, "lora_alpha": 16.0},
+            "reference_logps": "live",
+            "train": {"optimizer": {"learning_rate": 1e-3}},
+        }
+    )
+    return config
+
+
+def lora_test() -> ConfigDict:
+    """Seconds; learns next to nothing."""
+    config = test()
+    config.update({"adapter": {"r": 2, "lora_alpha": 4.0}, "reference_logps": "live"})
+    return config
+
+
 def llama_8b() -> ConfigDict:
     """A model of the size of Llama 3 8B, on pairs of your own."""
     return ConfigDict(
@@ -93,7 +114,15 @@ def llama_8b() -> ConfigDict:
     )
 
 
-VARIANTS = {"": quickstart, "quickstart": quickstart, "docstrings": docstrings, "test": test, "llama_8b": llama_8b}
+VARIANTS = {
+    "": quickstart,
+    "quickstart": quickstart,
+    "docstrings": docstrings,
+    "test": test,
+    "lora": lora,
+    "lora_test": lora_test,
+    "llama_8b": llama_8b,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -78,7 +78,6 @@ def hh() -> ConfigDict:
             },
         }
     )
-    del config.data.generated
     return config
 
 

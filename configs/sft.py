@@ -68,6 +68,25 @@ def test() -> ConfigDict:
     return config
 
 
+def lora() -> ConfigDict:
+    """The same by an adapter on every linear layer; the model stays as it is. `export/` is a PEFT folder."""
+    config = quickstart()
+    config.update(
+        {
+            "adapter": {"r": 8, "lora_alpha": 16.0},
+            "train": {"optimizer": {"weight_decay": 0.0}},
+        }
+    )
+    return config
+
+
+def lora_test() -> ConfigDict:
+    """Seconds; learns next to nothing."""
+    config = test()
+    config.update({"adapter": {"r": 2, "lora_alpha": 4.0, "lora_dropout": 0.1}})
+    return config
+
+
 def llama_8b() -> ConfigDict:
     """A model of the size of Llama 3 8B, on records of your own."""
     return ConfigDict(
@@ -89,7 +108,15 @@ def llama_8b() -> ConfigDict:
     )
 
 
-VARIANTS = {"": quickstart, "quickstart": quickstart, "docstrings": docstrings, "test": test, "llama_8b": llama_8b}
+VARIANTS = {
+    "": quickstart,
+    "quickstart": quickstart,
+    "docstrings": docstrings,
+    "test": test,
+    "lora": lora,
+    "lora_test": lora_test,
+    "llama_8b": llama_8b,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -9,6 +9,7 @@ USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|fl
 
 SRC a Hugging Face folder  -> DST a native folder (checkpoints, tokenizer, architecture)
 SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safetensors, tokenizer)
+SRC an adapter (a PEFT folder, or the workdir of a run that trained one) -> the same, the adapter in its weights
 
 Which one SRC is, is recognised. DST must be empty or absent, or what a conversion that was stopped has left.
 Tensors keep their values and, going back, their dtypes, or get the one of --dtype.
@@ -40,6 +41,7 @@ def main(args: list[str]) -> None:
     source, target = map(to_path, words)
     check_free(target, WRITTEN)
 
+    from llm_jax.adapters.loading import has_adapter, load_merged
     from llm_jax.models.hf_folders import FLOATS
     from llm_jax.models.loading import load, read_hf_config
     from llm_jax.models.saving import checksum, hf_contents, rounded, save, save_native
@@ -47,10 +49,10 @@ def main(args: list[str]) -> None:
     dtype = given.get("--dtype")
     if dtype is not None and dtype not in FLOATS:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(FLOATS)}")
-    native = read_hf_config(source) is None
+    native = has_adapter(source) or read_hf_config(source) is None
     if dtype is not None and not native:
         raise UserError("--dtype is for Hugging Face folders: a native one holds float32 and remembers dtypes")
-    model = load(source)
+    model = load_merged(source)
     if "--kv-heads" in given:
         from llm_jax.models.grouping_heads import group_heads
 

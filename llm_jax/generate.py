@@ -114,14 +114,15 @@ def main(argv: list[str]) -> None:
     if hasattr(args, "prompt"):
         content = read_prompt(args.prompt)
 
+    from llm_jax.adapters.loading import load_merged
     from llm_jax.inference.generation_config import FILE, GenerationDefaults, read_generation_config
     from llm_jax.inference.generator import Generator
     from llm_jax.inference.requests import check_prompt
+    from llm_jax.jobs.external import check_external
     from llm_jax.jobs.generate import Prompt, encode_prompt, file_prompts, open_model
-    from llm_jax.models.loading import check_folder, load
 
     source, tokenizer = open_model(args.model, "MODEL")
-    check_folder(source.path)
+    check_external(source.path)
     defaults = GenerationDefaults()
     if not hasattr(args, "no_generation_config"):
         defaults = read_generation_config(source.tokenizer)
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> None:
     each = [defaults.fitted(params, len(tokens), prompt.where) for prompt, tokens in zip(prompts, ids)]
 
     def open_generator() -> Generator:
-        model = load(args.model, dtype=dtype)
+        model = load_merged(args.model, dtype=dtype)
         rows = 32 * params.n if hasattr(args, "input") else params.n
         return Generator(model, tokenizer, max_batch=rows, stop_ids=defaults.end_ids)
 

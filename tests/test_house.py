@@ -8,10 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llm_jax"
 ROWS = [
-    ["__init__", "main", "generate", "convert", "show_data", "report", "describe"],
+    ["__init__", "main", "generate", "convert", "show_data", "report", "describe", "score"],
     ["jobs"],
     ["training", "inference"],
-    ["data", "objectives"],
+    ["data", "objectives", "adapters"],
     ["models"],
     ["sharding"],
     ["storage", "kernels"],

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llm_jax.adapters.config import LoraConfig
 from llm_jax.base.model_ref import ModelRef
 from llm_jax.data.config import DataConfig, TokenizerConfig
 from llm_jax.inference.config import SamplingParams
@@ -41,6 +42,8 @@ class SFTConfig:
     job: Literal["sft"] = "sft"
     init_from: ModelRef | None = None
     """Model to fine-tune."""
+    adapter: LoraConfig | None = None
+    """LoRA: trains an adapter in place of the model; None trains the model."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -99,6 +102,8 @@ class PreferenceConfig:
     """TR-DPO: the policy's share in the reference's update; 1 replaces it (hard)."""
     ref_model_sync_steps: int = 512
     """TR-DPO: steps between two updates of the reference; 1 with a small mixup is the soft update."""
+    adapter: LoraConfig | None = None
+    """LoRA: trains an adapter in place of the model, which without it is the reference; None trains the model."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_jax.adapters.config import LoraConfig
+from llm_jax.adapters.sites import Adaptation
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
+from llm_jax.jobs.adapting import Adapting
+from llm_jax.jobs.fit import policy_optimizer
 from llm_jax.jobs.registry import load_config, split_reference
-from llm_jax.jobs.regularization import check_of_model, frozen_patterns, without_noise
+from llm_jax.jobs.regularization import check_of_model, without_noise
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
-from llm_jax.models import Decoder, abstract_params, bind, declarations, layout, pattern
+from llm_jax.models import Decoder, abstract_params, bind, declarations, pattern
 from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
@@ -26,7 +30,6 @@ from llm_jax.sharding.config import MeshConfig
 from llm_jax.storage.safetensors import has_weights
 from llm_jax.training.config import TrainConfig
 from llm_jax.training.memory import step_memory
-from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import abstract_state
 from llm_jax.training.terms import Objective, Pairs, Params, Rows
 
@@ -42,6 +45,8 @@ class Setting:
     window: int = DataConfig().window
     frozen: Mapping[str, ModelConfig] = field(default_factory=dict)
     """Further models that the step holds, by role."""
+    adapter: LoraConfig | None = None
+    """What is trained in place of the model."""
 
 
 def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Setting:
@@ -61,10 +66,11 @@ def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Settin
     if not hasattr(config, "train"):
         return Setting(reference, model, mesh=config.mesh, window=min(model.max_position_embeddings, 2048))
     check_of_model(config.train, model, fresh=config.init_from is None)
-    frozen = {}
-    if getattr(config, "reference_logps", "stored") == "live":
+    frozen, adapter = {}, getattr(config, "adapter", None)
+    # With an adapter the model itself, which is frozen, is the reference that is not named.
+    if getattr(config, "reference_logps", "stored") == "live" and not (adapter and config.reference is None):
         frozen["ref"] = model if config.reference is None else _model(config.reference, (Path(),), ())
-    return Setting(reference, model, config.train, config.mesh, config.data.window, frozen)
+    return Setting(reference, model, config.train, config.mesh, config.data.window, frozen, adapter)
 
 
 def _of_config(
@@ -134,6 +140,7 @@ def describe(setting: Setting, *, batch: int | None = None, platform: str = "tpu
             "total": sum(parts.values()),
             "active": active_parameters(decoder),
             "tied_head": tied,
+            "trained": None if setting.adapter is None else Adaptation(decoder, setting.adapter).num_parameters,
         },
         "flops_per_token": {
             "window": setting.window,
@@ -180,14 +187,11 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
     for role, config in setting.frozen.items():
         other = Decoder(config)
         declared[role], frozen[role] = declarations(other), abstract_params(other)
-    optimizer = make_optimizer(
-        train.optimizer,
-        {"policy": declared["policy"]},
-        train.steps,
-        freeze=frozen_patterns(train, model),
-        layouts={"policy": layout(decoder)},
-    )
-    params = abstract_params(decoder)
+    optimizer, params = policy_optimizer(train, decoder, setting.adapter), abstract_params(decoder)
+    if setting.adapter is not None:
+        adapting = Adapting.of(decoder, setting.adapter)
+        declared |= adapting.declarations
+        frozen, params = {**adapting.abstract_frozen(plan), **frozen}, adapting.adaptation.abstract
     averaged = train.ema_decay is not None
     state = abstract_state({"policy": params}, optimizer, declared, plan, frozen=frozen, ema=averaged)
     # Which kernels this machine would take is no news of the device described.
@@ -215,7 +219,7 @@ def _memory(setting: Setting, decoder: Decoder, platform: str) -> dict[str, Any]
         "remat": train.remat,
         "platform": platform,
         "per_device": {**dataclasses.asdict(held), "persistent": held.persistent, "total": held.total},
-        "all_parameters_float32": tree_bytes(flatten(params)),
+        "all_parameters_float32": tree_bytes(flatten(abstract_params(decoder))),
     }
 
 

@@ -22,10 +22,12 @@ def text(described: Mapping[str, Any]) -> str:
             lines += [f"  {'':<{wide}}  {module}" for module in row["what"]]
     lines += ["", "parameters"]
     for part, count in counts.items():
-        if part not in ("total", "active", "tied_head"):
+        if part not in ("total", "active", "tied_head", "trained"):
             tied = "   tied to embed" if part == "head" and counts["tied_head"] else ""
             lines.append(f"  {part:<12}{count:>18,}  {count / total:6.1%}{tied}")
     lines.append(f"  {'total':<12}{total:>18,}")
+    if counts["trained"] is not None:
+        lines.append(f"  {'adapter':<12}{counts['trained']:>18,}  {counts['trained'] / total:6.1%}   trained")
     if active:
         lines.append(f"  {'active':<12}{counts['active']:>18,}  {counts['active'] / total:6.1%}")
     window, decodes = flops["window"], flops["decoding_first"] is not None

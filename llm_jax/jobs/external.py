@@ -1,4 +1,4 @@
-"""Models made elsewhere: workdirs, native folders and Hugging Face folders, by path or by name on the hub."""
+"""Models made elsewhere: workdirs, native, Hugging Face and PEFT folders, by path or by name on the hub."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +23,11 @@ DESCRIPTIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "adapter_config.json",
+    "adapter.json",
 )
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Of a PEFT folder."""
 
 # What is fetched of a model on the hub: never a pickle.
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", *DESCRIPTIONS)
@@ -55,6 +59,10 @@ def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath
         if not Workdir(path).done.exists():
             warn(f"{said} is the workdir of a run that has not finished; its newest checkpoint is taken")
         return path
+    if (path / ADAPTER).exists():
+        if not (path / ADAPTER_WEIGHTS).exists():
+            raise UserError(f"{said} has an {ADAPTER} but no {ADAPTER_WEIGHTS}")
+        return path
     if any(path.glob("*.safetensors")):
         if not (path / "config.json").exists():
             raise UserError(f"{said} has no config.json")
@@ -69,9 +77,11 @@ def external_model(field: str, reference: str, folders: Iterable[Path]) -> epath
 
 def check_external(path: epath.Path) -> None:
     """Raises UserError where loading the model would find its files wrong, as far as that can be told at once."""
-    from llm_jax.models.loading import check_folder  # Brings jax, which following references does without.
+    # These bring jax, which following references does without.
+    from llm_jax.adapters.loading import base_of, has_adapter
+    from llm_jax.models.loading import check_folder
 
-    check_folder(path)
+    check_folder(base_of(path) if has_adapter(path) else path)
 
 
 def external_hash(path: epath.Path) -> str:
@@ -84,7 +94,12 @@ def external_hash(path: epath.Path) -> str:
         files += [commit for commit in [_newest_commit(path)] if commit is not None]
     else:
         files += [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-    return canonical_hash({str(f.relative_to(path)): file_fingerprint(f) for f in files if f.exists()})
+    found = {str(f.relative_to(path)): file_fingerprint(f) for f in files if f.exists()}
+    if (path / ADAPTER).exists() or (path / "adapter.json").exists():
+        from llm_jax.adapters.loading import base_of
+
+        found["base"] = external_hash(base_of(path))
+    return canonical_hash(found)
 
 
 def _newest_commit(path: epath.Path) -> epath.Path | None:

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from llm_jax.adapters.config import LoraConfig
+from llm_jax.adapters.loading import base_of, write_own
+from llm_jax.adapters.peft_files import Adapter, write_adapter
+from llm_jax.adapters.sites import Adaptation
 from llm_jax.base import processes
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
@@ -16,13 +21,15 @@ from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokeni
 from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
+from llm_jax.jobs.adapting import Adapting, check_adapter, with_loraplus
 from llm_jax.jobs.balancing import PREFIX
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
 from llm_jax.jobs.regularization import check_of_model, check_regularization, frozen_patterns
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.flops import training_flops_per_token
-from llm_jax.sharding import Plan, check_divides, make_plan, placed_batches, storage_shardings, to_first
+from llm_jax.models.saving import copy_tokenizer
+from llm_jax.sharding import Plan, check_divides, make_plan, place, placed_batches, storage_shardings, to_first
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.remote import fetch, is_remote, local_copy, publish, to_path
 from llm_jax.storage.workdir import Workdir
@@ -75,7 +82,19 @@ class Setup:
     plan: Plan
     tokenizer: Tokenizer
     decoder: Decoder
+    """The model's own, without an adapter."""
     data: Prepared
+    adapting: Adapting | None = None
+    """The adapter that is trained in place of the model."""
+
+    @property
+    def policy(self) -> Decoder:
+        """What objectives bind the trained parameters to."""
+        return self.decoder if self.adapting is None else self.adapting.decoder
+
+    def objective(self, objective: Objective, training: bool) -> Objective:
+        """An objective of `policy` as one of what is trained."""
+        return objective if self.adapting is None else self.adapting.objective(objective, training)
 
     @property
     def sources(self) -> list[str]:
@@ -97,6 +116,7 @@ def check_training(node: "Node", kind: Kind) -> None:
     check_logging(config.logging)
     profiled_steps(config.profile, config.train.steps)
     check_regularization(config.train)
+    check_adapter(adapter_of(config), config.train)
     if hasattr(config, "task_eval"):
         check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     check_records(kind, config.data)
@@ -133,8 +153,11 @@ def prepare_rows(
     workdir, config = node.workdir, node.config
     check_tokenizer(model, tokenizer.vocab_size, "init_from")
     check_shapes(config, make_plan(config.mesh), model, scored=model.head.labels is not None)
+    adapter = adapter_of(config)
+    if adapter is not None and parent is not None:
+        write_own(workdir, adapter, parent.path)
     # Groups are patterns on parameters: one that matches none is found here, before a parent trains.
-    policy_optimizer(config.train, Decoder(model))
+    policy_optimizer(config.train, Decoder(model), adapter)
     data = packed_rows(node, kind, tokenizer)
     _tell_left_out(node.name, data)
     data.tokenizer.save(workdir.tokenizer)
@@ -197,8 +220,14 @@ def setup(node: "Node", kind: Kind) -> Setup:
     tokenizer = load_tokenizer(here.tokenizer)
     plan = make_plan(config.mesh, compute_dtype=config.train.compute_dtype)
     decoder = Decoder(here.model, remat=config.train.remat)
-    rows = packed_rows(node, kind, tokenizer)
-    return Setup(node, config, workdir, plan, tokenizer, decoder, rows)
+    rows, adapter = packed_rows(node, kind, tokenizer), adapter_of(config)
+    adapting = None if adapter is None else Adapting.of(decoder, adapter)
+    return Setup(node, config, workdir, plan, tokenizer, decoder, rows, adapting)
+
+
+def adapter_of(config: Any) -> LoraConfig | None:
+    """The adapter that a job's configuration asks for; None of jobs that train whole models only."""
+    return getattr(config, "adapter", None)
 
 
 def fit(
@@ -215,11 +244,13 @@ def fit(
 ) -> None:
     """Trains the role `policy` on an objective, then exports it.
 
+    Where the run has an adapter it is the adapter that is trained and exported, and the model is frozen.
+
     Args:
       s: from `setup`.
-      objective: from `jobs.terms`.
+      objective: from `jobs.terms`, of `s.policy`.
       evaluation: the same, as held-out rows are scored: without what is added in training only.
-      policy: initial parameters; called only where there is no checkpoint.
+      policy: the model's parameters at first; called only where there is no checkpoint, or an adapter is trained.
       frozen: parameters of further roles, by role, likewise.
       frozen_decoders: their architectures.
       columns: further arrays that the rows carry, such as a reference's log-probabilities.
@@ -227,12 +258,16 @@ def fit(
       finish: run once after the last step.
     """
     config = s.config.train
-    declared = {"policy": declarations(s.decoder)}
-    abstract = {"policy": abstract_params(s.decoder)}
-    frozen_abstract = {}
+    adapting = s.adapting
+    declared, frozen_abstract = {"policy": declarations(s.decoder)}, {}
+    abstract: dict[str, Any] = {"policy": abstract_params(s.decoder)}
+    if adapting is not None:
+        declared, frozen_abstract = adapting.declarations, adapting.abstract_frozen(s.plan)
+        abstract = {"policy": adapting.adaptation.abstract}
+        objective, evaluation = s.objective(objective, training=True), s.objective(evaluation, training=False)
     for role, decoder in (frozen_decoders or {}).items():
         declared[role], frozen_abstract[role] = declarations(decoder), abstract_params(decoder)
-    optimizer, averaged = policy_optimizer(config, s.decoder), config.ema_decay is not None
+    optimizer, averaged = policy_optimizer(config, s.decoder, adapter_of(s.config)), config.ema_decay is not None
     loaders = {}
     for split, rows in (("train", s.data.train), ("eval", s.data.eval)):
         training = split == "train"
@@ -247,10 +282,25 @@ def fit(
         return {_eval_name(name): value for name, value in values.items() if _is_told(name)}
 
     def initial() -> Any:
-        return init_state({"policy": policy()}, optimizer, declared, s.plan, frozen=frozen(), ema=averaged)
+        first = policy()
+        if adapting is None:
+            return init_state({"policy": first}, optimizer, declared, s.plan, frozen=frozen(), ema=averaged)
+        trained = {"policy": adapting.init(first, config.seed)}
+        fixed = {**adapting.frozen(first, s.plan), **frozen()}
+        return init_state(trained, optimizer, declared, s.plan, frozen=fixed, ema=averaged)
+
+    like = abstract_state(abstract, optimizer, declared, s.plan, frozen=frozen_abstract, ema=averaged)
+
+    def frozen_again() -> Any:
+        assert adapting is not None
+        fixed = {**adapting.frozen(policy(), s.plan), **frozen()}
+        return place(fixed, jax.tree.map(lambda leaf: leaf.sharding, like["frozen"]))
 
     def export(state: Any) -> Mapping[str, float]:
-        if config.checkpoint.export:
+        if config.checkpoint.export and adapting is not None:
+            trained = to_first(weights_in_use(state)["policy"])
+            processes.from_first(lambda: export_adapter(s, trained))
+        elif config.checkpoint.export:
             extra = origin(s.node, "workdir").extra
             policy = to_first(weights_in_use(state)["policy"])
             model = Model(s.decoder, policy, s.decoder.config, s.workdir.tokenizer, extra=extra)
@@ -264,7 +314,8 @@ def fit(
             workdir=s.workdir,
             config=config,
             plan=s.plan,
-            abstract_state=abstract_state(abstract, optimizer, declared, s.plan, frozen=frozen_abstract, ema=averaged),
+            abstract_state=like,
+            made_again={} if adapting is None else {"frozen": frozen_again},
             init=initial,
             train_step=step if live is None else live.stepping(step, s.plan),
             loader=loaders["train"] if live is None else live,
@@ -275,9 +326,16 @@ def fit(
             regroup=regroup,
             logging=s.config.logging,
             profile=s.config.profile,
-            flops_per_token=training_flops_per_token(s.decoder.config, s.config.data.window, config.mtp_weight > 0),
+            flops_per_token=_flops(s),
         )
     )
+
+
+def _flops(s: Setup) -> float:
+    """Of a training step, per token. A frozen weight takes no gradient: with an adapter one of the three products of
+    each falls away, beside which the adapter's own are few."""
+    whole = training_flops_per_token(s.decoder.config, s.config.data.window, s.config.train.mtp_weight > 0)
+    return whole if s.adapting is None else whole * 2 / 3
 
 
 def _is_told(name: str) -> bool:
@@ -291,18 +349,40 @@ def _eval_name(name: str) -> str:
     return f"eval_{name}" if source == name else f"eval_{source}_loss"
 
 
-def policy_optimizer(config: TrainConfig, decoder: Decoder) -> Optimizer:
-    """The optimizer of the role `policy`. Raises UserError as `make_optimizer`."""
+def export_adapter(s: Setup, trained: Params) -> None:
+    """The PEFT folder of a trained adapter, with the tokenizer of the model, which it names as a Hugging Face folder
+    where there is one."""
+    assert s.adapting is not None
+    base = base_of(s.workdir.path)
+    whole = Workdir(base).export
+    base = str(whole if (whole / "config.json").exists() else base)
+    adaptation = s.adapting.adaptation
+    write_adapter(s.workdir.export, adaptation, Adapter(adaptation.config, dict(trained)), {}, base)
+    copy_tokenizer(s.workdir.tokenizer, s.workdir.export)
+
+
+def policy_optimizer(config: TrainConfig, decoder: Decoder, adapter: LoraConfig | None = None) -> Optimizer:
+    """The optimizer of the role `policy`: of a model, or of an adapter on it. Raises UserError as `make_optimizer` and
+    `Adaptation`."""
     layouts = {"policy": layout(decoder)}
+    if adapter is not None:
+        declared = {"policy": Adaptation(decoder, adapter).declarations}
+        rules = with_loraplus(config.optimizer, adapter)
+        return make_optimizer(rules, declared, config.steps, freeze=config.freeze, layouts=layouts)
     declared = {"policy": declarations(decoder)}
     freeze = frozen_patterns(config, decoder.config)
     return make_optimizer(config.optimizer, declared, config.steps, freeze=freeze, layouts=layouts)
 
 
-def policy_of(state: Any) -> Params:
-    """The trained parameters (their average, where there is one), on the default device of process 0, for evaluations
-    that do not use the mesh.
+def policy_of(state: Any, adapting: Adapting | None = None) -> Params:
+    """The trained model's parameters (their average, where there is one), on the default device of process 0, for
+    evaluations that do not use the mesh; with an adapter those of the model with it in its weights.
 
     All processes call it; the others get leaves of None.
     """
-    return jax.device_put(to_first(weights_in_use(state)["policy"]), jax.local_devices()[0])
+    trained = weights_in_use(state)
+    if adapting is None:
+        return jax.device_put(to_first(trained["policy"]), jax.local_devices()[0])
+    whole = jax.jit(adapting.merged)(trained, state["frozen"])
+    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), whole)
+    return jax.device_put(to_first(whole), jax.local_devices()[0])

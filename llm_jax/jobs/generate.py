@@ -92,14 +92,14 @@ def open_model(parent: Any, field: str) -> tuple[Origin, Tokenizer]:
 
 def run(node: "Node") -> None:
     """Loads the model, decodes all prompts, and writes a line per sample."""
+    from llm_jax.adapters.loading import load_merged
     from llm_jax.inference.generator import Generator
-    from llm_jax.models.loading import load
 
     config: GenerateConfig = node.config
     source, tokenizer = open_model(node.parents["init_from"], "init_from")
     prompts = read_prompts(config, data_of(node))
     ids = [encode_prompt(tokenizer, prompt.content, config.raw) for prompt in prompts]
-    model = load(source.path, mesh=config.mesh)
+    model = load_merged(source.path, mesh=config.mesh)
     generator = Generator(
         model,
         tokenizer,

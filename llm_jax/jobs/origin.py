@@ -4,15 +4,19 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from llm_jax.adapters.loading import base_of
+from llm_jax.adapters.peft_files import is_peft_folder, read_config
+from llm_jax.adapters.sites import Adaptation
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer
 from llm_jax.data.tokenizers import has_tokenizer
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family_for
 from llm_jax.models.loading import EXTRA, read_extra, read_hf_config, read_model_config
 from llm_jax.storage.atomic import write_atomically
@@ -66,6 +70,11 @@ def origin(parent: "Node | epath.PathLike", field: str) -> Origin:
       UserError: a file is missing, or a field of a config.json is not honoured.
     """
     path = epath.Path(parent) if isinstance(parent, str | os.PathLike) else parent.workdir.path
+    if is_peft_folder(path):
+        base = origin(base_of(path), field)
+        config, _ = read_config(path)
+        Adaptation(Decoder(base.model), config)  # Whether it fits.
+        return replace(base, path=path, tokenizer=path if has_tokenizer(path) else base.tokenizer)
     model = read_model_config(path)
     hf = read_hf_config(path)
     folder = Workdir(path).tokenizer if hf is None else path

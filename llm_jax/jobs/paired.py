@@ -30,13 +30,13 @@ def paired_objective(
     reference: Reference = "stored",
     extra: Regularization = NONE,
     sources: Sequence[str] = (),
-    ref_decoder: Decoder | None = None,
+    reference_decoder: Decoder | None = None,
 ) -> Objective:
     """Weighted sum of losses, each a mean over the pairs of the whole batch, from one forward pass of both answers.
 
     The reference's log-probabilities are columns of the rows (`stored`: `ref_chosen_logps`, `ref_rejected_logps`,
-    float32[B, P]), computed in the step from the role `ref` of the frozen parameters (`live`; `ref_decoder` where
-    its architecture is another), or there are none.
+    float32[B, P]), computed in the step from the role `ref` of the frozen parameters (`live`), which are of
+    `reference_decoder` (None: of the policy's), or there are none.
     Absent pairs (`pair_index` -1) count for nothing. A pair's `weight`, where rows have it, multiplies its losses; the
     mean is over pairs all the same. `extra` adds noise to the policy, and its own terms over answer tokens.
 
@@ -86,7 +86,7 @@ def paired_objective(
         if reference == "none":
             return {}
         if reference == "live":
-            said = answer_logps(bind(ref_decoder or decoder, frozen["ref"]), rows, loss.ld_alpha)
+            said = answer_logps(bind(reference_decoder or decoder, frozen["ref"]), rows, loss.ld_alpha)
             return jax.lax.stop_gradient({f"ref_{name}": said[name] for name in LOGPS})
         present = rows["pair_index"] >= 0
         return {f"ref_{name}": jnp.where(present, rows[f"ref_{name}"], 0.0) for name in LOGPS}

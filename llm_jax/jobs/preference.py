@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
@@ -20,7 +21,7 @@ from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.scoring import answer_logps, unpaired_logps
 from llm_jax.jobs.unpaired import unpaired_objective
 from llm_jax.jobs.word_problems import problem_hook
-from llm_jax.models import Decoder, load
+from llm_jax.models import Decoder
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -47,7 +48,12 @@ def checked_loss(config: PreferenceConfig) -> PreferenceLoss:
         raise UserError(
             f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
         )
-    return preference_loss(config)
+    loss = preference_loss(config)
+    if config.sync_ref_model and config.adapter is not None:
+        raise UserError(
+            "sync_ref_model is set, but with an adapter the reference is the model as it was; leave one out"
+        )
+    return loss
 
 
 def prepare(node: "Node") -> None:
@@ -91,6 +97,8 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
     policy = origin(node.parents["init_from"], "init_from")
     reference = origin(node.parents["reference"], "reference") if "reference" in node.parents else policy
     live = config.reference_logps == "live"
+    # With an adapter the model without it is the reference: no second copy of its weights.
+    apart = live and (s.adapting is None or reference is not policy)
     columns = None
     if config.reference_logps == "stored":
         if loss.unpaired:
@@ -99,22 +107,23 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
             columns = stored_logps(s, reference, partial(answer_logps, ld_alpha=loss.ld_alpha), ld_alpha=loss.ld_alpha)
     make = unpaired_objective if loss.unpaired else paired_objective
     extra = regularization(config.train, s.decoder.config)
-    ref_decoder = Decoder(reference.model) if live else None
-    objective = make(s.decoder, loss, config.reference_logps, extra, s.sources, ref_decoder)
+    decoders = s.policy, loss, config.reference_logps
+    of_reference = {"sources": s.sources, "reference_decoder": Decoder(reference.model)}
+    objective = make(*decoders, extra, **of_reference)
     if config.sync_ref_model:
         moved = synchronised(config.ref_model_mixup_alpha, config.ref_model_sync_steps)
         objective = replace(objective, synced=moved)
 
     def frozen() -> dict[str, Any]:
-        return {"ref": load(reference.path, mesh=config.mesh).params} if live else {}
+        return {"ref": load_merged(reference.path, mesh=config.mesh).params} if apart else {}
 
     fit(
         s,
         objective,
-        lambda: load(policy.path, mesh=config.mesh).params,
-        evaluation=make(s.decoder, loss, config.reference_logps, sources=s.sources, ref_decoder=ref_decoder),
+        lambda: load_merged(policy.path, mesh=config.mesh).params,
+        evaluation=make(*decoders, **of_reference),
         frozen=frozen,
-        frozen_decoders=None if ref_decoder is None else {"ref": ref_decoder},
+        frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
         columns=columns,
         live=rows,
         finish=(problem_hook(s, before=policy),),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.config import to_dict
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer, load_tokenizer, pretrain_texts, train_bpe, train_sentencepiece
@@ -23,7 +24,7 @@ from llm_jax.jobs.origin import origin
 from llm_jax.jobs.regularization import check_of_model, regularization
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
-from llm_jax.models import init_params, load
+from llm_jax.models import init_params
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families import family
 from llm_jax.sharding import make_plan
@@ -128,6 +129,6 @@ def run(node: "Node") -> None:
         parent = node.parents.get("init_from")
         if parent is None:
             return init_params(s.decoder, s.config.train.seed, s.shardings)
-        return load(origin(parent, "init_from").path, mesh=s.config.mesh).params
+        return load_merged(origin(parent, "init_from").path, mesh=s.config.mesh).params
 
     fit(s, objective, policy, evaluation=plain, finish=(text_hook(s, plain), problem_hook(s)))

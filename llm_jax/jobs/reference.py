@@ -10,12 +10,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import PartitionSpec
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base import processes
 from llm_jax.base.logging import log
 from llm_jax.data import Loader, RowSet
 from llm_jax.jobs.fit import Columns, Setup
 from llm_jax.jobs.origin import Origin
-from llm_jax.models import Decoder, bind, load
+from llm_jax.models import Decoder, bind
 from llm_jax.sharding import placed_batches
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.hashes import canonical_hash
@@ -64,7 +65,7 @@ def _store(file: epath.Path, values: Columns) -> None:
 
 def _compute(s: Setup, reference: Origin, score: Score) -> Columns:
     decoder = Decoder(reference.model)
-    params = load(reference.path, mesh=s.config.mesh).params
+    params = load_merged(reference.path, mesh=s.config.mesh).params
 
     def said(params, rows):
         return score(bind(decoder, params), jax.tree.map(lambda x: x[0], rows))

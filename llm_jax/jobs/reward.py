@@ -15,7 +15,7 @@ from llm_jax.jobs.regularization import NONE, Regularization, regularization
 from llm_jax.jobs.reward_terms import classes_objective, pairs_objective, rankings_objective
 from llm_jax.models import HeadConfig, family, load, with_head
 from llm_jax.models.config import ModelConfig
-from llm_jax.models.families.heads import LABELS
+from llm_jax.models.families.heads import LABELS, PAIRWISE
 from llm_jax.training import Objective
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ READS = {
     "pooling": ("pairs", "rankings", "classify"),
 }
 """Which tasks read a field."""
-PAIRWISE = "llm_jax_pairwise"
-"""Field of the config.json of a model that compares two answers."""
 
 
 def kind_of(config: RewardConfig) -> Kind:
@@ -81,7 +79,7 @@ def prepare(node: "Node") -> None:
     source = origin(node.parents["init_from"], "init_from")
     tokenizer = load_tokenizer(source.tokenizer)
     model = headed(node.config, source.model)
-    extra = {name: value for name, value in source.extra.items() if name not in LABELS}
+    extra = {name: value for name, value in source.extra.items() if name not in (PAIRWISE, *LABELS)}
     extra |= {"pad_token_id": tokenizer.pad_id}
     names = node.config.label_names
     if names:
@@ -123,10 +121,11 @@ def run(node: "Node") -> None:
 def reward_objective(s: Setup, extra: Regularization = NONE) -> Objective:
     """The task's objective."""
     config: RewardConfig = s.config
+    common = s.tokenizer.pad_id, extra, s.sources
     match config.task:
         case "pairs":
-            return pairs_objective(s.decoder, config.center_rewards_coefficient, extra, s.sources)
+            return pairs_objective(s.decoder, config.center_rewards_coefficient, *common)
         case "rankings":
-            return rankings_objective(s.decoder, config.ranking_loss, extra, s.sources)
+            return rankings_objective(s.decoder, config.ranking_loss, *common)
         case _:
-            return classes_objective(s.decoder, config.task == "steps", extra, s.sources)
+            return classes_objective(s.decoder, config.task == "steps", *common)

@@ -27,6 +27,7 @@ F1 = "f1/"
 def pairs_objective(
     decoder: Decoder,
     center_rewards_coefficient: float | None = None,
+    pad_id: int | None = None,
     extra: Regularization = NONE,
     sources: Sequence[str] = (),
 ) -> Objective:
@@ -40,7 +41,7 @@ def pairs_objective(
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
         del frozen
         present = rows["pair_index"] >= 0
-        scores, routers = _scores(decoder, params, rows, key, extra, documents=2 * present.shape[-1])
+        scores, routers = _scores(decoder, params, rows, key, extra, pad_id, documents=2 * present.shape[-1])
         both = scores[..., 0].reshape(*present.shape, 2)
         margin = jnp.nan_to_num(rows["margin"], nan=0.0) if "margin" in rows else 0.0
         losses, metrics = objectives.bradley_terry(both[..., 0], both[..., 1], margin, center_rewards_coefficient)
@@ -64,6 +65,7 @@ def pairs_objective(
 def rankings_objective(
     decoder: Decoder,
     loss: Literal["all_pairs", "plackett_luce"],
+    pad_id: int | None = None,
     extra: Regularization = NONE,
     sources: Sequence[str] = (),
 ) -> Objective:
@@ -77,7 +79,7 @@ def rankings_objective(
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
         del frozen
         present, of = rows["ranking_index"] >= 0, rows["ranking_id"]
-        scores, routers = _scores(decoder, params, rows, key, extra, documents=of.shape[-1])
+        scores, routers = _scores(decoder, params, rows, key, extra, pad_id, documents=of.shape[-1])
         # Every ranking sees all answers of its row, its own marked: they stand in order.
         own = of[:, None, :] == jnp.arange(1, present.shape[-1] + 1, dtype=jnp.int32)[:, None]
         rewards = jnp.broadcast_to(scores[..., 0][:, None, :], own.shape)
@@ -98,7 +100,11 @@ def rankings_objective(
 
 
 def classes_objective(
-    decoder: Decoder, steps: bool, extra: Regularization = NONE, sources: Sequence[str] = ()
+    decoder: Decoder,
+    steps: bool,
+    pad_id: int | None = None,
+    extra: Regularization = NONE,
+    sources: Sequence[str] = (),
 ) -> Objective:
     """Mean cross-entropy over the texts of the whole batch, or over the `steps` of its answers.
 
@@ -112,7 +118,7 @@ def classes_objective(
     def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Sums:
         del frozen
         labels, present = labels_of(rows)
-        scores, routers = _scores(decoder, params, rows, key, extra, documents=labels.shape[-1])
+        scores, routers = _scores(decoder, params, rows, key, extra, pad_id, documents=labels.shape[-1])
         classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)
         is_label = labels[..., None] == classes
         logps = jax.nn.log_softmax(scores, axis=-1)
@@ -156,13 +162,28 @@ def macro_f1(both: Float[Array, "n"], label: Float[Array, "n"], guess: Float[Arr
     return (2 * both / jnp.maximum(occurs, 1.0)).sum() / jnp.maximum((occurs > 0).sum(), 1)
 
 
+def scored_segments(
+    tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"], pooling: str, pad_id: int | None
+) -> Int[Array, "B T"]:
+    """Segments as scores are pooled from them: a text's last token is the last one that is not `pad_id`, as in
+    transformers and TRL. It matters for tokenizers that pad with their end token: the token before it is read."""
+    return segment_ids if pad_id is None or pooling != "last" else jnp.where(tokens == pad_id, 0, segment_ids)
+
+
 def _scores(
-    decoder: Decoder, params: Params, rows: Rows, key: Array, extra: Regularization, documents: int
+    decoder: Decoder,
+    params: Params,
+    rows: Rows,
+    key: Array,
+    extra: Regularization,
+    pad_id: int | None,
+    documents: int,
 ) -> tuple[Float[Array, "B n labels"], dict[str, Any]]:
     """Of the row's documents, or of each token where the head says so; and what routers report."""
     policy = bind(decoder, params["policy"])
     hidden, _, routers = run_rows(policy, rows, **extra.decoder_arguments(decoder, key, rows))
-    return policy.scores(hidden, rows["segment_ids"], documents), {"experts": routers} if routers else {}
+    segments = scored_segments(rows["tokens"], rows["segment_ids"], decoder.config.head.pooling, pad_id)
+    return policy.scores(hidden, segments, documents), {"experts": routers} if routers else {}
 
 
 def _sums(

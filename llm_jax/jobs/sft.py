@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.jobs.config import SFTConfig
@@ -10,7 +11,6 @@ from llm_jax.jobs.origin import origin
 from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
-from llm_jax.models import load
 
 if TYPE_CHECKING:
     from llm_jax.jobs.graph import Node
@@ -39,8 +39,8 @@ def run(node: "Node") -> None:
     parent = origin(node.parents["init_from"], "init_from")
     fit(
         s,
-        sft_objective(s.decoder, regularization(s.config.train, s.decoder.config), s.sources),
-        lambda: load(parent.path, mesh=s.config.mesh).params,
-        evaluation=sft_objective(s.decoder, sources=s.sources),
+        sft_objective(s.policy, regularization(s.config.train, s.decoder.config), s.sources),
+        lambda: load_merged(parent.path, mesh=s.config.mesh).params,
+        evaluation=sft_objective(s.policy, sources=s.sources),
         finish=(problem_hook(s, before=parent),),
     )

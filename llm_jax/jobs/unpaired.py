@@ -27,14 +27,14 @@ def unpaired_objective(
     reference: Reference = "stored",
     extra: Regularization = NONE,
     sources: Sequence[str] = (),
-    ref_decoder: Decoder | None = None,
+    reference_decoder: Decoder | None = None,
 ) -> Objective:
     """Weighted sum of losses, each a mean over the answers of the whole batch, desirable and undesirable together.
 
     The reference's log-probabilities are columns of the rows (`stored`: `ref_logps`, and `ref_kl_logps` where a loss
-    takes KTO's z; float32[B, P]) or computed in the step (`live`, by
-    `ref_decoder` where it is given). Absent answers (`answer_index` -1) count for
-    nothing. An answer's `weight` multiplies its losses; the mean is over answers all the same.
+    takes KTO's z; float32[B, P]) or computed in the step (`live`), by `reference_decoder` (None: the
+    policy's). Absent answers (`answer_index` -1) count for nothing. An answer's `weight` multiplies its losses; the
+    mean is over answers all the same.
 
     KTO's z comes from the first pass: the mean, over all answers of the global batch, of log π - log π_ref of the
     mismatched answers beside them (`data/mismatching.py`), at least 0. So it is the same for any number of microbatches
@@ -51,7 +51,7 @@ def unpaired_objective(
 
     def reference_logps(frozen: Params, rows: Rows) -> dict[str, Array]:
         if reference == "live":
-            said = unpaired_logps(bind(ref_decoder or decoder, frozen["ref"]), rows)
+            said = unpaired_logps(bind(reference_decoder or decoder, frozen["ref"]), rows)
             return jax.lax.stop_gradient({f"ref_{name}": value for name, value in said.items()})
         present = rows["answer_index"] >= 0
         names = ("ref_logps", "ref_kl_logps") if z else ("ref_logps",)

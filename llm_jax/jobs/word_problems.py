@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_jax.adapters.loading import load_merged
+from llm_jax.adapters.merging import plain_decoder
 from llm_jax.base import processes
 from llm_jax.data import Tokenizer, held_out_problems, load_tokenizer
 from llm_jax.data.embedded.problems import Problem, is_careful, is_correct
@@ -12,7 +14,7 @@ from llm_jax.inference import Generator, SamplingParams
 from llm_jax.jobs.fit import Hook, Setup, policy_of
 from llm_jax.jobs.generate import encode_prompt
 from llm_jax.jobs.origin import Origin
-from llm_jax.models import Model, load
+from llm_jax.models import Model
 from llm_jax.storage.atomic import write_atomically
 
 DEFAULT_PROBLEMS = 400
@@ -32,12 +34,13 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
     def hook(state: Any) -> Mapping[str, float]:
         if not count:
             return {}
-        params = policy_of(state)
+        params = policy_of(state, s.adapting)
         return processes.from_first(lambda: answered(params))
 
     def answered(params: Any) -> Mapping[str, Any]:
         problems = held_out_problems(data, count)
-        model = Model(s.decoder, params, s.decoder.config, s.workdir.tokenizer)
+        decoder = s.decoder if s.adapting is None else plain_decoder(s.adapting.adapters, s.decoder)
+        model = Model(decoder, params, decoder.config, s.workdir.tokenizer)
         metrics, records = _answers(model, s.tokenizer, problems, task.max_tokens)
         shown = [
             {"prompt": r["prompt"], "answer": r["answer"], "completion": r["completion"]}
@@ -45,7 +48,7 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
         ]
         if before is not None and shown:
             tokenizer = load_tokenizer(before.tokenizer)
-            _, earlier = _answers(load(before.path), tokenizer, problems[: len(shown)], task.max_tokens)
+            _, earlier = _answers(load_merged(before.path), tokenizer, problems[: len(shown)], task.max_tokens)
             for row, record in zip(shown, earlier, strict=True):
                 row["before"], row["after"] = record["completion"], row.pop("completion")
         write_atomically(s.workdir.samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))

@@ -221,8 +221,10 @@ class Decoder(nnx.Module):
         if labels is not None:
             raise UserError(f"the model ends in scores (model.head.labels={labels}) and has no logits of tokens")
         hidden = hidden if self.transform is None else self.transform(hidden)
-        weight = in_compute(self.embed if self.config.tie_embeddings else self.head).weight.get_value()
-        weight = weight.T if self.config.tie_embeddings else weight
+        if self.config.tie_embeddings:
+            weight = in_compute(self.embed).weight.get_value().T
+        else:
+            hidden, weight = in_compute(self.head).factors(hidden)
         if self.vocab_bias is not None:
             bias = in_compute(self.vocab_bias).bias.get_value()
             weight = jnp.concatenate([weight, bias[None]])
@@ -246,7 +248,7 @@ class Decoder(nnx.Module):
             hidden, there = pool(hidden, segment_ids, documents, head.pooling)
         hidden = hidden if self.transform is None else self.transform(hidden)
         score = in_compute(self.score)
-        out = _product(hidden, score.weight.get_value())
+        out = _product(*score.factors(hidden))
         if score.bias is not None:
             out = out + score.bias.get_value().astype(jnp.float32)
         return out if there is None else jnp.where(there[..., None], out, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,19 +83,29 @@ class ExpertLinear(nnx.Module):
         of_bias = Declaration(("experts", axes[1]), None, False, Init("zeros"))
         self.bias = parameter((experts, outputs), of_bias) if bias else None
 
+    def operands(self, axes: tuple[str, str, str]) -> tuple[Any, Any]:
+        """What `times` takes besides rows, and its axes where those of the weight are `axes`."""
+        return self.weight.get_value(), axes
+
+    @staticmethod
+    def times(rows: Float[Array, "M I"], operands: Any, sizes: Int[Array, " E"]) -> Float[Array, "M O"]:
+        """The product, on one shard."""
+        return kernels.grouped_matmul(rows, operands, sizes)
+
 
 class IntoExperts(ExpertLinear):
     """From whole rows to rows that the tensor axis cuts."""
 
     @gathered
     def __call__(self, rows: Float[Array, "M D"], sizes: Int[Array, "shards E"]) -> Float[Array, "M F"]:
-        def product(rows: Array, sizes: Array, weight: Array, bias: Array | None) -> Array:
-            out = kernels.grouped_matmul(rows, weight, sizes[0])
+        def product(rows: Array, sizes: Array, operands: Any, bias: Array | None) -> Array:
+            out = self.times(rows, operands, sizes[0])
             return out if bias is None else out + _per_row(bias, sizes[0], rows.shape[0]).astype(out.dtype)
 
         bias = None if self.bias is None else self.bias.get_value()
-        in_axes = (ROWS, SIZES, ("experts", "embed", "mlp"), None if bias is None else ("experts", "mlp"))
-        out = on_shards(product, in_axes, INNER)(rows, sizes, self.weight.get_value(), bias)
+        operands, axes = self.operands(("experts", "embed", "mlp"))
+        in_axes = (ROWS, SIZES, axes, None if bias is None else ("experts", "mlp"))
+        out = on_shards(product, in_axes, INNER)(rows, sizes, operands, bias)
         return checkpoint_name(out, PROJECTION)
 
 
@@ -108,17 +118,18 @@ class OutOfExperts(ExpertLinear):
     ) -> Float[Array, "N D"]:
         """`rows` are weighted already; `weights` are for the bias."""
 
-        def product(rows: Array, weights: Array, routed: tuple, weight: Array, bias: Array | None) -> Array:
+        def product(rows: Array, weights: Array, routed: tuple, operands: Any, bias: Array | None) -> Array:
             order, places, sizes = routed
-            out = kernels.grouped_matmul(rows, weight, sizes[0])
+            out = self.times(rows, operands, sizes[0])
             if bias is not None:
                 once = axis_index("mlp") == 0
                 out = out + jnp.where(once, weights * _per_row(bias, sizes[0], rows.shape[0]), 0.0).astype(out.dtype)
             return axis_sum(_collect(out, order, places), "mlp")
 
         bias = None if self.bias is None else self.bias.get_value()
-        in_axes = (INNER, ROWS, DISPATCH, ("experts", "mlp", "embed"), None if bias is None else ("experts", "embed"))
-        return on_shards(product, in_axes, ROWS)(rows, weights, tuple(routed), self.weight.get_value(), bias)
+        operands, axes = self.operands(("experts", "mlp", "embed"))
+        in_axes = (INNER, ROWS, DISPATCH, axes, None if bias is None else ("experts", "embed"))
+        return on_shards(product, in_axes, ROWS)(rows, weights, tuple(routed), operands, bias)
 
 
 def _per_row(bias: Float[Array, "E F"], sizes: Int[Array, " E"], rows: int) -> Float[Array, "M F"]:

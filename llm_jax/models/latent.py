@@ -97,7 +97,7 @@ class LatentAttention(nnx.Module):
         scoring: Scoring,
     ) -> tuple[Float[Array, "B T N V"], LatentCache]:
         size = self.size
-        weight = in_compute(self.kv_up).weight.get_value()
+        weight = in_compute(self.kv_up).whole()
         weight = weight.reshape(size.kv_rank, self.heads, size.nope_dim + size.value_dim)
         highest = jax.lax.Precision.HIGHEST if q_nope.dtype == jnp.float32 else None
         q = jnp.einsum("btnh,rnh->btnr", q_nope, weight[..., : size.nope_dim], precision=highest)

@@ -26,6 +26,14 @@ class Linear(nnx.Module):
         y = checkpoint_name(kernels.matmul(x, self.weight.get_value()), PROJECTION)
         return y if self.bias is None else y + self.bias.get_value()
 
+    def factors(self, x: Float[Array, "... I"]) -> tuple[Float[Array, "... E"], Float[Array, "E O"]]:
+        """Two factors whose product is `x @ weight`, for who makes it in pieces; of weights that are in use."""
+        return x, self.whole()
+
+    def whole(self) -> Float[Array, "I O"]:
+        """The matrix that the layer multiplies with; of weights that are in use."""
+        return self.weight.get_value()
+
 
 class Embedding(nnx.Module):
     """Token vectors `[V, D]`. Under a tensor axis each shard looks up its own rows and the parts are added."""
@@ -35,12 +43,18 @@ class Embedding(nnx.Module):
 
     @gathered
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        def lookup(weight: Array, tokens: Array) -> Array:
-            row = tokens - axis_index("vocab") * weight.shape[0]
-            here = (row >= 0) & (row < weight.shape[0])
-            return axis_sum(jnp.where(here[..., None], weight[jnp.where(here, row, 0)], 0), "vocab")
+        return look_up(self.weight.get_value(), tokens)
 
-        return on_shards(lookup, (("vocab", "embed"), ("batch", "length")), RESIDUAL)(self.weight.get_value(), tokens)
+
+def look_up(weight: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Rows of a matrix whose rows a tensor axis may cut."""
+
+    def lookup(weight: Array, tokens: Array) -> Array:
+        row = tokens - axis_index("vocab") * weight.shape[0]
+        here = (row >= 0) & (row < weight.shape[0])
+        return axis_sum(jnp.where(here[..., None], weight[jnp.where(here, row, 0)], 0), "vocab")
+
+    return on_shards(lookup, (("vocab", "embed"), ("batch", "length")), RESIDUAL)(weight, tokens)
 
 
 class Bias(nnx.Module):

@@ -42,6 +42,8 @@ class Declaration:
     init: Init
     learned: bool = True
     """Whether gradients move it. Otherwise a rule of its own does, and it lies in the train state's `model_state`."""
+    per_row: bool = False
+    """Whether it may be bound with further axes: a value for each row of a batch in place of one for all."""
 
     def stacked(self) -> Declaration:
         """The same parameter with a leading layers axis."""
@@ -92,10 +94,11 @@ def bind[M: nnx.Module](module: M, params: Mapping[str, Any]) -> M:
     graph, state = nnx.split(module)
     variables = nnx.to_flat_state(state)
     wanted = {"/".join(map(str, path)): variable.get_value().shape for path, variable in variables}
+    free = {"/".join(map(str, path)) for path, variable in variables if variable.get_metadata("decl").per_row}
     for path in [*sorted(wanted.keys() - flat.keys()), *sorted(flat.keys() - wanted.keys())]:
         raise UserError(f"parameter {path} is {'missing' if path in wanted else 'not one of the model'}")
     for path, shape in wanted.items():
-        if flat[path].shape != shape:
+        if flat[path].shape != shape and path not in free:
             raise UserError(f"parameter {path} has shape {flat[path].shape}, the model needs {shape}")
     bound = [(path, variable.replace(flat["/".join(map(str, path))])) for path, variable in variables]
     return nnx.merge(graph, nnx.from_flat_state(bound))

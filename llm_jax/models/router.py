@@ -78,7 +78,7 @@ class Router(nnx.Module):
                                                                                          of Σ_e (Σ C / T) (Σ p / T)
         """
         config = self.config
-        values = {name: getattr(self, name).get_value() for name in _names(config)}
+        values = {name: getattr(self, name).get_value() for name in _names(config)} | {"weight": self.whole()}
 
         def route(x: Array, segment_ids: Array | None, noise: Array | None, values: dict[str, Array]):
             real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids > 0
@@ -102,6 +102,10 @@ class Router(nnx.Module):
         in_axes = [None if argument is None else axes for argument, axes in zip((x, segment_ids, noise), per_token)]
         routes, statistics = on_shards(route, (*in_axes, None), ((CHOSEN, CHOSEN), None))(x, segment_ids, noise, values)
         return Routes(*routes), statistics
+
+    def whole(self) -> Float[Array, "D E"]:
+        """The matrix that gives the logits; of weights that are in use."""
+        return self.weight.get_value()
 
 
 def _names(config: ExpertsConfig) -> list[str]:

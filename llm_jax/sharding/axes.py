@@ -25,6 +25,8 @@ WEIGHT_AXES: dict[str, str | None] = {
     "labels": None,
     "latent": None,
     "head_dim": None,
+    "rank": None,
+    "rank_scales": None,
     "layers": None,
 }
 ACTIVATION_AXES: dict[str, str | None] = {
@@ -43,7 +45,7 @@ ACTIVATION_AXES: dict[str, str | None] = {
 }
 # Weights with one of these are used in float32, whatever the compute dtype: a rounded router picks other experts, and
 # how fast a state fades acts once for every token that it lives through.
-FLOAT32_AXES = ("router", "inner_rates", "ssm_heads_rates")
+FLOAT32_AXES = ("router", "inner_rates", "ssm_heads_rates", "rank_scales")
 # ZeRO cuts weights over this axis, wherever the table leaves a dimension free.
 STORAGE_AXIS = "data"
 # The layer loop slices this axis, so a cut along it would put whole layers on single devices.

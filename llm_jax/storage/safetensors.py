@@ -126,6 +126,18 @@ class LazyTensors(Mapping[str, np.ndarray]):
         return len(self.index)
 
 
+def read_file(file: epath.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of one file, by name. Raises UserError for one that is absent, a git-LFS pointer or malformed."""
+    file = epath.Path(file)
+    if not file.exists():
+        raise UserError(f"{file} does not exist")
+    held, raw = _read_header(file), file.read_bytes()
+    return {
+        name: np.frombuffer(raw, info.dtype, math.prod(info.shape), info.start).reshape(info.shape)
+        for name, info in held.items()
+    }
+
+
 def write_folder(
     folder: epath.PathLike,
     tensors: Mapping[str, np.ndarray | Callable[[], np.ndarray]],
@@ -159,7 +171,7 @@ def write_folder(
         return folder / f"shard-{number:05d}.safetensors.part"
 
     def close() -> None:
-        _write_file(part(len(shards)), pending, metadata)
+        write_file(part(len(shards)), pending, metadata)
         shards.append(list(pending))
         pending.clear()
 
@@ -228,7 +240,8 @@ def _read_header(file: epath.Path) -> dict[str, TensorInfo]:
     return infos
 
 
-def _write_file(file: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write_file(file: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """One file. Raises UserError for a dtype that the format does not have."""
     # Wide types first, as the safetensors library orders them: then every tensor is aligned to its own width.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}

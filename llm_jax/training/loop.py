@@ -65,6 +65,9 @@ class TrainingJob:
     loader: BatchSource
     rows: int
     """Rows of the training set, for `epoch`."""
+    made_again: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    """Parts of the state, by key, that no step changes and checkpoints leave out, and how each is made where a run goes
+    on."""
     evaluate: Callable[[State], Metrics] | None = None
     """Named `eval_…`; every eval_every steps and after the last."""
     finish: tuple[Callable[[State], Metrics], ...] = ()
@@ -235,7 +238,7 @@ def _train(
             }
             with meter.saving():
                 metrics.flush()
-                checkpoints.save(step, state, meta, _ranking(config, evaluation))
+                checkpoints.save(step, _kept(job, state), meta, _ranking(config, evaluation))
         if stopping:
             break
 
@@ -266,16 +269,24 @@ def _restore(
     checkpoints.clean(newer_than=step)
     meta = checkpoints.read_meta(step)
     layout = json.loads(json.dumps(job.layout))
+    wanted = _kept(job, job.abstract_state)
     if meta["layout"] == layout:
-        restored = checkpoints.restore(job.abstract_state, step)
+        restored = checkpoints.restore(wanted, step)
         assert restored is not None, "a given step is restored or raises"
         state = restored[1]
     else:
-        state = _place(_regroup(job, checkpoints.restore_numpy(step), meta["layout"], layout), job.abstract_state)
+        state = _place(_regroup(job, checkpoints.restore_numpy(step), meta["layout"], layout), wanted)
+    if job.made_again:
+        state = {**state, **{key: make() for key, make in job.made_again.items()}}
     metrics.cut(step, meta["metrics_lines"])
     log(f"{job.name}: continuing from step {step}")
     # Absent from checkpoints of before there was a clock.
     return step, state, Accumulator(meta["accumulator"]), meta.get("clock")
+
+
+def _kept(job: TrainingJob, state: State) -> State:
+    """What checkpoints hold of a state."""
+    return {key: part for key, part in state.items() if key not in job.made_again} if job.made_again else state
 
 
 def _regroup(job: TrainingJob, tree: Any, before: Layout, after: Layout) -> Any:

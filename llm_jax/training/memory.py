@@ -109,7 +109,9 @@ def step_memory(
         # Gradients are cut as they are summed, by one reduce-scatter; a CPU has none and first sums them whole.
         gradients += 4 * (layer + sum(outside))
     masters_serve = itemsize == 4 and (plan.zero == 0 or plan.axis_size("data") == 1)
-    copied = max(layer, *outside) if plan.zero == 3 else 0 if masters_serve else sum(used.values())
+    # What is stored as it is computed with needs no copy: frozen models may be.
+    other = [size for path, size in used.items() if itemsize == 4 or shapes[path].dtype.itemsize != itemsize]
+    copied = max([layer, *outside]) if plan.zero == 3 else 0 if masters_serve else sum(other)
     return StepMemory(
         params=shard_bytes(state["params"]),
         opt_state=shard_bytes([state["opt_state"], state["model_state"], state["step"]]),

@@ -150,6 +150,21 @@ def test_steps_equal_trl(policy: Model, file: str, tmp_path: Path, shared_forwar
             assert difference <= 1e-5 * norms[name], (case, name, difference / norms[name])
 
 
+def test_a_merged_token_is_learned_though_trls_cpo_leaves_it_out(tmp_path: Path):
+    """Where an answer's first letter merges with two tokens of the prompt, TRL's CPO and ORPO trainers count the merged
+    token to the prompt; its DPO trainer, like ours, lets the answer begin where both differ."""
+    source = tmp_path / "records.jsonl"
+    pair = json.loads((GOLDEN / "dpo_tokens.json").read_text())["strings"][1]["record"]
+    source.write_text(json.dumps(pair) + "\n")
+    data = DataConfig(path=str(source), eval_path=str(source), window=160)
+    row = prepare("preference", data, load_tokenizer(str(GOLDEN / "tokenizer_bos")), str(tmp_path / "rows")).train[0]
+    ids, mask = (row[name][row["side"] == 1] for name in ("tokens", "loss_mask"))
+    theirs = FILES["cpo"]["merged_labels"] != -100
+    np.testing.assert_array_equal(ids, FILES["cpo"]["merged_input_ids"])
+    first = np.argmax(theirs)
+    np.testing.assert_array_equal(mask == 1, np.arange(len(ids)) >= first - 1)
+
+
 def assert_metrics(file: str, case: str, ours: dict[str, Any], theirs: dict[str, float]) -> None:
     """TRL's by their names, relative 1e-5, and beside them ours alone."""
     told = set(theirs)

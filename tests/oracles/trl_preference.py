@@ -104,8 +104,8 @@ def experimental(trainer, batch):
     return trainer.get_batch_loss_metrics(trainer.model, batch, "train")
 
 
-def save(name: str, cases: dict[str, dict], records: list[dict], made) -> None:
-    arrays = {"records": np.array(json.dumps(records))}
+def save(name: str, cases: dict[str, dict], records: list[dict], made, **further: np.ndarray) -> None:
+    arrays = {"records": np.array(json.dumps(records)), **further}
     for case, options in cases.items():
         given = {"loss_type": case, **options}
         found = made(dict(given))
@@ -143,7 +143,11 @@ def main() -> None:
 
     save("preference_dpo", DPO, PAIRS, dpo)
     save("preference_kto", KTO, UNPAIRED, kto)
-    save("preference_cpo", CPO, UNMERGED, cpo)
+    # How its tokenization cuts a prompt whose last two tokens merge with the answer's first letter.
+    given = {"train_dataset": dataset(PAIRS), "processing_class": with_bos}
+    merged = CPOTrainer(make_model(), CPOConfig(**arguments(PAIRS)), **given).train_dataset[1]
+    cut = {f"merged_{name}": np.array(merged[f"chosen_{name}"]) for name in ("input_ids", "labels")}
+    save("preference_cpo", CPO, UNMERGED, cpo, **cut)
     save("preference_orpo", ORPO, UNMERGED, orpo)
 
 

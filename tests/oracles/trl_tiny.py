@@ -179,7 +179,7 @@ def run(trainer, loss_of, batch: dict) -> dict[str, np.ndarray]:
     loss.backward()
     saved["loss"] = np.float32(loss.detach().numpy())
     saved |= {f"metric:{k}": np.float64(v[-1]) for k, v in trainer._metrics["train"].items()}
-    saved |= {f"grad:{n}": p.grad.numpy().copy() for n, p in trainer.model.named_parameters()}
+    saved |= {f"grad:{n}": p.grad.numpy().copy() for n, p in trainer.model.named_parameters() if p.requires_grad}
     return saved
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     def run(node: Any) -> None:
         raise Taken
 
-    for job in ("pretrain", "sft", "preference", "generate"):
+    for job in ("pretrain", "sft", "preference", "reward", "generate"):
         monkeypatch.setattr(importlib.import_module(f"llm_jax.jobs.{job}"), "run", run)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -18,7 +18,7 @@ from llm_jax.base.fields import field_types
 from llm_jax.base.trees import flatten
 from llm_jax.models.config import MOST_LAYERS, ModelConfig
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.families.heads import LABELS, SOME, read_head, write_head
+from llm_jax.models.families.heads import LABELS, PAIRWISE, SOME, read_head, write_head
 from llm_jax.models.families.packed import FIELD as PACKING
 from llm_jax.models.families.packed import read_packing
 from llm_jax.models.families.rope import read_rope, write_rope
@@ -34,7 +34,7 @@ CARRIED = {
     "output_hidden_states", "output_attentions",
     "chunk_size_feed_forward", "max_sequence_length", "_flash_attn_2_enabled", "_attn_implementation",
     "_from_model_config", "task_specific_params", "auto_map", "cache_implementation", "use_return_dict",
-    "_attn_implementation_autoset", *LABELS,
+    "_attn_implementation_autoset", PAIRWISE, *LABELS,
 }
 # fmt: on
 
@@ -103,6 +103,10 @@ class Family:
     """Their modules that hold several of ours."""
     TRANSPOSED: ClassVar[bool] = True
     """Whether projections are stored [outputs, inputs], as torch's Linear does."""
+    RUNNING: ClassVar[dict[str, str]] = {}
+    """Parts of tensors' names -> what they are called in a running model of transformers 5, as adapters' files say."""
+    EXPERTS_TURNED: ClassVar[bool] = False
+    """Whether PEFT takes the outputs of the experts' parameters for inputs."""
 
     # Config.
 
@@ -290,6 +294,12 @@ class Family:
 
     def canonical(self, name: str) -> str:
         """A tensor's name in today's spelling, from an older one."""
+        return name
+
+    def running(self, name: str) -> str:
+        """A tensor's name as a running model of transformers 5 has it."""
+        for stored, running in self.RUNNING.items():
+            name = name.replace(stored, running)
         return name
 
     def is_derived(self, name: str, config: ModelConfig) -> bool:

@@ -103,8 +103,9 @@ class WithExperts(Family):
     def _named(
         self, declared: Mapping[str, Any], table: Mapping[str, str], prefix: str, layer: int | None, config: ModelConfig
     ) -> list[Tensor]:
-        of_experts = {path for path, declaration in declared.items() if "experts" in declaration.axes}
-        each = {path for path in of_experts if path.rpartition("/")[0] in self.EACH}
+        # In the order of the declarations: a set's is another one in each process.
+        of_experts = [path for path, declaration in declared.items() if "experts" in declaration.axes]
+        each = [path for path in of_experts if path.rpartition("/")[0] in self.EACH]
         rest = {path: declaration for path, declaration in declared.items() if path not in each}
         found = super()._named(rest, table, prefix, layer, config)
         for path in each:

@@ -35,6 +35,7 @@ class GptNeoX(Family):
         "head": "embed_out",
     }
     SCORE = {"sequence": "score", "token": "classifier"}
+    RUNNING = {"embed_out.": "lm_head."}
     PREFIX = "gpt_neox.layers."
     LAYER = {
         "attention_norm": "input_layernorm",

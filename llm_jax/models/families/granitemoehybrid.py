@@ -46,6 +46,11 @@ class GraniteMoeHybrid(WithMamba2, WithExperts, Granite):
         "mlp/router": "block_sparse_moe.router.layer",
         "mlp/shared/down": "shared_mlp.output_linear",
     }
+    RUNNING = {
+        "block_sparse_moe.input_linear.weight": "block_sparse_moe.experts.gate_up_proj",
+        "block_sparse_moe.output_linear.weight": "block_sparse_moe.experts.down_proj",
+        "block_sparse_moe.router.layer.": "block_sparse_moe.router.",
+    }
     FUSED = {
         **mamba2_fused("mamba"),
         "block_sparse_moe.input_linear": ("mlp/gate", "mlp/up"),

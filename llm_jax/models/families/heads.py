@@ -13,6 +13,8 @@ from llm_jax.models.head_config import HeadConfig
 
 LABELS = {"id2label", "label2id", "num_labels", "problem_type"}
 """Fields of a config.json that are of its scores, beside `architectures`."""
+PAIRWISE = "llm_jax_pairwise"
+"""Field of ours in the config.json of a model whose score compares two answers, one behind the other."""
 SOME = 1
 """Labels of a class whose models have any number of them."""
 OUTSIDE = ("lm_head.", "score.", "classifier.")

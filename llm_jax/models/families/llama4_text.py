@@ -51,6 +51,7 @@ class Llama4Text(WithFusedExperts, Llama):
         "feed_forward.experts.down_proj": ("mlp/down",),
     }
     IN_TURN = False
+    EXPERTS_TURNED = True
 
     def derived_fields(self) -> set[str]:
         layers = {"moe_layers", "interleave_moe_layer_step", "no_rope_layers", "no_rope_layer_interval", "layer_types"}

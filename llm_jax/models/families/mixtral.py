@@ -16,6 +16,7 @@ class Mixtral(WithExperts, Mistral):
         **{ours: theirs for ours, theirs in Llama.LAYER.items() if not ours.startswith("mlp/")},
         "mlp/router": "block_sparse_moe.gate",
     }
+    RUNNING = {".block_sparse_moe.": ".mlp."}
     EACH = {
         "mlp/gate": "block_sparse_moe.experts.{}.w1",
         "mlp/up": "block_sparse_moe.experts.{}.w3",

@@ -106,6 +106,7 @@ class NemotronH(WithMamba2, WithExperts):
     }
     EXPERTS_CONSTANTS = {"scores": "sigmoid", "correction_bias": True, "group_score": "top2"}
     TOP = {"embed": "backbone.embeddings", "norm": "backbone.norm_f", "head": "lm_head"}
+    RUNNING = {"backbone.": "model."}
     PREFIX = "backbone.layers."
     LAYER = {
         **mamba2_names("mixer"),
