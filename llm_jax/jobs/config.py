@@ -160,8 +160,8 @@ class GenerateConfig:
 @dataclass(frozen=True)
 class ScorerConfig:
     kind: Literal["answer", "reward", "function"] = "answer"
-    """answer: 1 where the final answer is right, else 0; reward: a reward model's score; function: any Python
-    function's."""
+    """answer: 1 where the final answer is right, else 0; reward: a reward model's score, or of one trained with
+    `pairwise` its probabilities; function: any Python function's."""
     model: ModelRef | None = None
     """The reward model."""
     function: str | None = None

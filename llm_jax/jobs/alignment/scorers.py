@@ -10,19 +10,16 @@ import numpy as np
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.base.logging import warn
-from llm_jax.data.encode import encode_examples
-from llm_jax.data.formats import Completion
-from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.data.turns import Messages
 from llm_jax.jobs.alignment.checker import is_right
 from llm_jax.jobs.alignment.functions import CallFailed, FunctionProcess
 from llm_jax.jobs.alignment.prompts import Prompt
+from llm_jax.jobs.answer_scores import compare, score
 from llm_jax.jobs.config import ScorerConfig
 from llm_jax.jobs.origin import Origin
+from llm_jax.models.families.heads import PAIRWISE
 
 Scores = list[np.ndarray | None]
-# Rows of a batch, and what lengths are rounded up to: few shapes, few programs.
-BATCH, LENGTH = 32, 64
 
 
 class Scorer(Protocol):
@@ -81,36 +78,27 @@ def answer_scores(prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -
 
 
 class RewardScorer:
-    """A reward model's scores of whole conversations, or of a prompt with its answer and an end token."""
+    """A reward model's scores, as `llm_jax.score` has them; of a model that was trained with `pairwise` the
+    probabilities of `llm_jax.compare`."""
 
     def __init__(self, source: Origin):
         self._model = load_merged(source.path)
-        self._tokenizer = load_tokenizer(source.tokenizer)
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Scores:
-        ids = [self._ids(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
-        scores = iter(self._scores(ids).tolist())
-        return [np.array([next(scores) for _ in texts]) for texts in answers]
+        pairwise = self._model.extra.get(PAIRWISE)
+        return [(self._wins if pairwise else self._scores)(*asked) for asked in zip(prompts, answers, strict=True)]
 
-    def _ids(self, prompt: Prompt, text: str) -> list[int]:
-        example = Completion(prompt.content, text if isinstance(prompt.content, str) else said(text))
-        (encoded,) = encode_examples("sft", [(prompt.where, example)], self._tokenizer)
-        ids = encoded.sequences[0].ids.tolist()
-        if len(ids) > (most := self._model.config.max_position_embeddings):
-            raise UserError(f"{prompt.where}: with its answer {len(ids)} tokens; the reward model has {most} positions")
-        return ids
+    def _scores(self, prompt: Prompt, texts: Sequence[str]) -> np.ndarray:
+        return score(self._model, [prompt.content] * len(texts), texts).astype(np.float64)
 
-    def _scores(self, ids: list[list[int]]) -> np.ndarray:
-        """In batches of one shape, in order, so that equal calls give equal bits."""
-        length = -(-max(map(len, ids), default=1) // LENGTH) * LENGTH
-        length = min(length, self._model.config.max_position_embeddings)
-        found = []
-        for first in range(0, len(ids), BATCH):
-            tokens, segments = np.zeros((2, BATCH, length), np.int32)
-            for row, one in enumerate(ids[first : first + BATCH]):
-                tokens[row, : len(one)], segments[row, : len(one)] = one, 1
-            found.append(np.asarray(self._model.scores(tokens, None, segments))[:, 0, 0])
-        return np.concatenate(found)[: len(ids)].astype(np.float64) if found else np.zeros(0)
+    def _wins(self, prompt: Prompt, texts: Sequence[str]) -> np.ndarray:
+        wins = np.full((len(texts), len(texts)), 0.5)
+        upper = [(i, j) for i in range(len(texts)) for j in range(i + 1, len(texts)) if texts[i] != texts[j]]
+        sides = ([texts[pair[side]] for pair in upper] for side in (0, 1))
+        found = compare(self._model, [prompt.content] * len(upper), *sides) if upper else []
+        for (i, j), value in zip(upper, found, strict=True):
+            wins[i, j], wins[j, i] = value, 1 - float(value)
+        return wins
 
 
 class FunctionScorer:

@@ -1,5 +1,6 @@
 """Scores of a reward model: those of each conversation alone, whatever it is scored with."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from llm_jax.data import chat
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.jobs import graph
 from llm_jax.jobs.alignment.prompts import Prompt
-from llm_jax.jobs.alignment.scorers import BATCH, open_scorer
+from llm_jax.jobs.alignment.scorers import open_scorer
+from llm_jax.jobs.answer_scores import compare
 from llm_jax.jobs.config import ScorerConfig
 from llm_jax.jobs.origin import origin
 from llm_jax.models import HeadConfig, load, save, with_head
+from llm_jax.models.families.heads import PAIRWISE
 from tests.jobs.alignment.conftest import CONFIG, overrides
 
 ASKED = ({"role": "user", "content": "Ben has 3 pens. How many?"},)
@@ -34,7 +37,6 @@ def test_each_answer_as_alone(chain, tmp_path):
     model, tokenizer = load(folder), load_tokenizer(folder)
     prompts = [Prompt(i, f"f:{i}", ASKED if i else "Ben has 3 pens. ") for i in range(12)]
     answers = [[f"{i} and {j}" * (1 + j) for j in range(3)] for i in range(12)]
-    assert sum(map(len, answers)) > BATCH
     with open_scorer(ScorerConfig(kind="reward", model=ModelRef("judge")), origin(folder, "scorer.model")) as scorer:
         scores = scorer(prompts, answers)
     for prompt, texts, found in zip(prompts, answers, scores, strict=True):
@@ -61,3 +63,16 @@ def test_a_run_with_a_reward_model(chain, tmp_path, monkeypatch):
     assert node.hash != graph.resolve(CONFIG, overrides(chain)).hash
     with pytest.raises(UserError, match="two gives 2 scores; a reward model gives one score to a text"):
         graph.prepare(CONFIG, given("two"))
+
+
+def test_a_model_that_compares_gives_probabilities(chain, tmp_path):
+    folder = judge(chain, tmp_path / "judge")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {PAIRWISE: True}))
+    texts = ["It is 3.", "4, I think", "It is 3."]
+    with open_scorer(ScorerConfig(kind="reward", model=ModelRef("judge")), origin(folder, "scorer.model")) as scorer:
+        (wins,) = scorer([Prompt(0, "f:1", ASKED)], [texts])
+    (first,) = compare(folder, [ASKED], texts[:1], texts[1:2])
+    assert wins is not None and wins[0, 1] == pytest.approx(float(first), abs=1e-6) and wins[0, 1] != 0.5
+    np.testing.assert_allclose(wins + wins.T, 1.0, atol=1e-7)
+    assert wins[0, 2] == 0.5
