@@ -1,6 +1,8 @@
 """`python -m llm_jax.score MODEL... --input FILE --output FILE`: what reward models say of answers."""
 
 import sys
+from types import ModuleType
+from typing import Any
 
 from llm_jax.base.door import run_door
 from llm_jax.base.errors import UserError
@@ -24,8 +26,7 @@ def main(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(USAGE)
         return
-    models, given, _ = read_flags(argv, FLAGS)
-    batch_size = checked(models, given)
+    models, given, batch_size = parse(argv)
     if "--input" in given:
         from llm_jax.jobs.score_file import score_file
 
@@ -38,8 +39,9 @@ def main(argv: list[str]) -> None:
         print(f"{model}: {' '.join(f'{value:.6g}' for value in found.ravel())}")
 
 
-def checked(models: list[str], given: dict[str, str]) -> int:
-    """The batch size. Raises UserError for what is missing or contradicts itself."""
+def parse(argv: list[str]) -> tuple[list[str], dict[str, str], int]:
+    """Models, flags and the batch size. Raises UserError for what is missing or contradicts itself."""
+    models, given, _ = read_flags(argv, FLAGS)
     if not models:
         raise UserError("score takes one or more models; see --help")
     files, texts = ("--input", "--output"), ("--prompt", "--answer")
@@ -53,7 +55,19 @@ def checked(models: list[str], given: dict[str, str]) -> int:
     size = given.get("--batch-size", "16")
     if not size.isdecimal() or int(size) < 1:
         raise UserError(f"--batch-size={size}: it has to be a number of at least 1")
-    return int(size)
+    return models, given, int(size)
+
+
+class _Callable(ModuleType):
+    """`llm_jax.score(model, prompts, answers)` also where something has imported this door, which bears its name."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from llm_jax.jobs.answer_scores import score
+
+        return score(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 if __name__ == "__main__":

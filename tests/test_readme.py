@@ -24,7 +24,7 @@ def arguments(line: str) -> list[str]:
 
 
 def test_the_commands_are_found():
-    doors = ("main", "generate", "show_data", "convert", "describe", "report")
+    doors = ("main", "generate", "show_data", "convert", "describe", "report", "score")
     assert {module for module, _ in COMMANDS} == {f"llm_jax.{door}" for door in doors}
 
 
@@ -39,6 +39,8 @@ def test_commands_are_accepted(module, line, monkeypatch):
         assert len(argv) == 2
     elif module == "llm_jax.report":
         assert report.parse(argv)[0]
+    elif module == "llm_jax.score":
+        assert importlib.import_module(module).parse(argv)[0]
     elif module == "llm_jax.describe":
         assert describe.parse(argv)[0]
     else:
