@@ -168,7 +168,7 @@ def test_field_docs():
 @pytest.mark.parametrize("job", JOBS)
 def test_every_field_of_every_job_has_a_doc_line_and_round_trips(job):
     cls = JOBS[job]
-    undocumented = [name for name, _, _, doc in field_docs(cls) if not doc and name != "job"]
+    undocumented = [name for name, _, _, doc in field_docs(cls) if not doc and name.rpartition(".")[2] != "job"]
     assert undocumented == []
     assert bind(cls, to_dict(cls())) == cls()
     # What --help shows for a default is what the command line takes.

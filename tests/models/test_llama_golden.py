@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import llm_jax
+from llm_jax.adapters import loading
 from llm_jax.models.cache import Meta, init_caches
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.loading import Model, load
@@ -83,4 +84,4 @@ def test_greedy_tokens(case, recipe):
 
 
 def test_public_names():
-    assert llm_jax.load is load and llm_jax.save is save and llm_jax.Model is Model
+    assert llm_jax.load is loading.load and llm_jax.save is loading.save and llm_jax.Model is Model

@@ -138,7 +138,7 @@ def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if moment == "tensors":
-    safetensors._write_file = lambda file, tensors, metadata: (file.write_bytes(b"half"), kill())
+    safetensors.write_file = lambda file, tensors, metadata: (file.write_bytes(b"half"), kill())
 elif moment == "names":
     safetensors._remove_weights = kill
 elif moment == "commit":
