@@ -9,8 +9,8 @@ steps to go from 3% to all of 400 held-out problems, and right ones from 14% to 
 could already do.
 
 Variants: `:docstrings` (a function's own docstring over another's, a cut or a shuffled one), `:lora` (an adapter in
-place of the model, which without it is the reference), `:test` and `:lora_test` (seconds, for tests), `:llama_8b`
-(needs a model and pairs).
+place of the model, which without it is the reference; exact match of 0.30 after as many steps), `:test` and
+`:lora_test` (seconds, for tests), `:llama_8b` (needs a model and pairs).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder

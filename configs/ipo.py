@@ -4,7 +4,7 @@
     python -m llm_jax.main --config=configs/ipo.py:hh --config.init_from=MODEL --config.data.path=hh-rlhf
 
 As `dpo.py`, but the difference of log-ratios per token is drawn to 1 / (2 beta) = 1 and not beyond: certain preferences
-are not followed for ever.
+are not followed for ever. Expect exact match on 400 held-out problems of 0.13 before and 0.995 after, as with DPO.
 
 Variants: `:hh` (transcripts; needs a model), `:test` (seconds, for tests).
 """

@@ -3,7 +3,8 @@
     python -m llm_jax.main --config=configs/orpo.py
     python -m llm_jax.main --config=configs/orpo.py:hh --config.init_from=MODEL --config.data.path=hh-rlhf
 
-Starts from the base model, without `sft.py`: the careful answers' likelihood is part of the loss.
+Starts from the base model, without `sft.py`: the careful answers' likelihood is part of the loss. Expect every answer
+in steps, and exact match on 400 held-out problems of 0.00 before and 0.19 after.
 
 Variants: `:hh` (transcripts; needs a model), `:test` (seconds, for tests).
 """
@@ -12,7 +13,7 @@ from ml_collections.config_dict import ConfigDict, required_placeholder
 
 
 def quickstart() -> ConfigDict:
-    """A minute on two CPU cores, after its prerequisites."""
+    """Three minutes on two CPU cores, after its prerequisite."""
     return ConfigDict(
         {
             "job": "preference",
