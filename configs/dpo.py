@@ -5,7 +5,7 @@
 
 Trains `pretrain.py` and `sft.py` first if they aren't there; from an empty machine this is the whole chain. Each pair
 answers one problem twice: with its steps, and with a guess. Expect reward accuracy 1.0 on held-out pairs, answers with
-steps to go from 3% to all of 400 held-out problems, and right ones from 14% to 84%: what DPO selects, the SFT model
+steps to go from 3% to all of 400 held-out problems, and right ones from 13% to 99%: what DPO selects, the SFT model
 could already do.
 
 Variants: `:docstrings` (a function's own docstring over another's, a cut or a shuffled one), `:lora` (an adapter in
