@@ -4,7 +4,7 @@
     python -m llm_jax.main --config=configs/generate.py --config.init_from=path/to/hf/folder --config.prompts=mine.jsonl
 
 Trains `pretrain.py`, `sft.py` and `dpo.py` first if they aren't there. `samples.jsonl` in the run's folder has a line
-per answer, with whether it is right. Expect about 84% of 128 greedy answers to be right, in seconds on two CPU cores
+per answer, with whether it is right. Expect about 99% of 128 greedy answers to be right, in seconds on two CPU cores
 once the model is there.
 
 Variants: `:sampled` (four answers to each problem at temperature 1, with log-probabilities), `:test` (seconds, for
