@@ -56,7 +56,8 @@ def test_help_of_a_config_lists_every_field_with_type_value_and_doc():
     assert result.returncode == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
     at = lines.index("  --config.beta=0.7    float")
-    assert lines[at + 1].startswith("      Strength of the pull to the reference.")
+    doc = "Strength of the pull to the reference. IPO's tau, ORPO's lambda, SimPO's scale of rewards."
+    assert lines[at + 1] == f"      {doc}"
     assert "  --config.init_from=sft.py:test    ModelRef | None" in lines
     assert "  --config.train.remat=none    'none' | 'full' | 'dots'" in lines
 

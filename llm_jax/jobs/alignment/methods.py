@@ -1,6 +1,7 @@
 """The methods that score whole answers: which samples of a prompt become pairs, and what a pair carries."""
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +74,7 @@ class Answered:
     answers: list[str]
 
 
-class _Sampled:
+class _Sampled(ABC):
     """Samples, scores and chooses; a method says how from the scores of one prompt."""
 
     def __init__(self, config: RoundsConfig, tokenizer: Tokenizer, scorer: Scorer | None):
@@ -101,9 +102,9 @@ class _Sampled:
                 records.append(record)
         return Made(records, counts)
 
+    @abstractmethod
     def judged(self, scored: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray, int, int], dict[str, float]]]:
         """Values [k] that pairs are chosen by, and the columns of a pair of them."""
-        raise NotImplementedError
 
     def choose(self, values: np.ndarray, seed: int) -> list[Pair]:
         return best_over_worst(values)
