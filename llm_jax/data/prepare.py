@@ -133,7 +133,12 @@ def _side(
     rows = build_side(folder / split, kind, data, tokenizer, readers(kind, data, split), budget, records)
     for name, total in rows.manifest["totals"].items():
         if not total["rows"]:
-            raise UserError(f"no {split} record of {data.path or name} is left for data.window {data.window}")
+            left_out = {"too long": "dropped", "with equal answers": "identical", "with an empty answer": "blank"}
+            why = ", ".join(f"{total[count]} {what}" for what, count in left_out.items() if total[count])
+            raise UserError(
+                f"no {split} record of {data.path or name} is left for data.window {data.window}"
+                + (f": {why}" if why else "")
+            )
     return rows
 
 

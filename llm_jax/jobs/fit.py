@@ -124,6 +124,8 @@ def check_training(node: "Node", kind: Kind) -> None:
     if parent is not None and not hasattr(parent, "workdir"):
         source = origin(parent, "init_from")
         check_shapes(config, plan, source.model, scored=config.job == "reward")
+        if (adapter := adapter_of(config)) is not None:
+            Adaptation(Decoder(source.model), adapter)
         check_lengths(kind, config.data, load_tokenizer(source.tokenizer))
 
 

@@ -18,6 +18,7 @@ from llm_jax.jobs.paired import paired_objective
 from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
 from llm_jax.jobs.reference import stored_logps, synchronised
 from llm_jax.jobs.regularization import regularization
+from llm_jax.jobs.samples import sample_hook
 from llm_jax.jobs.scoring import answer_logps, unpaired_logps
 from llm_jax.jobs.unpaired import unpaired_objective
 from llm_jax.jobs.word_problems import problem_hook
@@ -60,7 +61,7 @@ def prepare(node: "Node") -> None:
     """Renders and packs the records with the policy's tokenizer, which has to be the reference's too."""
     loss = preference_loss(node.config)
     prepare_child(node, loss.kind)
-    refuse_smoothing(node, loss)
+    refuse_numbers(node, loss)
     if "reference" in node.parents:
         parent = origin(node.parents["reference"], "reference")
         parent.model.check_predicts("reference")
@@ -71,21 +72,26 @@ def prepare(node: "Node") -> None:
             raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
 
 
-def refuse_smoothing(node: "Node", loss: PreferenceLoss) -> None:
-    """Raises UserError for records with a `label_smoothing` of their own that none of the losses reads."""
+def refuse_numbers(node: "Node", loss: PreferenceLoss) -> None:
+    """Raises UserError for records with a `label_smoothing` of their own that none of the losses reads, or with a
+    `weight` where a loss has no value of a single pair."""
     data = node.config.data
-    if loss.unpaired or loss.smoothed_by_pair or (data.path is None and not data.mixture):
+    across = next((term.name for term in loss.terms if not term.named.pairwise), None)
+    if loss.unpaired or (data.path is None and not data.mixture) or (loss.smoothed_by_pair and across is None):
         return
     rows = packed_rows(node, loss.kind, load_tokenizer(node.workdir.tokenizer))
     for side in (rows.train, rows.eval):
-        columns = side.columns("pair_index", "label_smoothing")
-        if (~np.isnan(columns["label_smoothing"]) & (columns["pair_index"] >= 0)).any():
+        columns = side.columns("pair_index", "label_smoothing", "weight")
+        present = columns["pair_index"] >= 0
+        if not loss.smoothed_by_pair and (~np.isnan(columns["label_smoothing"]) & present).any():
             names = ",".join(term.name for term in loss.terms)
             raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
+        if across is not None and ((columns["weight"] != 1) & present).any():
+            raise UserError(f"records have a `weight`, but loss_type={across} has no loss of a single pair")
 
 
 def run(node: "Node") -> None:
-    """Trains the policy, and answers word problems before and after."""
+    """Trains the policy, and answers word problems, or else a few held-out prompts, before and after."""
     train_preference(node)
 
 
@@ -126,5 +132,5 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
         frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
         columns=columns,
         live=rows,
-        finish=(problem_hook(s, before=policy),),
+        finish=(problem_hook(s, before=policy), sample_hook(s, policy, loss.kind)),
     )

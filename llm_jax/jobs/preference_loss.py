@@ -15,6 +15,8 @@ OF_PAIRS = ("ld_alpha", "use_weighting")
 """Options that any loss on pairs takes: they change its log-probabilities or weigh its pairs."""
 SMOOTHED_BY_PAIR = ("dpo",)
 """Losses that take a `label_smoothing` of each pair, where its record has one."""
+WITHOUT = {"dpo": "cpo", "sigmoid_norm": "simpo"}
+"""Losses of the same form on log-probabilities alone."""
 SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
 
 
@@ -118,7 +120,8 @@ def _check_reference(config: PreferenceConfig, chosen: Mapping[str, Named]) -> N
     if config.reference_logps == "none":
         for name, named in chosen.items():
             if named.reference:
-                raise UserError(f"reference_logps=none, but loss_type={name} is measured against a reference")
+                without = f" ({WITHOUT[named.function]} is without one)" if named.function in WITHOUT else ""
+                raise UserError(f"reference_logps=none, but loss_type={name} is measured against a reference{without}")
         if config.reference is not None:
             raise UserError(f"reference={config.reference} is set, but reference_logps=none reads none")
     if not config.sync_ref_model:
