@@ -15,7 +15,7 @@ from llm_jax.jobs.alignment.methods import METHODS, Method, scored
 from llm_jax.jobs.alignment.prompts import read_prompts, training_prompts
 from llm_jax.jobs.alignment.sampler import encode
 from llm_jax.jobs.alignment.scorers import check_scorer
-from llm_jax.jobs.alignment.step_checks import check_steps
+from llm_jax.jobs.alignment.step_checks import STEPWISE, check_steps
 from llm_jax.jobs.config import PairsConfig, PreferenceConfig, RoundsConfig, ScorerConfig, TaskEvalConfig
 from llm_jax.jobs.fit import check_shapes, check_training
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
@@ -91,9 +91,12 @@ def check_texts(node: "Node", source: Origin, tokenizer: Tokenizer) -> None:
     check_tokenizer(source.model, tokenizer.vocab_size, "init_from")
     model = source.model.resolved()
     check_divides(make_plan(config.mesh), model.cut_sizes())
-    for prompt in [*training_prompts(config), *held_out(config)]:
+    training = training_prompts(config)
+    for number, prompt in enumerate([*training, *held_out(config)]):
         ids = encode(tokenizer, prompt)
         check_prompt(ids, prompt.where, model.max_position_embeddings, tokenizer.vocab_size)
+        if number < len(training) and config.data.on_long == "error":
+            _check_room(config, prompt.where, len(ids))
     if "scorer.model" in node.parents:
         check_judge(origin(node.parents["scorer.model"], "scorer.model"), config.method)
     if config.preference.adapter is not None:
@@ -104,6 +107,18 @@ def check_texts(node: "Node", source: Origin, tokenizer: Tokenizer) -> None:
                 "preference.adapter is on the embedding, which init_from ties to its head: added to it, as a round's"
                 " policy has it, the two are no longer one; leave the embedding out"
             )
+
+
+def _check_room(config: RoundsConfig, where: str, prompt: int) -> None:
+    """Raises UserError where two answers may be longer than a row: the training would end at them, after the sampling.
+    Of methods that go step by step it is not known before."""
+    most = 2 * (prompt + config.sampling.max_tokens)
+    if config.method not in STEPWISE and most > config.data.window:
+        raise UserError(
+            f"{where}: two answers of sampling.max_tokens={config.sampling.max_tokens} with the prompt of {prompt}"
+            f" tokens in each may have {most}, and data.window is {config.data.window}: raise it, or set data.on_long to"
+            " drop or truncate"
+        )
 
 
 def check_judge(source: Origin, method: str) -> None:

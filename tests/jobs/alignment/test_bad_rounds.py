@@ -90,6 +90,7 @@ ANSWERS = ("scorer.kind=answer", "scorer.function=none")
             ["data.path=b.jsonl", "task_eval.problems=0", "data.window=40000"],
             "data.window=40000 is longer than the model's",
         ),
+        (["data.window=64", "task_eval.problems=0"], "tokens in each may have"),
         (["data.path=long.jsonl"], "positions leave no room for more"),
     ],
 )
