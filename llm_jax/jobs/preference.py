@@ -38,6 +38,8 @@ def check(node: "Node") -> None:
     config: PreferenceConfig = node.config
     loss = checked_loss(config)
     check_training(node, loss.kind)
+    if not any(hasattr(parent, "workdir") for parent in node.parents.values()):
+        check_reference(node)
     check_numbers(config.data, loss.columns, ", ".join(term.name for term in loss.terms if term.named.scores))
 
 
@@ -62,14 +64,19 @@ def prepare(node: "Node") -> None:
     loss = preference_loss(node.config)
     prepare_child(node, loss.kind)
     refuse_numbers(node, loss)
-    if "reference" in node.parents:
-        parent = origin(node.parents["reference"], "reference")
-        parent.model.check_predicts("reference")
-        policy = origin(node.parents["init_from"], "init_from")
-        if node.config.sync_ref_model and parent.model != policy.model:
-            raise UserError(f"sync_ref_model=True, but reference={node.config.reference} is of another architecture")
-        if load_tokenizer(parent.tokenizer).fingerprint != load_tokenizer(policy.tokenizer).fingerprint:
-            raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
+    check_reference(node)
+
+
+def check_reference(node: "Node") -> None:
+    """Raises UserError for a reference that cannot be this policy's."""
+    if "reference" not in node.parents:
+        return
+    parent, policy = (origin(node.parents[field], field) for field in ("reference", "init_from"))
+    parent.model.check_predicts("reference")
+    if node.config.sync_ref_model and parent.model != policy.model:
+        raise UserError(f"sync_ref_model=True, but reference={node.config.reference} is of another architecture")
+    if load_tokenizer(parent.tokenizer).fingerprint != load_tokenizer(policy.tokenizer).fingerprint:
+        raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
 
 
 def refuse_numbers(node: "Node", loss: PreferenceLoss) -> None:

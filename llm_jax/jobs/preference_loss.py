@@ -80,6 +80,8 @@ def preference_loss(config: PreferenceConfig) -> PreferenceLoss:
     factors = config.loss_weights or (1.0,) * len(names)
     if len(factors) != len(names):
         raise UserError(f"loss_weights has {len(factors)} numbers for {len(names)} losses ({', '.join(names)})")
+    if min(factors) < 0 or not any(factors):
+        raise UserError(f"loss_weights={factors}: no weight may be negative, and one has to be above 0")
     chosen = {name: LOSSES[name] for name in names}
     if len({named.unpaired for named in chosen.values()}) > 1:
         shown = ", ".join(f"{name} of {'answers' if chosen[name].unpaired else 'pairs'}" for name in names)

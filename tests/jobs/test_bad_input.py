@@ -134,6 +134,7 @@ def of_file(config: str, content: str | bytes, *said: str):
         ("dpo.py:test", {}, "loss_type=ipo,kto", ["losses of pairs and of unpaired answers", "ipo of pairs"]),
         ("dpo.py:test", {}, "loss_type=ipo,ipo", ["loss_type names ipo twice"]),
         ("dpo.py:test", {}, "loss_weights=[1,2]", ["loss_weights has 2 numbers for 1 losses"]),
+        ("dpo.py:test", {}, "loss_weights=(0,)", ["loss_weights=(0.0,): no weight may be negative, and one has to be"]),
         ("dpo.py:test", {}, "label_smoothing=0.5", ["label_smoothing is 0.5"]),
         ("ipo.py:test", {}, "label_smoothing=0.1", ["label_smoothing=0.1 is set, but loss_type=ipo does not read it"]),
         ("dpo.py:test", {}, "simpo_gamma=1", ["simpo_gamma=1.0 is set, but loss_type=sigmoid", "simpo"]),

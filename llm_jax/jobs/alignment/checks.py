@@ -116,8 +116,8 @@ def _check_room(config: RoundsConfig, where: str, prompt: int) -> None:
     if config.method not in STEPWISE and most > config.data.window:
         raise UserError(
             f"{where}: two answers of sampling.max_tokens={config.sampling.max_tokens} with the prompt of {prompt}"
-            f" tokens in each may have {most}, and data.window is {config.data.window}: raise it, or set data.on_long to"
-            " drop or truncate"
+            f" tokens in each may have {most}, but data.window is {config.data.window}: raise it, or set data.on_long"
+            " to drop or truncate"
         )
 
 
