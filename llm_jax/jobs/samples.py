@@ -5,19 +5,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base import processes
+from llm_jax.base.logging import log
 from llm_jax.data.corpus import examples
 from llm_jax.data.formats import Kind, Pair, Unpaired
 from llm_jax.data.stepwise import StepPair
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.jobs.alignment.prompts import Prompt
 from llm_jax.jobs.alignment.sampler import encode
-from llm_jax.jobs.fit import Hook, Setup, policy_of
+from llm_jax.jobs.fit import Hook, Setup
 from llm_jax.jobs.origin import Origin
 from llm_jax.jobs.word_problems import problem_count, trained_model
 from llm_jax.models import Model
 from llm_jax.storage.atomic import write_atomically
+from llm_jax.training import weights_in_use
 
 LOOKED_AT = 100
 """Held-out records of each source among which prompts are looked for that leave room for an answer."""
@@ -26,19 +30,24 @@ LOOKED_AT = 100
 def sample_hook(s: Setup, before: Origin, kind: Kind) -> Hook:
     """Writes `samples.jsonl`: the first `task_eval.samples` held-out prompts, and what the models say to them greedily.
 
-    Does nothing for a run that answers word problems, which are shown instead. Of several processes the first answers.
+    The models stay where the run's mesh has them. Does nothing for a run that answers word problems, which are shown
+    instead, and says so where it is one of several processes.
     """
     count = 0 if problem_count(s.config) else s.config.task_eval.samples
 
     def hook(state: Any) -> Mapping[str, float]:
-        if count:
-            params = policy_of(state, s.adapting)
-            processes.from_first(lambda: written(params))
+        if count and processes.several():
+            log(f"{s.node.name}: no samples, which one process alone draws")
+        elif count:
+            written(state)
         return {}
 
-    def written(params: Any) -> None:
-        asked = _asked(s, kind, count)
-        said = [_said(model, s, asked) for model in (load_merged(before.path), trained_model(s, params))]
+    def written(state: Any) -> None:
+        asked, weights = _asked(s, kind, count), weights_in_use(state)
+        said = [_said(load_merged(before.path, s.config.train.compute_dtype, s.config.mesh), s, asked)]
+        adapting = s.adapting
+        params = weights["policy"] if adapting is None else jax.jit(adapting.merged)(weights, state["frozen"])
+        said.append(_said(trained_model(s, params, s.plan), s, asked))
         rows = [
             {"prompt": shown, "before": one, "after": two} for (shown, _), one, two in zip(asked, *said, strict=True)
         ]

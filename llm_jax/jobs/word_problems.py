@@ -15,6 +15,7 @@ from llm_jax.jobs.fit import Hook, Setup, policy_of
 from llm_jax.jobs.generate import encode_prompt
 from llm_jax.jobs.origin import Origin
 from llm_jax.models import Model
+from llm_jax.sharding import Plan
 from llm_jax.storage.atomic import write_atomically
 
 DEFAULT_PROBLEMS = 400
@@ -63,10 +64,10 @@ def problem_count(config: Any) -> int:
     return DEFAULT_PROBLEMS if checkable else 0
 
 
-def trained_model(s: Setup, params: Any) -> Model:
-    """What `policy_of` gave, as a model."""
+def trained_model(s: Setup, params: Any, plan: Plan | None = None) -> Model:
+    """The policy's parameters, an adapter in them, as a model: spread as `plan` says, or on one device."""
     decoder = s.decoder if s.adapting is None else plain_decoder(s.adapting.adapters, s.decoder)
-    return Model(decoder, params, decoder.config, s.workdir.tokenizer)
+    return Model(decoder, params, decoder.config, s.workdir.tokenizer, plan=plan)
 
 
 def _answers(model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int):

@@ -2,7 +2,9 @@
 
 import json
 
-import llm_jax
+import pytest
+
+from llm_jax.adapters.loading import load_merged
 from llm_jax.data.chat import render
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.inference import Generator, SamplingParams
@@ -10,14 +12,17 @@ from llm_jax.jobs.graph import run
 from tests.jobs.conftest import CONFIGS
 
 
-def test_the_report_shows_them_side_by_side(chain, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "mesh", [{"mesh.data": 1}, {"mesh.data": -1, "mesh.zero": 3, "adapter.r": 2}], ids=["one", "eight"]
+)
+def test_the_report_shows_them_side_by_side(chain, tmp_path, monkeypatch, mesh):
     monkeypatch.chdir(tmp_path)
     talks = [[{"role": "user", "content": f"Say {word}."}] for word in ("one", "two", "three")]
     records = [{"prompt": talk, "chosen": [_said("Yes.")], "rejected": [_said("No.")]} for talk in talks]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     fields = {
         "init_from": chain["sft"].workdir.path,
-        "mesh.data": 1,
+        **mesh,
         "data.path": "a.jsonl",
         "data.eval_path": "a.jsonl",
     }
@@ -29,7 +34,7 @@ def test_the_report_shows_them_side_by_side(chain, tmp_path, monkeypatch):
     tokenizer = load_tokenizer(node.workdir.tokenizer)
     asked = [render(tokenizer, talk, add_generation_prompt=True)[0] for talk in talks[:2]]
     for name, folder in (("before", chain["sft"].workdir.path), ("after", node.workdir.path)):
-        generator = Generator(llm_jax.load(folder), tokenizer, max_batch=2)
+        generator = Generator(load_merged(folder), tokenizer, max_batch=2)
         done = generator.generate(asked, SamplingParams(max_tokens=4, temperature=0.0))
         assert [row[name] for row in shown] == [one.text for one in done]
     assert shown[0]["before"] != shown[0]["after"]
