@@ -13,7 +13,9 @@ from tests.jobs.conftest import CONFIGS
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"mesh.data": 1}, {"mesh.data": -1, "mesh.zero": 3, "adapter.r": 2}], ids=["one", "eight"]
+    "mesh",
+    [{"mesh.data": 1}, {"mesh.data": -1, "mesh.zero": 3, "adapter.r": 2, "adapter.lora_alpha": 64}],
+    ids=["one", "eight"],
 )
 def test_the_report_shows_them_side_by_side(chain, tmp_path, monkeypatch, mesh):
     monkeypatch.chdir(tmp_path)
