@@ -4,15 +4,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, prepare_child, setup
+from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, pairs_have, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.paired import paired_objective
 from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
@@ -87,14 +85,11 @@ def refuse_numbers(node: "Node", loss: PreferenceLoss) -> None:
     if loss.unpaired or (data.path is None and not data.mixture) or (loss.smoothed_by_pair and across is None):
         return
     rows = packed_rows(node, loss.kind, load_tokenizer(node.workdir.tokenizer))
-    for side in (rows.train, rows.eval):
-        columns = side.columns("pair_index", "label_smoothing", "weight")
-        present = columns["pair_index"] >= 0
-        if not loss.smoothed_by_pair and (~np.isnan(columns["label_smoothing"]) & present).any():
-            names = ",".join(term.name for term in loss.terms)
-            raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
-        if across is not None and ((columns["weight"] != 1) & present).any():
-            raise UserError(f"records have a `weight`, but loss_type={across} has no loss of a single pair")
+    if not loss.smoothed_by_pair and pairs_have(rows, "label_smoothing"):
+        names = ",".join(term.name for term in loss.terms)
+        raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
+    if across is not None and pairs_have(rows, "weight"):
+        raise UserError(f"records have a `weight`, but loss_type={across} has no loss of a single pair")
 
 
 def run(node: "Node") -> None:

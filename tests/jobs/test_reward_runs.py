@@ -122,6 +122,15 @@ def test_contradictions_are_refused(reward: Node, overrides: dict[str, str], sai
         prepare(REWARD, list(overrides.items()))
 
 
+def test_a_smoothing_is_refused(reward: Node, tmp_path: Path):
+    source = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b", "label_smoothing": 0.1} for i in range(4)]
+    source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = {"init_from": str(reward.workdir.path), "data.path": source, "data.eval_path": source}
+    with pytest.raises(UserError, match="records have a `label_smoothing`, which reward does not read"):
+        prepare(REWARD, [(name, str(value)) for name, value in given.items()])
+
+
 def test_a_label_out_of_range_is_refused(reward: Node, tmp_path: Path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": f"text {i}", "label": i % 3}) + "\n" for i in range(6)))
