@@ -31,9 +31,11 @@ def sample_hook(s: Setup, before: Origin, kind: Kind) -> Hook:
     """Writes `samples.jsonl`: the first `task_eval.samples` held-out prompts, and what the models say to them greedily.
 
     The models stay where the run's mesh has them. Does nothing for a run that answers word problems, which are shown
-    instead, and says so where it is one of several processes.
+    instead, nor where it is told to answer none (`task_eval.problems` 0); and says so where it is one of several
+    processes.
     """
-    count = 0 if problem_count(s.config) else s.config.task_eval.samples
+    asks = s.config.task_eval.problems is None and not problem_count(s.config)
+    count = s.config.task_eval.samples if asks else 0
 
     def hook(state: Any) -> Mapping[str, float]:
         if count and processes.several():

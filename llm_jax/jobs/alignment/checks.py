@@ -44,7 +44,7 @@ def round_config(config: RoundsConfig, policy: str | None, pairs: "epath.Path | 
     checkpoint = replace(config.preference.train.checkpoint, export=False)
     train = replace(config.preference.train, checkpoint=checkpoint)
     own = {"init_from": policy, "data": data, "train": train, "mesh": config.mesh}
-    return replace(config.preference, **own, task_eval=TaskEvalConfig(problems=0, samples=0))
+    return replace(config.preference, **own, task_eval=TaskEvalConfig(problems=0))
 
 
 def check_rounds(node: "Node") -> None:
