@@ -77,7 +77,8 @@ def check_lengths(kind: Kind, data: DataConfig, tokenizer: Tokenizer) -> None:
 
 
 def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
-    """Raises UserError, naming file and line, for the first pair that lacks a number which `loss` takes."""
+    """Raises UserError, naming file and line, for the first pair that lacks a number which `loss` takes, or whose
+    number is no probability."""
     if not columns:
         return
     if data.path is None and not data.mixture:
@@ -86,6 +87,11 @@ def check_numbers(data: DataConfig, columns: Sequence[str], loss: str) -> None:
         for name in columns:
             if not isinstance(example, Pair | StepPair) or name not in example.numbers:
                 raise UserError(f"{where}: loss_type={loss} needs `{name}`, which the record does not have")
+            if not 0 <= example.numbers[name] <= 1:
+                raise UserError(
+                    f"{where}: `{name}` is {example.numbers[name]:g}; loss_type={loss} takes it for a probability to"
+                    " win, in [0, 1]"
+                )
 
 
 def check_classes(kind: Kind, data: DataConfig, count: int) -> None:

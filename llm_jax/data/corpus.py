@@ -129,6 +129,8 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         manifest["versions"] = {"problems": problems.VERSION, "steps": stepwise.VERSION}
     else:
         manifest["versions"] = {"docstrings": docstrings.VERSION, "text": stdlib_text.content_hash()}
+        if kind in PAIRED:
+            manifest["sources"] = list(docstrings.KINDS)
     return manifest
 
 
@@ -184,6 +186,11 @@ def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
         return sources
     if data.embedded == "steps":
         return {name: _numbered(kind, f"embedded {name}", partial(_steps, config, split, last)) for name, last in STEPS}
+    if data.embedded == "docstrings" and kind in PAIRED:
+        return {
+            name: _numbered(kind, f"embedded {name}", partial(_docstrings, config, split, name))
+            for name in docstrings.KINDS
+        }
     task = problems if data.embedded == "problems" else docstrings
     if kind == "ranking":
         raise UserError("data.path is not set: there are no embedded rankings")
@@ -199,6 +206,10 @@ def _embedded(kind: Kind, data: DataConfig, split: Split) -> dict[str, Reader]:
 
 def _steps(config: EmbeddedConfig, split: Split, last: bool) -> Iterator[dict[str, Any]]:
     return (record for record in stepwise.preferences(config, split) if record["chosen_ends"] == last)
+
+
+def _docstrings(config: EmbeddedConfig, split: Split, kind: str) -> Iterator[dict[str, Any]]:
+    return (record for record in docstrings.preferences(config, split) if record["kind"] == kind)
 
 
 def _one_answer_each(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -61,7 +61,7 @@ JUDGED = (*PAIRED, *UNPAIRED, *judged.KINDS)
 
 WANTED = {
     "pretrain": "`text`",
-    "sft": "`prompt`+`completion`, `messages`, `conversations`, `instruction`+`output`, `instruction`+`instances`"
+    "sft": "`prompt`+`completion`, `messages`, `conversations`, `instruction`+`output`, `instruction`+`instances`,"
     " `question`+`answer` (GSM8K) or `text`",
     "preference": "`chosen`+`rejected`, with or without `prompt`",
     "compared": "`chosen`+`rejected`, with or without `prompt`",

@@ -12,7 +12,7 @@ from llm_jax.data.build import Totals, build_side
 from llm_jax.data.chat import with_template
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Split, parts, readers, source_manifest
-from llm_jax.data.formats import Kind
+from llm_jax.data.formats import PAIRED, Kind
 from llm_jax.data.mixture import MixedRows
 from llm_jax.data.rowset import RowSet
 from llm_jax.data.shares import Shares
@@ -131,9 +131,16 @@ def _side(
         return totals["problems"].counts.tokens_read * share / (1 - share)
 
     rows = build_side(folder / split, kind, data, tokenizer, readers(kind, data, split), budget, records)
+    # Of a few generated pairs one kind may have none.
+    generated = kind in PAIRED and data.path is None and len(rows) > 0
     for name, total in rows.manifest["totals"].items():
-        if not total["rows"]:
-            raise UserError(f"no {split} record of {data.path or name} is left for data.window {data.window}")
+        if not total["rows"] and not generated:
+            left_out = {"too long": "dropped", "with equal answers": "identical", "with an empty answer": "blank"}
+            why = ", ".join(f"{total[count]} {what}" for what, count in left_out.items() if total[count])
+            raise UserError(
+                f"no {split} record of {data.path or name} is left for data.window {data.window}"
+                + (f": {why}" if why else "")
+            )
     return rows
 
 

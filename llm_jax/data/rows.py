@@ -113,11 +113,11 @@ def steps_schema(window: int) -> Schema:
 
 
 def empty_row(schema: Mapping[str, Field], pad_id: int = 0) -> Row:
-    """A row of padding: no segment, no target, no pair."""
+    """A row of padding: no segment, no target, no pair, no judged step."""
     row = {name: np.zeros(field.shape, field.dtype) for name, field in schema.items()}
     for name in {"tokens", "kl_tokens"} & row.keys():
         row[name][...] = pad_id
-    for name in row.keys() & set(NUMBERED):
+    for name in row.keys() & {*NUMBERED, "step_label"}:
         row[name][...] = -1
     return row
 
@@ -161,7 +161,6 @@ def fill_steps_row(
     """Lays answers with the classes of their steps, `step_0`, `step_1`, …, into a row; of a cut one the first steps."""
     row = fill_row(schema, [one for one, _ in answers], token_bytes, pad_id, source_id)
     labels = [columns[f"step_{i}"] for one, columns in answers for i in range(int(one.mask.sum()))]
-    row["step_label"][...] = -1
     row["step_label"][row["loss_mask"] == 1] = labels
     return row
 

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from llm_jax.adapters.adapters import Adapters
 from llm_jax.adapters.config import LoraConfig
+from llm_jax.adapters.matching import check_config
 from llm_jax.adapters.merging import merged_params
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.adapters.start import abstract_start, init_adapter, start_of
@@ -122,7 +123,9 @@ class Adapting:
 
 
 def check_adapter(config: LoraConfig | None, train: TrainConfig) -> None:
-    """Raises UserError for what a run that trains an adapter can't do besides."""
+    """Raises UserError for fields of an adapter out of range, and for what a run that trains one can't do besides."""
+    if config is not None:
+        check_config(config)
     if config is not None and train.balancing.bias_rate:
         raise UserError(
             "train.balancing.bias_rate moves the model's own biases, which stay as they are with an adapter"

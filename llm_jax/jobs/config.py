@@ -19,7 +19,7 @@ class TaskEvalConfig:
     max_tokens: int = 128
     """New tokens per answer, at most."""
     samples: int = 4
-    """Answers shown in the report."""
+    """Answers shown in the report: to these problems, or to a preference run's first held-out prompts."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokeni
 from llm_jax.data.checking import check_lengths
 from llm_jax.data.formats import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
+from llm_jax.data.rows import PAIR_COLUMNS
 from llm_jax.jobs.adapting import Adapting, check_adapter, with_loraplus
 from llm_jax.jobs.balancing import PREFIX
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
@@ -124,6 +125,8 @@ def check_training(node: "Node", kind: Kind) -> None:
     if parent is not None and not hasattr(parent, "workdir"):
         source = origin(parent, "init_from")
         check_shapes(config, plan, source.model, scored=config.job == "reward")
+        if (adapter := adapter_of(config)) is not None:
+            Adaptation(Decoder(source.model), adapter)
         check_lengths(kind, config.data, load_tokenizer(source.tokenizer))
 
 
@@ -203,6 +206,16 @@ def packed_rows(node: "Node", kind: Kind, tokenizer: Tokenizer) -> Prepared:
     rows = prepare(kind, node.config.data, tokenizer, copy, packed_sets(node, copy))
     publish(copy, folder, MANIFEST)
     return rows
+
+
+def pairs_have(rows: Prepared, name: str) -> bool:
+    """Whether a pair has a number of its own (`rows.PAIR_COLUMNS`) that says something."""
+    for side in (rows.train, rows.eval):
+        columns = side.columns("pair_index", name)
+        said = columns[name][columns["pair_index"] >= 0]
+        if (~np.isnan(said) & (said != PAIR_COLUMNS[name])).any():
+            return True
+    return False
 
 
 def packed_sets(node: "Node", own: epath.Path) -> epath.Path:

@@ -4,20 +4,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, prepare_child, setup
+from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, pairs_have, prepare_child, setup
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.paired import paired_objective
 from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
 from llm_jax.jobs.reference import stored_logps, synchronised
 from llm_jax.jobs.regularization import regularization
+from llm_jax.jobs.samples import sample_hook
 from llm_jax.jobs.scoring import answer_logps, unpaired_logps
 from llm_jax.jobs.unpaired import unpaired_objective
 from llm_jax.jobs.word_problems import problem_hook
@@ -37,6 +36,8 @@ def check(node: "Node") -> None:
     config: PreferenceConfig = node.config
     loss = checked_loss(config)
     check_training(node, loss.kind)
+    if not any(hasattr(parent, "workdir") for parent in node.parents.values()):
+        check_reference(node)
     check_numbers(config.data, loss.columns, ", ".join(term.name for term in loss.terms if term.named.scores))
 
 
@@ -60,32 +61,39 @@ def prepare(node: "Node") -> None:
     """Renders and packs the records with the policy's tokenizer, which has to be the reference's too."""
     loss = preference_loss(node.config)
     prepare_child(node, loss.kind)
-    refuse_smoothing(node, loss)
-    if "reference" in node.parents:
-        parent = origin(node.parents["reference"], "reference")
-        parent.model.check_predicts("reference")
-        policy = origin(node.parents["init_from"], "init_from")
-        if node.config.sync_ref_model and parent.model != policy.model:
-            raise UserError(f"sync_ref_model=True, but reference={node.config.reference} is of another architecture")
-        if load_tokenizer(parent.tokenizer).fingerprint != load_tokenizer(policy.tokenizer).fingerprint:
-            raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
+    refuse_numbers(node, loss)
+    check_reference(node)
 
 
-def refuse_smoothing(node: "Node", loss: PreferenceLoss) -> None:
-    """Raises UserError for records with a `label_smoothing` of their own that none of the losses reads."""
+def check_reference(node: "Node") -> None:
+    """Raises UserError for a reference that cannot be this policy's."""
+    if "reference" not in node.parents:
+        return
+    parent, policy = (origin(node.parents[field], field) for field in ("reference", "init_from"))
+    parent.model.check_predicts("reference")
+    if node.config.sync_ref_model and parent.model != policy.model:
+        raise UserError(f"sync_ref_model=True, but reference={node.config.reference} is of another architecture")
+    if load_tokenizer(parent.tokenizer).fingerprint != load_tokenizer(policy.tokenizer).fingerprint:
+        raise UserError(f"reference={node.config.reference} has another tokenizer than init_from")
+
+
+def refuse_numbers(node: "Node", loss: PreferenceLoss) -> None:
+    """Raises UserError for records with a `label_smoothing` of their own that none of the losses reads, or with a
+    `weight` where a loss has no value of a single pair."""
     data = node.config.data
-    if loss.unpaired or loss.smoothed_by_pair or (data.path is None and not data.mixture):
+    across = next((term.name for term in loss.terms if not term.named.pairwise), None)
+    if loss.unpaired or (data.path is None and not data.mixture) or (loss.smoothed_by_pair and across is None):
         return
     rows = packed_rows(node, loss.kind, load_tokenizer(node.workdir.tokenizer))
-    for side in (rows.train, rows.eval):
-        columns = side.columns("pair_index", "label_smoothing")
-        if (~np.isnan(columns["label_smoothing"]) & (columns["pair_index"] >= 0)).any():
-            names = ",".join(term.name for term in loss.terms)
-            raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
+    if not loss.smoothed_by_pair and pairs_have(rows, "label_smoothing"):
+        names = ",".join(term.name for term in loss.terms)
+        raise UserError(f"records have a `label_smoothing`, which loss_type={names} does not read (sigmoid does)")
+    if across is not None and pairs_have(rows, "weight"):
+        raise UserError(f"records have a `weight`, but loss_type={across} has no loss of a single pair")
 
 
 def run(node: "Node") -> None:
-    """Trains the policy, and answers word problems before and after."""
+    """Trains the policy, and answers word problems, or else a few held-out prompts, before and after."""
     train_preference(node)
 
 
@@ -126,5 +134,5 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
         frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
         columns=columns,
         live=rows,
-        finish=(problem_hook(s, before=policy),),
+        finish=(problem_hook(s, before=policy), sample_hook(s, policy, loss.kind)),
     )

@@ -15,6 +15,8 @@ OF_PAIRS = ("ld_alpha", "use_weighting")
 """Options that any loss on pairs takes: they change its log-probabilities or weigh its pairs."""
 SMOOTHED_BY_PAIR = ("dpo",)
 """Losses that take a `label_smoothing` of each pair, where its record has one."""
+WITHOUT = {"dpo": "cpo", "sigmoid_norm": "simpo"}
+"""Losses of the same form on log-probabilities alone."""
 SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
 
 
@@ -78,6 +80,8 @@ def preference_loss(config: PreferenceConfig) -> PreferenceLoss:
     factors = config.loss_weights or (1.0,) * len(names)
     if len(factors) != len(names):
         raise UserError(f"loss_weights has {len(factors)} numbers for {len(names)} losses ({', '.join(names)})")
+    if min(factors) < 0 or not any(factors):
+        raise UserError(f"loss_weights={factors}: no weight may be negative, and one has to be above 0")
     chosen = {name: LOSSES[name] for name in names}
     if len({named.unpaired for named in chosen.values()}) > 1:
         shown = ", ".join(f"{name} of {'answers' if chosen[name].unpaired else 'pairs'}" for name in names)
@@ -118,7 +122,8 @@ def _check_reference(config: PreferenceConfig, chosen: Mapping[str, Named]) -> N
     if config.reference_logps == "none":
         for name, named in chosen.items():
             if named.reference:
-                raise UserError(f"reference_logps=none, but loss_type={name} is measured against a reference")
+                without = f" ({WITHOUT[named.function]} is without one)" if named.function in WITHOUT else ""
+                raise UserError(f"reference_logps=none, but loss_type={name} is measured against a reference{without}")
         if config.reference is not None:
             raise UserError(f"reference={config.reference} is set, but reference_logps=none reads none")
     if not config.sync_ref_model:

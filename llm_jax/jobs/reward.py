@@ -8,9 +8,9 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_classes
-from llm_jax.data.formats import Kind
+from llm_jax.data.formats import PAIRED, Kind
 from llm_jax.jobs.config import RewardConfig
-from llm_jax.jobs.fit import Setup, check_training, fit, prepare_rows, setup
+from llm_jax.jobs.fit import Setup, check_training, fit, packed_rows, pairs_have, prepare_rows, setup
 from llm_jax.jobs.origin import Origin, origin
 from llm_jax.jobs.regularization import NONE, Regularization, regularization
 from llm_jax.jobs.reward_terms import classes_objective, pairs_objective, rankings_objective
@@ -89,7 +89,11 @@ def prepare(node: "Node") -> None:
         extra[PAIRWISE] = True
     if node.config.train.checkpoint.export:
         family(model.family).to_hf(model, extra)
-    prepare_rows(node, kind_of(node.config), tokenizer, model, Origin(source.path, source.tokenizer, model, extra))
+    kind, data = kind_of(node.config), node.config.data
+    prepare_rows(node, kind, tokenizer, model, Origin(source.path, source.tokenizer, model, extra))
+    own = kind in PAIRED and (data.path is not None or bool(data.mixture))
+    if own and pairs_have(packed_rows(node, kind, tokenizer), "label_smoothing"):
+        raise UserError("records have a `label_smoothing`, which reward does not read (preference does)")
 
 
 def headed(config: RewardConfig, model: ModelConfig) -> ModelConfig:

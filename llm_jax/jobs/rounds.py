@@ -23,10 +23,11 @@ from llm_jax.base.logging import log
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.chat import with_template
+from llm_jax.jobs.adapting import Adapting
 from llm_jax.jobs.alignment.checks import check_rounds, check_texts, function_hash, round_config
 from llm_jax.jobs.alignment.evaluation import evaluated, held_out
 from llm_jax.jobs.alignment.making import ChunkStore, PairMaker, make_pairs, prompt_seed, summed
-from llm_jax.jobs.alignment.methods import METHODS, pair_maker
+from llm_jax.jobs.alignment.methods import pair_maker, scored
 from llm_jax.jobs.alignment.online import OnlineRows
 from llm_jax.jobs.alignment.policies import Policies, publish_model
 from llm_jax.jobs.alignment.prompts import share_of, training_prompts
@@ -34,6 +35,7 @@ from llm_jax.jobs.alignment.scorers import open_scorer
 from llm_jax.jobs.config import RoundsConfig
 from llm_jax.jobs.origin import origin, write_architecture, write_generation_config
 from llm_jax.jobs.preference import train_preference
+from llm_jax.models import Decoder
 from llm_jax.storage.atomic import write_atomically
 from llm_jax.storage.json_files import read_json
 from llm_jax.training.metrics import read_metrics
@@ -121,7 +123,7 @@ def _maker(node: "Node", policies: Policies) -> Iterator[PairMaker]:
     config: RoundsConfig = node.config
     with ExitStack() as stack:
         scorer = None
-        if METHODS[config.method].scored:
+        if scored(config):
             judge = node.parents.get("scorer.model")
             source = None if judge is None else origin(judge, "scorer.model")
             scorer = stack.enter_context(open_scorer(config.scorer, source))
@@ -146,7 +148,9 @@ def _train_online(node: "Node", policies: Policies, child: "Node") -> None:
     config: RoundsConfig = node.config
     with _maker(node, policies) as maker:
         seed = prompt_seed(config.seed, 1, "online")
-        rows = OnlineRows(config, training_prompts(config), _online_store(node), maker, policies, seed)
+        adapter, model = config.preference.adapter, origin(child, "workdir", own=True).model
+        adapting = None if adapter is None else Adapting.of(Decoder(model), adapter)
+        rows = OnlineRows(config, training_prompts(config), _online_store(node), maker, policies, seed, adapting)
         train_preference(child, rows)
 
 

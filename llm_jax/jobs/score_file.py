@@ -8,6 +8,7 @@ from etils import epath
 
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
+from llm_jax.data.formats import Pair, read_examples
 from llm_jax.data.sources import read_records
 from llm_jax.jobs.answer_scores import compare, score, step_scores
 from llm_jax.models.families.heads import PAIRWISE
@@ -30,6 +31,8 @@ def score_file(models: Sequence[str], source: str, target: str, batch_size: int)
     | preference model | `prompt`, `chosen`, `rejected` | `preference`: P(chosen is better) |
     | process reward model | `prompt`, `completions` | `step_scores`, by step and class |
 
+    Pairs are read as in training, so that a `prompt` may be what both sides begin with.
+
     Raises UserError, naming file and line, for a record without the model's fields; then nothing is written.
     """
     records = [(where, value) for where, value in read_records(source, None)]
@@ -49,10 +52,10 @@ def _said(models: Sequence[Model], records: Sequence[tuple[str, Any]], batch_siz
         return [{"step_scores": s.tolist()} for s in step_scores(first, prompts, steps, batch_size=batch_size)]
     if first.extra.get(PAIRWISE):
         _alone(models, "preference model")
-        found = compare(first, *_columns(records, ("prompt", *SIDES)), batch_size=batch_size)
+        found = compare(first, *_pairs(records), batch_size=batch_size)
         return [{"preference": p} for p in found.tolist()]
     if all(isinstance(record, Mapping) and set(SIDES) <= record.keys() for _, record in records):
-        prompts, *sides = _columns(records, ("prompt", *SIDES))
+        prompts, *sides = _pairs(records)
         scores = [score(models, prompts, side, batch_size=batch_size) for side in sides]
         if scores[0].ndim != 2:
             raise UserError("chosen and rejected have one score each, and the model has classes")
@@ -71,6 +74,19 @@ def _said(models: Sequence[Model], records: Sequence[tuple[str, Any]], batch_siz
 def _alone(models: Sequence[Model], what: str) -> None:
     if len(models) > 1:
         raise UserError(f"a {what} is read alone, and {len(models)} models are given")
+
+
+def _pairs(records: Sequence[tuple[str, Any]]) -> list[list[Any]]:
+    """Prompts, chosen and rejected answers, read as training reads them."""
+    return _columns([(where, _read_pair(where, record)) for where, record in records], ("prompt", *SIDES))
+
+
+def _read_pair(where: str, record: Any) -> dict[str, Any]:
+    pair = next(iter(read_examples("preference", record, where)), None)
+    if not isinstance(pair, Pair):
+        raise UserError(f"{where}: pairs of steps have no score of a whole answer")
+    sides = {name: getattr(pair, name) for name in ("prompt", *SIDES)}
+    return {name: value if isinstance(value, str) else list(value) for name, value in sides.items()}
 
 
 def _columns(records: Sequence[tuple[str, Any]], names: Sequence[str]) -> list[list[Any]]:

@@ -15,6 +15,7 @@ from llm_jax.jobs.fit import Hook, Setup, policy_of
 from llm_jax.jobs.generate import encode_prompt
 from llm_jax.jobs.origin import Origin
 from llm_jax.models import Model
+from llm_jax.sharding import Plan
 from llm_jax.storage.atomic import write_atomically
 
 DEFAULT_PROBLEMS = 400
@@ -27,9 +28,7 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
     Writes `samples.jsonl` for the report. Does nothing for data without a checkable answer, unless
     `task_eval.problems` asks for it. Of several processes the first answers, on its own device, and the others wait.
     """
-    task, data = s.config.task_eval, s.config.data
-    checkable = data.path is None and not data.mixture and data.embedded in ("problems", "steps")
-    count = (DEFAULT_PROBLEMS if checkable else 0) if task.problems is None else task.problems
+    task, data, count = s.config.task_eval, s.config.data, problem_count(s.config)
 
     def hook(state: Any) -> Mapping[str, float]:
         if not count:
@@ -39,8 +38,7 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
 
     def answered(params: Any) -> Mapping[str, Any]:
         problems = held_out_problems(data, count)
-        decoder = s.decoder if s.adapting is None else plain_decoder(s.adapting.adapters, s.decoder)
-        model = Model(decoder, params, decoder.config, s.workdir.tokenizer)
+        model = trained_model(s, params)
         metrics, records = _answers(model, s.tokenizer, problems, task.max_tokens)
         shown = [
             {"prompt": r["prompt"], "answer": r["answer"], "completion": r["completion"]}
@@ -55,6 +53,21 @@ def problem_hook(s: Setup, before: Origin | None = None) -> Hook:
         return metrics
 
     return hook
+
+
+def problem_count(config: Any) -> int:
+    """How many held-out problems a run is to answer."""
+    task, data = config.task_eval, config.data
+    if task.problems is not None:
+        return task.problems
+    checkable = data.path is None and not data.mixture and data.embedded in ("problems", "steps")
+    return DEFAULT_PROBLEMS if checkable else 0
+
+
+def trained_model(s: Setup, params: Any, plan: Plan | None = None) -> Model:
+    """The policy's parameters, an adapter in them, as a model: spread as `plan` says, or on one device."""
+    decoder = s.decoder if s.adapting is None else plain_decoder(s.adapting.adapters, s.decoder)
+    return Model(decoder, params, decoder.config, s.workdir.tokenizer, plan=plan)
 
 
 def _answers(model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], max_tokens: int):

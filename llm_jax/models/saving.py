@@ -116,25 +116,29 @@ def rounded(model: Model, dtype: str | None = None) -> list[str]:
 
 def save_native(model: Model, path: epath.PathLike) -> None:
     """Writes a native folder: what a workdir holds of a model, as a finished run of 0 steps would leave it."""
-    from llm_jax.storage.checkpoints import Checkpoints
-
     workdir = Workdir(path)
     workdir.path.mkdir(parents=True, exist_ok=True)
     with workdir.lock():
         if model.tokenizer_dir is not None:
             workdir.tokenizer.mkdir(exist_ok=True)
             copy_tokenizer(model.tokenizer_dir, workdir.tokenizer)
-        checkpoints = Checkpoints(workdir.checkpoints)
-        declared = flatten(declarations(model.decoder))
-        parts = {name: "params" if declared[name].learned else "model_state" for name in declared}
-        params = {f"{parts[name]}/{ROLE}/{name}": x.astype(jnp.float32) for name, x in flatten(model.params).items()}
-        meta = {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}}
-        checkpoints.save(0, unflatten(params), meta)
-        checkpoints.wait()
+        write_checkpoint(model, workdir, 0)
         write_atomically(workdir.path / EXTRA, json.dumps(model.extra, indent=1))
         write_atomically(workdir.path / "model.json", json.dumps(dataclasses.asdict(model.config), indent=1))
         workdir.write_config({"format": FORMAT, "job": "convert", "config": {}})
         workdir.mark_done({})
+
+
+def write_checkpoint(model: Model, workdir: Workdir, step: int) -> None:
+    """Commits a checkpoint of a model's float32 parameters, without an optimizer's state."""
+    from llm_jax.storage.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(workdir.checkpoints)
+    declared = flatten(declarations(model.decoder))
+    parts = {name: "params" if declared[name].learned else "model_state" for name in declared}
+    params = {f"{parts[name]}/{ROLE}/{name}": x.astype(jnp.float32) for name, x in flatten(model.params).items()}
+    checkpoints.save(step, unflatten(params), {"layout": layout(model.decoder), "hf": {"dtypes": model.dtypes}})
+    checkpoints.wait()
 
 
 def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:

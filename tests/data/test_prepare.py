@@ -294,3 +294,19 @@ def test_held_out_problems():
     assert len(found) == 400 and {len(problem.steps) for problem in found} == {1, 2, 3}
     assert all(is_correct(problem, problem.careful) for problem in found)
     assert found[:10] == held_out_problems(DataConfig(), 10)
+
+
+def test_kinds_of_docstring_pairs_are_sources(chat_bpe, tmp_path):
+    """So that each has its own accuracy; of two held-out pairs one kind at least has none."""
+    data = DataConfig(embedded="docstrings", window=512, generated=EmbeddedConfig(records=60, eval_records=2))
+    made = prepare("preference", data, chat_bpe, tmp_path / "rows")
+    assert made.train.manifest["sources"] == made.eval.manifest["sources"] == ["other", "cut", "shuffled"]
+    totals = made.train.manifest["totals"]
+    assert sum(total["documents"] for total in totals.values()) == 60
+    assert totals["other"]["documents"] > totals["cut"]["documents"] + totals["shuffled"]["documents"]
+    columns = made.train.columns("source_id", "pair_index")
+    for number, name in enumerate(totals):
+        own = columns["pair_index"][columns["source_id"] == number]
+        assert (own >= 0).sum() == totals[name]["documents"]
+    held_out = [total["documents"] for total in made.eval.manifest["totals"].values()]
+    assert sum(held_out) == 2 and 0 in held_out

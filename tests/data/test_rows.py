@@ -1,7 +1,7 @@
 import numpy as np
 
 from llm_jax.data.encode import Sequence
-from llm_jax.data.rows import empty_row, fill_pair_row, fill_row, lm_schema, pair_schema
+from llm_jax.data.rows import empty_row, fill_pair_row, fill_row, lm_schema, pair_schema, steps_schema
 
 
 def sequence(ids, mask):
@@ -38,3 +38,5 @@ def test_empty_row_has_no_target():
     row = empty_row(pair_schema(4, 2), pad_id=9)
     assert row["tokens"].tolist() == [9] * 4 and row["pair_index"].tolist() == [-1, -1]
     assert not any(row[name].any() for name in ("segment_ids", "loss_mask", "pair_id", "side"))
+    # Class 0 is a class.
+    assert (empty_row(steps_schema(4))["step_label"] == -1).all()

@@ -134,6 +134,7 @@ def of_file(config: str, content: str | bytes, *said: str):
         ("dpo.py:test", {}, "loss_type=ipo,kto", ["losses of pairs and of unpaired answers", "ipo of pairs"]),
         ("dpo.py:test", {}, "loss_type=ipo,ipo", ["loss_type names ipo twice"]),
         ("dpo.py:test", {}, "loss_weights=[1,2]", ["loss_weights has 2 numbers for 1 losses"]),
+        ("dpo.py:test", {}, "loss_weights=(0,)", ["loss_weights=(0.0,): no weight may be negative, and one has to be"]),
         ("dpo.py:test", {}, "label_smoothing=0.5", ["label_smoothing is 0.5"]),
         ("ipo.py:test", {}, "label_smoothing=0.1", ["label_smoothing=0.1 is set, but loss_type=ipo does not read it"]),
         ("dpo.py:test", {}, "simpo_gamma=1", ["simpo_gamma=1.0 is set, but loss_type=sigmoid", "simpo"]),
@@ -156,11 +157,18 @@ def of_file(config: str, content: str | bytes, *said: str):
             "dpo.py:test",
             {},
             "reference_logps=none",
-            ["reference_logps=none", "sigmoid is measured against a reference"],
+            ["reference_logps=none", "sigmoid is measured against a reference (cpo is without one)"],
         ),
         ("dpo.py:test", {}, "sync_ref_model=true", ["sync_ref_model=True", "set live"]),
         ("dpo.py:test", {}, "ref_model_sync_steps=5", ["ref_model_sync_steps=5 is set, but only sync_ref_model=True"]),
         ("dpo.py:test", {}, "loss_type=sppo", ["sppo needs `chosen_score` of every pair"]),
+        (
+            "dpo.py:test",
+            {"a.jsonl": lines(*(PAIR | {"chosen_score": x, "rejected_score": 0} for x in (1, 8.5)))},
+            "data.path=a.jsonl --config.loss_type=sppo",
+            ["a.jsonl:2: `chosen_score` is 8.5; loss_type=sppo takes it for a probability"],
+        ),
+        ("dpo.py:test", {}, "adapter.r=0", ["adapter.r has 0; a rank is at least 1"]),
         ("dpo.py:test", {}, "data.unpair=true", ["data.unpair=True is set"]),
         ("sft.py:test", {}, "data.on_unusable=error", ["data.on_unusable=error is set, but no record of sft reads it"]),
         of_file(
@@ -240,6 +248,15 @@ def test_pairs_of_which_nothing_can_be_learned(folder, capsys, chain, records, s
     arguments = [f"--config.init_from={chain['sft'].workdir.path}", *(f"--config.data.{field}" for field in fields)]
     assert said in refusal(capsys, f"--config={CONFIGS / 'dpo.py'}:test", *arguments)
     assert nothing_trained(folder)
+
+
+def test_an_adapter_that_does_not_fit_leaves_no_workdir(folder, capsys, chain):
+    """The command put right may go there."""
+    given = [f"--config.init_from={chain['sft'].workdir.path}", "--workdir=w"]
+    given += ["--config.adapter.target_modules=('q_prj',)"]
+    message = refusal(capsys, f"--config={CONFIGS / 'dpo.py'}:test", *given)
+    assert "adapter.target_modules 'q_prj' matches nothing; the nearest is q_proj" in message
+    assert not (folder / "w").exists()
 
 
 def test_a_tokenizer_with_more_entries_than_the_checkpoint(folder, capsys, chain):

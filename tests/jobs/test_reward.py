@@ -15,6 +15,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
 from llm_jax.data.config import DataConfig
 from llm_jax.data.prepare import prepare
+from llm_jax.data.rows import empty_row, steps_schema
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.jobs.reward_terms import classes_objective, macro_f1, pairs_objective, rankings_objective
 from llm_jax.models import Decoder, HeadConfig, Model, ModelConfig, init_params, load, save
@@ -204,6 +205,11 @@ def test_process_rewards_are_those_of_calls_step_by_step(tmp_path: Path):
     flat, labels = np.concatenate(whole).astype(np.float64), np.array([1, 0, 1, 1])
     logps = flat - np.log(np.exp(flat).sum(-1, keepdims=True))
     np.testing.assert_allclose(ours, -logps[np.arange(4), labels].mean(), rtol=1e-5)
+    # A held-out batch that is filled up, as its last one is.
+    padding = empty_row(steps_schema(rows["tokens"].shape[1]))
+    filled = {name: np.concatenate([x, padding[name][None]]) for name, x in rows.items()}
+    padded, *_ = evaluate_with_summary(classes_objective(model.decoder, True, pad_id=0), model, filled)
+    np.testing.assert_allclose(padded, ours, rtol=1e-6)
 
 
 def test_a_preference_model_is_symmetric_and_trains_on_both_orders(tmp_path: Path):

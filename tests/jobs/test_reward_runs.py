@@ -84,6 +84,16 @@ def test_a_file_of_pairs_is_scored(reward: Node, tmp_path: Path):
     alone = llm_jax.score(reward.workdir.export, ["2 + 2 ="], [" 4"])
     np.testing.assert_allclose(lines[0]["chosen_score"], alone[0], rtol=1e-6)
     assert [line["prompt"] for line in lines] == ["2 + 2 =", "x"]
+    told = {name: f"\n\nHuman: Ben has?\n\nAssistant: {said}" for name, said in (("chosen", "4"), ("rejected", "5"))}
+    asked = [{"role": "user", "content": "Ben has?"}]
+    whole = {
+        name: [*asked, {"role": "assistant", "content": said}] for name, said in (("chosen", "4"), ("rejected", "5"))
+    }
+    source.write_text("".join(json.dumps(record) + "\n" for record in (told, {"prompt": "Ben has?", **whole})))
+    score_file([str(reward.workdir.export)], str(source), str(target), 4)
+    alone = llm_jax.score(reward.workdir.export, [asked, asked], ["4", "5"])
+    for line in map(json.loads, target.read_text().splitlines()):
+        np.testing.assert_allclose([line["chosen_score"], line["rejected_score"]], alone, rtol=1e-6)
     source.write_text('{"prompt": "x"}\n')
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: the model reads `prompt`, `completion`"):
         score_file([str(reward.workdir.export)], str(source), str(target), 4)
@@ -110,6 +120,15 @@ def test_another_number_of_scores_is_refused(reward: Node):
 def test_contradictions_are_refused(reward: Node, overrides: dict[str, str], said: str):
     with pytest.raises(UserError, match=said):
         prepare(REWARD, list(overrides.items()))
+
+
+def test_a_smoothing_is_refused(reward: Node, tmp_path: Path):
+    source = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b", "label_smoothing": 0.1} for i in range(4)]
+    source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = {"init_from": str(reward.workdir.path), "data.path": source, "data.eval_path": source}
+    with pytest.raises(UserError, match="records have a `label_smoothing`, which reward does not read"):
+        prepare(REWARD, [(name, str(value)) for name, value in given.items()])
 
 
 def test_a_label_out_of_range_is_refused(reward: Node, tmp_path: Path):

@@ -76,6 +76,14 @@ def test_rows_hold_them(chain, tmp_path):
     assert there.any() and (columns["label_smoothing"][there] == 0.25).all()
 
 
+def test_a_weight_is_refused_where_a_loss_has_no_single_pairs(chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [("init_from", str(chain["sft"].workdir.path)), ("mesh.data", "1"), ("data.eval_fraction", "0.2")]
+    given += [("loss_type", "sigmoid,aot"), ("data.path", write(tmp_path, weight=0.5))]
+    with pytest.raises(UserError, match="`weight`, but loss_type=aot has no loss of a single pair"):
+        graph.prepare(f"{CONFIGS / 'dpo.py'}:test", given)
+
+
 def test_a_loss_that_does_not_read_them_refuses_them(chain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [("init_from", str(chain["sft"].workdir.path)), ("mesh.data", "1"), ("loss_type", "ipo")]

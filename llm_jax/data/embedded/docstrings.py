@@ -22,6 +22,7 @@ MAX_SIGNATURE = 100
 # One module would otherwise hold a fifth of the held-out pairs.
 CAP_PER_MODULE = {"train": 200, "eval": 40}
 REJECTED = ("other", "other", "other", "other", "cut", "shuffled")
+KINDS = tuple(dict.fromkeys(REJECTED))
 
 
 class Entry(NamedTuple):
@@ -95,30 +96,28 @@ def demonstrations(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
         yield {"prompt": _user(entry), "completion": _assistant(entry.docstring)}
 
 
-def corrupt(entry: Entry, pool: tuple[Entry, ...], rng: random.Random) -> str:
-    """A worse docstring for the entry's signature; never the right one."""
+def corrupt(entry: Entry, pool: tuple[Entry, ...], rng: random.Random) -> tuple[str, str]:
+    """Which of `KINDS`, and a worse docstring of it for the entry's signature; never the right one."""
     kind = rng.choice(REJECTED)
     words = entry.docstring.split()
     if kind == "cut":
-        return " ".join(words[: rng.randint(1, max(1, len(words) * 2 // 3))])
+        return kind, " ".join(words[: rng.randint(1, max(1, len(words) * 2 // 3))])
     if kind == "shuffled":
         for _ in range(20):
             shuffled = rng.sample(words, len(words))
             if shuffled != words:
-                return " ".join(shuffled)
+                return kind, " ".join(shuffled)
     # Docstrings are distinct within a side, so any other entry's differs. Also for words that are all the same.
     while (other := rng.choice(pool)).docstring == entry.docstring:
         pass
-    return other.docstring
+    return "other", other.docstring
 
 
 def preferences(config: EmbeddedConfig, split: Split) -> Iterator[dict]:
-    """Preference records: the right docstring over a corrupted one."""
+    """Preference records: the right docstring over a corrupted one, and of which `kind` that is."""
     pool = entries(split)
     for entry in _selected(config, split):
         rng = random.Random(f"{VERSION}/{split}/{entry}")
-        yield {
-            "prompt": _user(entry),
-            "chosen": _assistant(entry.docstring),
-            "rejected": _assistant(corrupt(entry, pool, rng)),
-        }
+        kind, rejected = corrupt(entry, pool, rng)
+        answers = {"chosen": _assistant(entry.docstring), "rejected": _assistant(rejected)}
+        yield {"prompt": _user(entry), **answers, "kind": kind}

@@ -4,19 +4,25 @@ import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llm_jax.adapters.adapters import Adapters
+from llm_jax.adapters.merging import merged_config
+from llm_jax.adapters.sites import Adaptation
 from llm_jax.base.errors import UserError
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from llm_jax.inference.requests import check_prompt, check_sampling
 from llm_jax.jobs.alignment.evaluation import held_out
-from llm_jax.jobs.alignment.methods import METHODS, Method
+from llm_jax.jobs.alignment.methods import METHODS, Method, scored
 from llm_jax.jobs.alignment.prompts import read_prompts, training_prompts
 from llm_jax.jobs.alignment.sampler import encode
 from llm_jax.jobs.alignment.scorers import check_scorer
-from llm_jax.jobs.alignment.step_checks import check_steps
+from llm_jax.jobs.alignment.step_checks import STEPWISE, check_steps
 from llm_jax.jobs.config import PairsConfig, PreferenceConfig, RoundsConfig, ScorerConfig, TaskEvalConfig
 from llm_jax.jobs.fit import check_shapes, check_training
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
 from llm_jax.jobs.preference import checked_loss
+from llm_jax.models import Decoder
+from llm_jax.models.families.heads import PAIRWISE
+from llm_jax.objectives.preference.named import LOSSES
 from llm_jax.sharding import check_divides, make_plan
 from llm_jax.storage.hashes import file_sha256
 from llm_jax.training.loop import check_least
@@ -60,7 +66,7 @@ def check_rounds(node: "Node") -> None:
     check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
     _check_training(node)
     prompts = [*training_prompts(config), *read_prompts(config.data, "eval")]
-    checked = method.answers or (method.scored and config.scorer.kind == "answer")
+    checked = method.answers or (scored(config) and config.scorer.kind == "answer")
     wanted = (("answer", checked), ("written", method.written))
     for name, needed in wanted:
         lacking = next((prompt for prompt in prompts if needed and getattr(prompt, name) is None), None)
@@ -75,7 +81,7 @@ def check_rounds(node: "Node") -> None:
                 check_shapes(round_config(config, config.init_from), make_plan(config.mesh), source.model)
                 check_texts(node, source, load_tokenizer(source.tokenizer))
             else:
-                check_judge(source)
+                check_judge(source, config.method)
 
 
 def check_texts(node: "Node", source: Origin, tokenizer: Tokenizer) -> None:
@@ -85,20 +91,47 @@ def check_texts(node: "Node", source: Origin, tokenizer: Tokenizer) -> None:
     check_tokenizer(source.model, tokenizer.vocab_size, "init_from")
     model = source.model.resolved()
     check_divides(make_plan(config.mesh), model.cut_sizes())
-    for prompt in [*training_prompts(config), *held_out(config)]:
+    training = training_prompts(config)
+    for number, prompt in enumerate([*training, *held_out(config)]):
         ids = encode(tokenizer, prompt)
         check_prompt(ids, prompt.where, model.max_position_embeddings, tokenizer.vocab_size)
+        if number < len(training) and config.data.on_long == "error":
+            _check_room(config, prompt.where, len(ids))
     if "scorer.model" in node.parents:
-        check_judge(origin(node.parents["scorer.model"], "scorer.model"))
+        check_judge(origin(node.parents["scorer.model"], "scorer.model"), config.method)
+    if config.preference.adapter is not None:
+        base = Decoder(source.model)
+        merged = merged_config(Adapters(base, [Adaptation(base, config.preference.adapter)]))
+        if merged != base.config:
+            raise UserError(
+                "preference.adapter is on the embedding, which init_from ties to its head: added to it, as a round's"
+                " policy has it, the two are no longer one; leave the embedding out"
+            )
 
 
-def check_judge(source: Origin) -> None:
-    """Raises UserError for a model that does not give one score to a text."""
+def _check_room(config: RoundsConfig, where: str, prompt: int) -> None:
+    """Raises UserError where two answers may be longer than a row: the training would end at them, after the sampling.
+    Of methods that go step by step it is not known before."""
+    most = 2 * (prompt + config.sampling.max_tokens)
+    if config.method not in STEPWISE and most > config.data.window:
+        raise UserError(
+            f"{where}: two answers of sampling.max_tokens={config.sampling.max_tokens} with the prompt of {prompt}"
+            f" tokens in each may have {most}, but data.window is {config.data.window}: raise it, or set data.on_long"
+            " to drop or truncate"
+        )
+
+
+def check_judge(source: Origin, method: str) -> None:
+    """Raises UserError for a model that does not give one score to a text, or that compares what is scored alone."""
     head = source.model.head
     if head.labels != 1 or head.pooling == "none":
         gives = "logits of next tokens" if head.labels is None else f"{head.labels} scores"
         what = f"{gives} of each token" if head.pooling == "none" else gives
         raise UserError(f"scorer.model: {source.path} gives {what}; a reward model gives one score to a text")
+    if method == "mcts_dpo" and source.extra.get(PAIRWISE):
+        raise UserError(
+            f"scorer.model: {source.path} compares two answers (pairwise=True); method=mcts_dpo scores one at a time"
+        )
 
 
 def function_hash(config: ScorerConfig) -> dict[str, str]:
@@ -113,10 +146,11 @@ def function_hash(config: ScorerConfig) -> dict[str, str]:
 
 
 def _check_method(config: RoundsConfig, method: Method) -> None:
-    if method.scored:
+    if scored(config):
         check_scorer(config.scorer)
     else:
-        _refuse_changed(config.scorer, ScorerConfig(), "scorer", f"method={config.method}")
+        reader = f"method={config.method}" if not method.scored else f"tree.value={config.tree.value}"
+        _refuse_changed(config.scorer, ScorerConfig(), "scorer", reader)
     if config.method not in ("spo", "sppo") and config.scorer.win_probability != "sigmoid":
         raise UserError(f"scorer.win_probability={config.scorer.win_probability} is not read by method={config.method}")
     if config.method == "online_dpo":
@@ -173,10 +207,13 @@ def _check_training(node: "Node") -> None:
     if loss.unpaired:
         raise UserError(f"preference.loss_type={names[0]} takes unpaired answers; method={method} makes pairs")
     wanted = METHODS[method].losses
-    if wanted and not set(wanted) & set(names):
+    if wanted and not {LOSSES[name].function for name in wanted} & {term.named.function for term in loss.terms}:
         raise UserError(
             f"preference.loss_type={','.join(names)}: method={method} is trained with {' or '.join(wanted)}"
         )
+    across = next((term.name for term in loss.terms if not term.named.pairwise), None)
+    if method == "spo" and across is not None:
+        raise UserError(f"preference.loss_type={across} has no loss of a single pair, which method=spo weights")
     if loss.columns and not METHODS[method].probabilities:
         raise UserError(f"preference.loss_type={','.join(names)} takes probabilities to win, which method=sppo makes")
 

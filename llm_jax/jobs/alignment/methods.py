@@ -60,6 +60,11 @@ METHODS = {
 }
 
 
+def scored(config: RoundsConfig) -> bool:
+    """Whether anything is asked of the scorer: a tree that goes by the policy's own opinion alone has none."""
+    return METHODS[config.method].scored and not (config.method == "mcts_dpo" and config.tree.value == "self")
+
+
 def pair_maker(config: RoundsConfig, tokenizer: Tokenizer, scorer: Scorer | None) -> PairMaker:
     """The maker of `config.method`."""
     module, _, name = METHODS[config.method].maker.partition(":")

@@ -4,15 +4,17 @@ A block is `sample_every` steps on one sampling: a chunk of the store, made befo
 again. A run that is resumed within a block finds its pairs there, so that it repeats the uninterrupted one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from llm_jax.data.encode import encode_examples
 from llm_jax.data.fitting import Counts, fit
 from llm_jax.data.formats import read_examples
 from llm_jax.data.rows import empty_row, fill_pair_row, pair_schema
+from llm_jax.jobs.adapting import Adapting
 from llm_jax.jobs.alignment.making import ChunkStore, PairMaker, prompt_seed
 from llm_jax.jobs.alignment.policies import Policies
 from llm_jax.jobs.alignment.prompts import Prompt
@@ -31,6 +33,7 @@ class OnlineRows:
       maker: of the method.
       policies: samples.
       seed: of the round.
+      adapting: the adapter that is trained in place of the model; the policy then is the model with it in its weights.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class OnlineRows:
         maker: PairMaker,
         policies: Policies,
         seed: int,
+        adapting: Adapting | None = None,
     ):
         self._config, self._prompts, self._store = config, prompts, store
         self._maker, self._policies, self._seed = maker, policies, seed
         self._block: tuple[int, list[dict[str, np.ndarray]]] | None = None
         self._schema = pair_schema(config.data.window, 1)
+        self._merged = None if adapting is None else jax.jit(adapting.merged)
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -79,7 +84,7 @@ class OnlineRows:
             made = self._store.obtain(
                 block,
                 lambda sampler: self._maker(prompts, sampler, seed),
-                lambda: self._policies.with_params(weights_in_use(state)["policy"]),
+                lambda: self._policies.with_params(self._policy(state)),
             )
             self._block = block, self._encoded(block, made.records)
         # Dealt out one by one, so that no step is left without.
@@ -87,6 +92,10 @@ class OnlineRows:
         own = own + [empty_row(self._schema, self._policies.tokenizer.pad_id)] * (train.batch_size - len(own))
         shape = (train.microbatches, -1)
         return {name: np.stack([row[name] for row in own]).reshape(*shape, *own[0][name].shape) for name in own[0]}
+
+    def _policy(self, state: Any) -> Mapping[str, Any]:
+        trained = weights_in_use(state)
+        return trained["policy"] if self._merged is None else self._merged(trained, state["frozen"])
 
     def _asked(self, first: int, count: int) -> list[Prompt]:
         return [self._prompts[(first + i) % len(self._prompts)] for i in range(count)]

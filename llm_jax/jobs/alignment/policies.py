@@ -8,8 +8,8 @@ from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.inference.generation_config import read_end_ids
 from llm_jax.inference.generator import Generator
 from llm_jax.jobs.config import RoundsConfig
-from llm_jax.jobs.origin import origin
-from llm_jax.models.saving import save
+from llm_jax.jobs.origin import origin, write_architecture
+from llm_jax.models.saving import save, write_checkpoint
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.remote import copy_file, files_below
 
@@ -61,13 +61,19 @@ class Policies:
 def publish_model(node: "Node", last: "Node") -> None:
     """Makes the last round's newest checkpoint the run's own, so that it can be another run's parent, and exports it.
 
-    The mark that commits a checkpoint is copied last.
+    The mark that commits a checkpoint is copied last. Of a run that trains an adapter in each round it is the model
+    with all of them in its weights: the last one alone is on a model that only this workdir has.
     """
     checkpoints, own = Checkpoints(last.workdir.checkpoints), Checkpoints(node.workdir.checkpoints)
     step = checkpoints.newest_good()
     assert step is not None, "a run that is done has a checkpoint"
     source, target = checkpoints.path(step), own.path(step)
-    if not (target / COMMIT).exists():
+    adapted = node.config.preference.adapter is not None
+    if adapted:
+        model = load_merged(last.workdir.path)
+        write_architecture(node.workdir, model.config, model.extra)
+        write_checkpoint(model, node.workdir, step)
+    elif not (target / COMMIT).exists():
         for name, file in sorted(files_below(source), key=lambda entry: (entry[0] == COMMIT, entry[0])):
             copy_file(file, target / name)
     if node.config.preference.train.checkpoint.export:

@@ -180,7 +180,10 @@ def training_prompts(config: RoundsConfig) -> list[Prompt]:
 
 
 def share_of(prompts: Sequence[Prompt], number: int, count: int | None, rounds: int) -> list[Prompt]:
-    """The prompts of round `number` (from 1): `count` of them, or an equal part of all; begun again at the end."""
-    size = max(1, len(prompts) // rounds) if count is None else count
+    """The prompts of round `number` (from 1): `count` of them, begun again at the end; None: its part of all, which are
+    equal up to one."""
+    if count is None and len(prompts) >= rounds:
+        return list(prompts[len(prompts) * (number - 1) // rounds : len(prompts) * number // rounds])
+    size = 1 if count is None else count
     first = (number - 1) * size
     return [prompts[(first + i) % len(prompts)] for i in range(min(size, len(prompts)))]

@@ -40,7 +40,7 @@ class TreePairs:
     """The maker of `method=mcts_dpo`."""
 
     def __init__(self, config: RoundsConfig, tokenizer: Tokenizer, scorer: Scorer | None):
-        assert scorer is not None, "the job opens the scorer of a method that scores"
+        assert scorer is not None or config.tree.value == "self", "the job opens the scorer of what is scored"
         self.config, self.tokenizer, self.scorer = config, tokenizer, scorer
 
     def __call__(self, chunk: Sequence[Prompt], sampler: Sampler, seed: int) -> Made:
@@ -112,7 +112,7 @@ class TreePairs:
         if config.tree.value != "outcome":
             opinions = self._opinions(chunk, waiting, drawn, sampler)
         outcomes = [iter(()) for _ in drawn]
-        if config.tree.value != "self":
+        if self.scorer is not None:
             asked = [i for i, texts in enumerate(answers) if texts]
             scores = self.scorer([chunk[waiting[i][0]] for i in asked], [answers[i] for i in asked])
             for i, found in zip(asked, scores, strict=True):

@@ -67,7 +67,8 @@ LOSSES: dict[str, Named] = {
     # TRL's KTOTrainer.
     "kto": Named("kto", unpaired=True, statistics="kl", options=LABEL_WEIGHTS),
     "apo_zero_unpaired": Named("apo_zero_unpaired", unpaired=True, options=LABEL_WEIGHTS),
-    # TRL's CPOTrainer and ORPOTrainer; CPO's hinge and ipo are the above without a reference.
+    # TRL's CPOTrainer and ORPOTrainer. CPOTrainer says sigmoid for `cpo`; its hinge and ipo, which are those above with
+    # zeros for a reference, have no string here.
     "cpo": Named("cpo", reference=False, nll="answer", options=("cpo_alpha", "label_smoothing")),
     "simpo": Named("simpo", reference=False, lengths=BOTH, options=("simpo_gamma", "label_smoothing")),
     "alphapo": _ALPHA_PO,

@@ -27,7 +27,8 @@ def wpo(
         chosen_lengths, rejected_lengths: tokens per answer, the one that ends it included, same shape; needed.
 
     Returns:
-        float32 weights of the same shape, without gradient; not bounded by 1 (TRL does not either).
+        float32 weights of the same shape, without gradient; not bounded by 1 (TRL does not either). A job's likelihoods
+        of pairs (`sft`) are weighted pair by pair; TRL multiplies the batch's mean of them by the mean weight.
 
     Raises:
         UserError: lengths missing.

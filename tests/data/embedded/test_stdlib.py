@@ -55,7 +55,9 @@ def test_rejected_docstrings_are_never_the_right_one():
         chosen, rejected = (record[side][0]["content"] for side in ("chosen", "rejected"))
         assert chosen != rejected
         same_words = sorted(chosen.split()) == sorted(rejected.split())
-        kinds["cut" if chosen.startswith(rejected) else "shuffled" if same_words else "other"] += 1
+        kind = "cut" if chosen.startswith(rejected) else "shuffled" if same_words else "other"
+        assert record["kind"] == kind
+        kinds[kind] += 1
     assert kinds["other"] == pytest.approx(2000 * 4 / 6, rel=0.1)
     assert kinds["cut"] == pytest.approx(2000 / 6, rel=0.2)
 
@@ -63,4 +65,4 @@ def test_rejected_docstrings_are_never_the_right_one():
 def test_words_that_cannot_be_shuffled():
     entries = tuple(docstrings.Entry("m.py", f"def f{i}():", text) for i, text in enumerate(("no no no no", "a b c d")))
     for seed in range(50):
-        assert docstrings.corrupt(entries[0], entries, random.Random(seed)) != "no no no no"
+        assert docstrings.corrupt(entries[0], entries, random.Random(seed))[1] != "no no no no"

@@ -68,6 +68,15 @@ ANSWERS = ("scorer.kind=answer", "scorer.function=none")
         (["preference.loss_type=sppo"], "preference.loss_type=sppo takes probabilities to win, which method=sppo"),
         (["method=sppo"], "preference.loss_type=sigmoid: method=sppo is trained with sppo or sppo_hard"),
         (["method=spin", "sampling.n=1"], "scorer.kind=function is not read by method=spin"),
+        (["method=spo", "preference.loss_type=aot"], "preference.loss_type=aot has no loss of a single pair, which"),
+        (
+            ["method=mcts_dpo", "tree.value=self"],
+            "scorer.kind=function is not read by tree.value=self",
+        ),
+        (
+            ["preference.adapter.target_modules=('embed_tokens',)", "task_eval.problems=0"],
+            "preference.adapter is on the embedding, which init_from ties",
+        ),
         (["preference.init_from=x.py"], "x.py: no such config file"),
         (["preference.data.window=64"], "preference.data is set, but the loop gives each round its own: see data"),
         (["preference.task_eval.problems=3"], "preference.task_eval is set"),
@@ -81,6 +90,7 @@ ANSWERS = ("scorer.kind=answer", "scorer.function=none")
             ["data.path=b.jsonl", "task_eval.problems=0", "data.window=40000"],
             "data.window=40000 is longer than the model's",
         ),
+        (["data.window=64", "task_eval.problems=0"], "tokens in each may have"),
         (["data.path=long.jsonl"], "positions leave no room for more"),
     ],
 )

@@ -11,6 +11,7 @@ from llm_jax.base.model_ref import ModelRef
 from llm_jax.data import chat
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.jobs import graph
+from llm_jax.jobs.alignment.checks import check_judge
 from llm_jax.jobs.alignment.prompts import Prompt
 from llm_jax.jobs.alignment.scorers import open_scorer
 from llm_jax.jobs.answer_scores import compare
@@ -76,3 +77,7 @@ def test_a_model_that_compares_gives_probabilities(chain, tmp_path):
     assert wins is not None and wins[0, 1] == pytest.approx(float(first), abs=1e-6) and wins[0, 1] != 0.5
     np.testing.assert_allclose(wins + wins.T, 1.0, atol=1e-7)
     assert wins[0, 2] == 0.5
+    # A tree scores one answer at a time.
+    with pytest.raises(UserError, match="judge compares two answers .*; method=mcts_dpo scores one at a time"):
+        check_judge(origin(folder, "scorer.model"), "mcts_dpo")
+    check_judge(origin(folder, "scorer.model"), "spo")

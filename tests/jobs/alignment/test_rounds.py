@@ -219,7 +219,7 @@ def test_rounds_take_their_prompts_in_turn():
     def numbers(*arguments):
         return [prompt.number for prompt in share_of(prompts, *arguments)]
 
-    assert [numbers(r, None, 3) for r in (1, 2, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert [numbers(r, None, 3) for r in (1, 2, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
     assert numbers(3, 4, 3) == [8, 9, 0, 1] and numbers(1, 99, 3) == list(range(10))
     assert len({prompt_seed(0, n, p) for n in range(100) for p in ("", "pairs")}) == 200
 
