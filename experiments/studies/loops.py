@@ -5,12 +5,13 @@
 The start is fine-tuned on problems harder than those of configs/sft.py, so that it gets some of them right and most of
 them wrong. Every arm draws `--samples` answers from it and from what becomes of it, and takes `--steps` training steps:
 all at once (offline DPO, whose pairs are all the start's), or dealt out over the rounds. Seeds change samples and the
-order of rows. Each arm has the best of RATES for it by its first seed.
+order of rows. Each arm has the best of --rates for it by its first seed, on held-out problems that are not reported.
 
-Prints a Markdown table: exact match over the seeds, and its difference to the start and to offline DPO with the 95%
-interval of a bootstrap over problems (paired: the same problems for both sides, and the mean over the seeds of each).
-The plot has exact match by tokens drawn. Runs are kept in --runs, and one that is there, or half there, goes on;
-minutes are those of the process that first came to its end.
+Prints two Markdown tables. Exact match over the seeds, and its difference to the start and to offline DPO with the 95%
+interval of a bootstrap over problems (paired: the same problems for both sides, and the mean over the seeds of each);
+and the same by the operations that a problem needs, beside offline DPO. The plot has exact match by tokens drawn. Runs
+are kept in --runs, and one that is there, or half there, goes on; minutes are those of the process that first came to
+its end.
 """
 
 import argparse
@@ -69,8 +70,12 @@ class Run:
     tokens: list[int]
     """Drawn until the end of each round; 0 first."""
     samples: int
+    choosing: float
+    """Exact match on the problems that choose the rate, in the end."""
     correct: np.ndarray
-    """bool[rounds + 1, problems]: before the first round and after each."""
+    """bool[rounds + 1, problems]: before the first round and after each, on the problems that are reported."""
+    operations: np.ndarray
+    """int[problems]: how many each needs."""
     pairs: int
     minutes: float
 
@@ -113,7 +118,7 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
             "preference.train.steps": options.steps // rounds,
             "preference.train.optimizer.warmup_steps": max(1, options.steps // rounds // 10),
             "preference.train.checkpoint.every": options.steps,
-            "task_eval.problems": options.problems,
+            "task_eval.problems": options.choosing + options.problems,
             "task_eval.max_tokens": 96,
         }
     variant = arm.test if small else arm.variant
@@ -124,19 +129,21 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
     timed = workdir / "minutes.json"
     if not timed.exists():
         timed.write_text(json.dumps(minutes))
-    return read_run(workdir, rounds, json.loads(timed.read_text()))
+    return read_run(workdir, rounds, 1 if small else options.choosing, json.loads(timed.read_text()))
 
 
-def read_run(workdir: Path, rounds: int, minutes: float) -> Run:
-    """From the files of a run of the job `rounds`."""
+def read_run(workdir: Path, rounds: int, choosing: int, minutes: float) -> Run:
+    """From the files of a run of the job `rounds`; the first `choosing` problems are not reported."""
     told = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     tokens = np.cumsum([line.get("pairs/tokens", 0) for line in told]).astype(int).tolist()
     correct = []
     for number in range(rounds + 1):
         answers = json.loads((workdir / "rounds" / f"{number:02d}" / "eval.json").read_text())["answers"]
         correct.append([answer["correct"] for answer in answers])
+    operations = [answer["steps"] for answer in answers]
     samples, pairs = (int(sum(line.get(f"pairs/{name}", 0) for line in told)) for name in ("samples", "pairs"))
-    return Run(tokens, samples, np.array(correct), pairs, minutes)
+    chosen_on, reported = np.split(np.array(correct), [choosing], axis=1)
+    return Run(tokens, samples, chosen_on[-1].mean(), reported, np.array(operations)[choosing:], pairs, minutes)
 
 
 def paired_interval(ours: np.ndarray, theirs: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
@@ -165,12 +172,23 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=6144, help="answers drawn by each arm for one seed")
-    parser.add_argument("--problems", type=int, default=1000, help="held-out problems")
+    parser.add_argument("--problems", type=int, default=800, help="held-out problems that are reported")
+    parser.add_argument("--choosing", type=int, default=200, help="held-out problems that choose the learning rate")
     parser.add_argument("--runs", default=None, help="folder for the runs; a temporary one by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         options.runs = options.runs or temporary
         study(options)
+
+
+def found_by(options: argparse.Namespace, name: str) -> tuple[float, list[Run]]:
+    """The rate that is best for an arm, and its runs with it, a seed each."""
+    first = {rate: run(options, name, rate, 0) for rate in options.rates}
+    for rate, one in first.items():
+        right = f"{one.choosing:.3f} where rates are chosen, {one.correct[-1].mean():.3f} where not"
+        say(f"{name}, rate {rate:g}, seed 0: {right}; {one.minutes:.1f} minutes")
+    rate = max(first, key=lambda rate: first[rate].choosing)
+    return rate, [first[rate], *(run(options, name, rate, seed) for seed in range(1, options.seeds))]
 
 
 def study(options: argparse.Namespace) -> None:
@@ -179,13 +197,9 @@ def study(options: argparse.Namespace) -> None:
     body = []
     at_size = [name for name, arm in ARMS.items() if arm.test is not None or options.scale == "full"]
     for name in options.arms or at_size:
-        first = {rate: run(options, name, rate, 0) for rate in options.rates}
-        for rate, one in first.items():
-            say(f"{name}, rate {rate:g}, seed 0: {one.correct[-1].mean():.3f} in {one.minutes:.1f} minutes")
-        rate = max(first, key=lambda rate: first[rate].correct[-1].mean())
-        found = [first[rate], *(run(options, name, rate, seed) for seed in range(1, options.seeds))]
+        rate, found = found_by(options, name)
         ends[name] = np.stack([one.correct[-1] for one in found])
-        begun = found[0].correct[:1]
+        begun, operations = found[0].correct[:1], found[0].operations
         looks = zip(found[0].tokens, np.mean([one.correct.mean(axis=1) for one in found], axis=0), strict=True)
         curves[name] = [(float(tokens), float(value)) for tokens, value in looks]
         if not body:
@@ -201,6 +215,23 @@ def study(options: argparse.Namespace) -> None:
     head = ["method", "learning rate", "samples", "tokens", "pairs", "exact match", "beside SFT", f"beside {OFFLINE}"]
     head.append("minutes")
     print(table(head, body))
+    print("", by_operations(ends, begun, operations), sep="\n")
+
+
+def by_operations(ends: dict[str, np.ndarray], begun: np.ndarray, operations: np.ndarray) -> str:
+    """A table of exact match by how many operations a problem needs, beside offline DPO where that was run."""
+    counts = sorted(set(operations.tolist()))
+    head = ["method", *(f"{count} operations ({np.sum(operations == count)} problems)" for count in counts)]
+    body = []
+    for name, correct in {"SFT (start)": begun, **ends}.items():
+        row = []
+        for count in counts:
+            which = operations == count
+            beside = name != OFFLINE and OFFLINE in ends
+            said = f"; {difference(correct[:, which], ends[OFFLINE][:, which])}" if beside else ""
+            row.append(f"{correct[:, which].mean():.3f}{said}")
+        body.append([name, *row])
+    return table(head, body)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def evaluated(sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt],
     Metrics: `eval_exact_match`, the share of right final answers; `eval_length`, tokens of an answer on average;
     `eval_truncated`, the share that `max_tokens` cut off; of word problems also `eval_careful`, the share that show a
     step before they answer, and `eval_exact_match/N_steps`. Answers, one per prompt in order: `prompt`, `completion`,
-    `answer`, `correct`.
+    `answer`, `correct`, and of word problems `steps`, how many there are.
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     done = sampler.generate([encode(tokenizer, prompt) for prompt in prompts], params)
@@ -45,10 +45,12 @@ def evaluated(sampler: Sampler, tokenizer: Tokenizer, prompts: Sequence[Prompt],
     answers = []
     for prompt, one in zip(prompts, done, strict=True):
         right = is_right(prompt, one.text)
-        if prompt.problem is not None:
-            by_steps[len(prompt.problem.steps)].append(right)
         asked = prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
         answers.append({"prompt": asked, "completion": one.text, "answer": prompt.answer, "correct": right})
+        if prompt.problem is not None:
+            steps = len(prompt.problem.steps)
+            answers[-1]["steps"] = steps
+            by_steps[steps].append(right)
     metrics = {
         "eval_exact_match": _mean(answer["correct"] for answer in answers),
         "eval_length": _mean(len(one.tokens) for one in done),
