@@ -95,7 +95,7 @@ def start(options: argparse.Namespace) -> Path:
     make(base, "pretrain.py:test" if small else "pretrain.py", harder | {"task_eval.problems": 0, "mesh.data": 1})
     fields = harder | ALL_CAREFUL | {"init_from": base, "task_eval.problems": 0, "mesh.data": 1}
     if not small:
-        fields |= {"train.steps": 600}
+        fields |= {"train.steps": 350}
     make(sft, "sft.py:test" if small else "sft.py", fields)
     return sft
 
@@ -118,6 +118,7 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
             "preference.train.steps": options.steps // rounds,
             "preference.train.optimizer.warmup_steps": max(1, options.steps // rounds // 10),
             "preference.train.checkpoint.every": options.steps,
+            "data.generated.eval_records": options.choosing + options.problems,
             "task_eval.problems": options.choosing + options.problems,
             "task_eval.max_tokens": 96,
         }
