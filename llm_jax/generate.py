@@ -4,6 +4,8 @@ import argparse
 import io
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_jax.base.door import run_door
@@ -59,6 +61,8 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"--{name} goes with {mode} only")
         if modes[0] == "--input" and not hasattr(args, "output"):
             raise UserError("--output is missing: the file for the answers to --input")
+        if modes[0] != "--input" and len(getattr(args, "adapter", ())) > 1:
+            raise UserError(f"{modes[0]} takes one --adapter: the prompts of --input choose among several")
         for name in {"--chat": ("stream", "raw", "n", "logprobs"), "--input": ("stream",)}.get(modes[0], ()):
             if hasattr(args, name):
                 raise UserError(f"--{name} does not go with {modes[0]}")
@@ -76,6 +80,13 @@ def make_parser() -> Parser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="Hugging Face folder, native folder or workdir")
+    add(
+        "--adapter",
+        action="append",
+        metavar="NAME=FOLDER",
+        help="an adapter on the model: a PEFT folder, or the workdir of a run that trained one; repeatable, and each "
+        "prompt of --input then has an `adapter`, one of the names or null for the model alone",
+    )
     add("--prompt", metavar="TEXT", help="text to answer or continue; - reads stdin")
     add("--prompt-ids", metavar="IDS", help="the same as token ids, with nothing around them: '1 2 3'")
     add("--input", metavar="FILE", help="JSONL of `prompt` (text or messages), `messages` or `prompt_ids`")
@@ -110,19 +121,23 @@ def main(argv: list[str]) -> None:
     from llm_jax.inference.requests import check_sampling
 
     check_sampling(SamplingParams(**given))
+    adapters = read_adapters(getattr(args, "adapter", ()))
     content = read_ids(args.prompt_ids) if hasattr(args, "prompt_ids") else ""
     if hasattr(args, "prompt"):
         content = read_prompt(args.prompt)
 
-    from llm_jax.adapters.loading import load_merged
+    from llm_jax.adapters.loading import check_adapter
     from llm_jax.inference.generation_config import FILE, GenerationDefaults, read_generation_config
     from llm_jax.inference.generator import Generator
     from llm_jax.inference.requests import check_prompt
+    from llm_jax.jobs.adapted import open_adapted
     from llm_jax.jobs.external import check_external
     from llm_jax.jobs.generate import Prompt, encode_prompt, file_prompts, open_model
 
     source, tokenizer = open_model(args.model, "MODEL")
     check_external(source.path)
+    for folder in adapters.values():
+        check_adapter(folder, source.model)
     defaults = GenerationDefaults()
     if not hasattr(args, "no_generation_config"):
         defaults = read_generation_config(source.tokenizer)
@@ -132,7 +147,11 @@ def main(argv: list[str]) -> None:
     if str(defaults):
         log(f"from {source.tokenizer / FILE}: {defaults}")
     raw, dtype = hasattr(args, "raw"), getattr(args, "dtype", "float32")
-    prompts = file_prompts(args.input, None) if hasattr(args, "input") else [Prompt("the prompt", content)]
+    if hasattr(args, "input"):
+        prompts = file_prompts(args.input, None, tuple(adapters))
+    else:
+        prompts = [Prompt("the prompt", content, adapter=next(iter(adapters), None))]
+    by_row = len({prompt.adapter for prompt in prompts}) > 1
     ids = [] if hasattr(args, "chat") else [encode_prompt(tokenizer, prompt.content, raw) for prompt in prompts]
     # Before the weights are read: what is wrong with the prompts.
     for prompt, tokens in zip(prompts, ids):
@@ -140,7 +159,7 @@ def main(argv: list[str]) -> None:
     each = [defaults.fitted(params, len(tokens), prompt.where) for prompt, tokens in zip(prompts, ids)]
 
     def open_generator() -> Generator:
-        model = load_merged(args.model, dtype=dtype)
+        model = open_adapted(args.model, adapters, [prompt.adapter for prompt in prompts], dtype)
         rows = 32 * params.n if hasattr(args, "input") else params.n
         return Generator(model, tokenizer, max_batch=rows, stop_ids=defaults.end_ids)
 
@@ -157,9 +176,12 @@ def main(argv: list[str]) -> None:
     elif hasattr(args, "input"):
         from llm_jax.jobs.prompt_file import OutputFile, answer_prompts, settings_hash
 
-        settings = settings_hash(params, model=str(source.path.resolve()), raw=raw, dtype=dtype, defaults=str(defaults))
+        of: dict[str, Any] = {"model": str(source.path.resolve()), "raw": raw, "dtype": dtype}
+        if adapters:
+            of["adapters"] = {name: str(Path(folder).resolve()) for name, folder in adapters.items()}
+        settings = settings_hash(params, defaults=str(defaults), **of)
         with OutputFile(args.output, prompts, settings) as output:
-            answer_prompts(open_generator, tokenizer, prompts, ids, each, output)
+            answer_prompts(open_generator, tokenizer, prompts, ids, each, output, by_row)
     else:
         answer(open_generator(), tokenizer, ids[0], each[0], stream, f"{dtype}, n={params.n}")
 
@@ -216,6 +238,19 @@ def read_ids(text: str) -> "TokenIds":
     if not words:
         raise UserError("--prompt-ids has no ids")
     return TokenIds(int(word) for word in words)
+
+
+def read_adapters(given: Sequence[str]) -> dict[str, str]:
+    """Folders by name. Raises UserError for what is no `NAME=FOLDER`, and for a name that comes twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise UserError(f"--adapter {text}: expected NAME=FOLDER")
+        if name in found:
+            raise UserError(f"--adapter {text}: {name} is {found[name]} already")
+        found[name] = folder
+    return found
 
 
 if __name__ == "__main__":

@@ -49,11 +49,27 @@ class Adapters:
             for site in adaptation.sites:
                 for i, part in enumerate(site.parts):
                     self._by_part.setdefault(part, []).append((k, site, i))
-        for part, own in self._by_part.items():
-            parent, _, name = part.rpartition("/")
-            holder = module_at(self.decoder, parent) if parent else self.decoder
-            rank = sum(site.rank * self._copies(k, site) for k, site, _ in own)
-            setattr(holder, name, adapted(getattr(holder, name), rank, **self._options(own[0][1])))
+        for part in self._by_part:
+            self._adapt(self.decoder, part, part)
+
+    def _adapt(self, decoder: Decoder, part: str, path: str) -> None:
+        """Puts the updates of `part` beside the weight that lies in `decoder` at `path`."""
+        own, (parent, _, name) = self._by_part[part], path.rpartition("/")
+        holder = module_at(decoder, parent) if parent else decoder
+        rank = sum(site.rank * self._copies(k, site) for k, site, _ in own)
+        setattr(holder, name, adapted(getattr(holder, name), rank, **self._options(own[0][1])))
+
+    def unrolled(self) -> Decoder:
+        """`decoder` with a segment for each layer: what its parameters belong to after `models.unstack`."""
+        found = Decoder(self.decoder.config, segments="unrolled")
+        for part in self._by_part:
+            place = part.split("/", 3)
+            if place[0] != "segments":
+                self._adapt(found, part, part)
+                continue
+            for layer in self.decoder.groups[int(place[1])].layers(int(place[2])):
+                self._adapt(found, part, f"segments/{layer}/0/{place[3]}")
+        return found
 
     def _options(self, site: Site) -> dict[str, Any]:
         if site.place.kind in ("experts", "router"):
@@ -91,27 +107,35 @@ class Adapters:
         for one, own in zip(self.all, flat):
             values |= {path: own[path] for path in one.saved}
         for part, sites in self._by_part.items():
-            a, b, scales = [], [], []
+            a, b = [], []
             for k, site, i in sites:
-                if choice is not None and site.place.kind in ("experts", "router"):
-                    raise UserError(
-                        f"{site.place.name} has an adapter: rows can't choose among adapters of {site.place.kind}"
-                    )
                 columns = site.place.columns[i]
-                scale = jnp.asarray(site.scales)
-                if choice is not None:
-                    scale = scale[..., None, None, :] * choice[:, k, None, None]
                 a.append(flat[k][f"{site.path}/a"])
                 b.append(_columns(flat[k][f"{site.path}/b"], columns, site.place.outputs))
-                scales.append(scale)
-                if f"{site.path}/a" in begun[k]:
+                if starts_at_weight(self.all[k], site):
                     a.append(begun[k][f"{site.path}/a"])
                     b.append(-_columns(begun[k][f"{site.path}/b"], columns, site.place.outputs))
-                    scales.append(scale)
             values[f"{part}/lora/a"], values[f"{part}/lora/b"] = _joined(a, -1), _joined(b, -2)
-            values[f"{part}/lora/scale"] = jnp.concatenate(scales, axis=-1)
             values |= self._vectors(part, flat[0], sites[0][1], sites[0][2], keys)
-        return values
+        return values | self.scales(choice)
+
+    def scales(self, choice: Float[Array, "B K"] | None = None) -> dict[str, Array]:
+        """Of the flat parameters those that say which rows have which adapters, arguments as of `expand`, pure: the
+        others hold all adapters side by side."""
+        found = {}
+        for part, sites in self._by_part.items():
+            scales = []
+            for k, site, _ in sites:
+                scale = jnp.asarray(site.scales)
+                if choice is not None:
+                    if site.place.kind in ("experts", "router"):
+                        raise UserError(
+                            f"{site.place.name} has an adapter: rows can't choose among adapters of {site.place.kind}"
+                        )
+                    scale = scale[..., None, None, :] * choice[:, k, None, None]
+                scales += [scale] * self._copies(k, site)
+            found[f"{part}/lora/scale"] = jnp.concatenate(scales, axis=-1)
+        return found
 
     def _vectors(self, part: str, tree: Tree, site: Site, i: int, keys: Any) -> dict[str, Any]:
         options, found = self._options(site), {}

@@ -16,7 +16,15 @@ from jaxtyping import Array, Float, Int
 from llm_jax.adapters.adapters import Adapters
 from llm_jax.adapters.config import LoraConfig
 from llm_jax.adapters.merging import merged_config, merged_params, plain_decoder
-from llm_jax.adapters.peft_files import BASE, Adapter, is_peft_folder, read_adapter, read_config, write_adapter
+from llm_jax.adapters.peft_files import (
+    BASE,
+    Adapter,
+    check_tensors,
+    is_peft_folder,
+    read_adapter,
+    read_config,
+    write_adapter,
+)
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.adapters.start import start_of
 from llm_jax.base.config import bind as bind_config
@@ -78,18 +86,22 @@ class AdaptedModel(Model):
         adapters are not such that rows can choose."""
         if adapters is None:
             return super().__call__(tokens, positions, segment_ids)
-        if len(adapters) != len(tokens):
-            raise UserError(f"{len(adapters)} adapters are named for {len(tokens)} rows")
-        names = list(self.adapters)
-        for name in adapters:
-            if name is not None and name not in names:
-                raise UserError(f"there is no adapter {name!r}; there are {', '.join(names)}")
-        if any(a.config.use_dora or a.saved for a in self.all.all):
-            raise UserError("rows can't choose an adapter with DoRA, or with modules of its own: merge it")
-        choice = np.array([[name == each for each in names] for name in adapters], np.float32)
+        choice = self.choice(adapters, len(tokens))
         with use(self.plan):
             inputs = self._inputs(tokens, positions, segment_ids)
             return self._by_row(self.base.params, self._trees, self._starts, jnp.asarray(choice), *inputs)
+
+    def choice(self, names: Sequence[str | None], rows: int) -> Float[np.ndarray, "B K"]:
+        """float32: by row 1 at the adapter that it names, zeros for None. Raises UserError as a call does."""
+        if len(names) != rows:
+            raise UserError(f"{len(names)} adapters are named for {rows} rows")
+        known = list(self.adapters)
+        for name in names:
+            if name is not None and name not in known:
+                raise UserError(f"there is no adapter {name!r}; there are {', '.join(known)}")
+        if any(a.config.use_dora or a.saved for a in self.all.all):
+            raise UserError("rows can't choose an adapter with DoRA, or with modules of its own: merge it")
+        return np.array([[name == each for each in known] for name in names], np.float32)
 
     def merged(self) -> Model:
         """The model with the adapters added to its weights: one without adapters that gives the same."""
@@ -130,7 +142,7 @@ def load(
         mesh: spreads the parameters over devices, those of all processes, which all call this; None puts them on the
             default one of this process.
         base: the model that the adapter at `path` is on; None takes the one that its folder names.
-        adapters: PEFT folders on the model at `path`, by names of your choice.
+        adapters: on the model at `path`, by names of your choice: PEFT folders, or workdirs of runs that trained one.
 
     Raises:
         UserError: as `models.load`; an adapter's files do not fit its model, or the model is not found.
@@ -138,15 +150,14 @@ def load(
     path = to_path(path)
     if adapters is not None:
         model = load_merged(path, dtype, mesh)
-        found = {name: read_adapter(each, model.decoder, model.params) for name, each in adapters.items()}
+        found = {name: _read(to_path(each), model.decoder, model.params) for name, each in adapters.items()}
         return AdaptedModel(model, found)
     if not has_adapter(path):
         if base is not None:
             raise UserError(f"base={base} is given, but {path} is no adapter")
         return loading.load(path, dtype, mesh)
     model = load_merged(base_of(path, base), dtype, mesh)
-    read = read_adapter if is_peft_folder(path) else _read_own
-    return AdaptedModel(model, {DEFAULT: read(path, model.decoder, model.params)})
+    return AdaptedModel(model, {DEFAULT: _read(path, model.decoder, model.params)})
 
 
 def load_merged(path: epath.PathLike, dtype: str = "float32", mesh: MeshConfig | None = None) -> Model:
@@ -199,11 +210,28 @@ def write_own(workdir: Workdir, config: LoraConfig, base: epath.PathLike) -> Non
     write_atomically(workdir.path / OWN, json.dumps({BASE: str(base), "config": to_dict(config)}, indent=1))
 
 
-def _read_own(path: epath.Path, decoder: Any, base: Mapping[str, Any]) -> tuple[Adaptation, Adapter]:
+def check_adapter(path: epath.PathLike, model: ModelConfig) -> None:
+    """Raises UserError where `load` would find that an adapter's files do not fit a model of this architecture, as far
+    as it can be told without the model's weights."""
+    path = to_path(path)
+    if is_peft_folder(path):
+        check_tensors(path, Decoder(model))
+    elif has_adapter(path):
+        merged_model_config(path, model)
+    else:
+        raise UserError(f"{path} is neither a PEFT folder nor the workdir of a run that trained an adapter")
+
+
+def _read(path: epath.Path, decoder: Decoder, base: Mapping[str, Any]) -> tuple[Adaptation, Adapter]:
+    return read_adapter(path, decoder, base) if is_peft_folder(path) else _read_own(path, decoder)
+
+
+def _read_own(path: epath.Path, decoder: Decoder) -> tuple[Adaptation, Adapter]:
     """The adapter in the newest good checkpoint of a run that trained it."""
     from llm_jax.storage.checkpoints import Checkpoints
 
-    del base
+    if not (path / OWN).exists():
+        raise UserError(f"{path} is neither a PEFT folder nor the workdir of a run that trained an adapter")
     config = _own_config(path)
     adaptation, checkpoints = Adaptation(decoder, config), Checkpoints(Workdir(path).checkpoints)
     step = checkpoints.newest_good()

@@ -88,9 +88,23 @@ def read_adapter(path: epath.PathLike, decoder: Decoder, base: Mapping[str, Any]
     """
     path = epath.Path(path)
     config, said = read_config(path)
-    adaptation = _for_model(path, decoder, config)
-    stored, names = read_file(path / WEIGHTS), to_tensors(adaptation)
-    for name, wanted in names.items():
+    adaptation, stored = check_tensors(path, decoder)
+    names, repeated = to_tensors(adaptation), []
+    for name in stored:
+        if name not in names:
+            _check_repeated(path, name, stored[name], decoder, base)
+            repeated.append(name)
+    dtypes = {name: str(array.dtype) for name, array in stored.items()}
+    return adaptation, Adapter(config, from_tensors(adaptation, stored), said, dtypes, tuple(repeated))
+
+
+def check_tensors(path: epath.PathLike, decoder: Decoder) -> tuple[Adaptation, dict[str, np.ndarray]]:
+    """The adapter in a folder for a model, and the tensors of its file. Raises UserError as `read_adapter`, except for
+    tensors that are none of the adapter's."""
+    path = epath.Path(path)
+    adaptation = _for_model(path, decoder, read_config(path)[0])
+    stored = read_file(path / WEIGHTS)
+    for name, wanted in to_tensors(adaptation).items():
         if name not in stored:
             raise UserError(f"{path / WEIGHTS} has no {name}: it is an adapter of another model than this")
         if stored[name].shape != wanted:
@@ -98,13 +112,7 @@ def read_adapter(path: epath.PathLike, decoder: Decoder, base: Mapping[str, Any]
                 f"{path / WEIGHTS}: {name} has shape {list(stored[name].shape)}, an adapter of this model has "
                 f"{list(wanted)}"
             )
-    repeated = []
-    for name in stored:
-        if name not in names:
-            _check_repeated(path, name, stored[name], decoder, base)
-            repeated.append(name)
-    dtypes = {name: str(array.dtype) for name, array in stored.items()}
-    return adaptation, Adapter(config, from_tensors(adaptation, stored), said, dtypes, tuple(repeated))
+    return adaptation, stored
 
 
 def _for_model(path: epath.Path, decoder: Decoder, config: LoraConfig) -> Adaptation:

@@ -86,6 +86,10 @@ class Batch:
         self.lengths = np.asarray([len(row.ids) for row in prompts], np.int32)
         self.filled = np.asarray([len(row.ids) for row in padded], np.int32)
         """Tokens of each row in the caches."""
+        self.prompt_params = generator.params_of([row.choice for row in prompts])
+        self.params = self.prompt_params
+        if prompts is not padded:
+            self.params = generator.params_of([row.choice for row in padded])
         self.stop_ids = np.full((size, max(2, len(generator.stop_ids))), NO_TOKEN, np.int32)
         # At least two columns, so that a tokenizer more or less is no other program.
         for i, row in enumerate(padded):
@@ -140,7 +144,7 @@ class Batch:
                 limit = self._up_to_turn(every, ~stopped)
                 self.caches, state, drawn = decode_chunk(
                     g.decoder,
-                    g.params,
+                    self.params,
                     self.caches,
                     state,
                     stopped,
@@ -176,7 +180,7 @@ class Batch:
         tokens = np.zeros((len(self.told), self.size), np.int32)
         for i, (told, filled) in enumerate(zip(self.told, self.filled)):
             tokens[i, :filled] = told[:filled]
-        self.caches = refill(g.decoder, g.params, tokens, self.filled, cache_len=self.size, dtype=g.dtype)
+        self.caches = refill(g.decoder, self.params, tokens, self.filled, cache_len=self.size, dtype=g.dtype)
         rest = left[left > 0]
         return min(every, int(rest.min())) if rest.size else every
 
@@ -185,7 +189,9 @@ class Batch:
         self.size = min(max(g.bucket(int(self.filled.max()) + every), self.tokens.shape[1]), self.slots)
         if self.past is None:
             options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top}
-            return start(g.decoder, g.params, self.tokens, self.lengths, self.source, *self.requests, **options)
+            return start(
+                g.decoder, self.prompt_params, self.tokens, self.lengths, self.source, *self.requests, **options
+            )
         kept, caches = len(self.past.tokens), self.past.caches
         self.size = max(self.size, self.past.slots)
         if self.size > self.past.slots:
@@ -195,7 +201,7 @@ class Batch:
         fresh[0, : len(ids)] = ids
         starts = np.asarray([kept], np.int32)
         more = (self.tokens, self.lengths, fresh, starts, *self.requests)
-        return resume(g.decoder, g.params, caches, *more, top=self.top)
+        return resume(g.decoder, self.params, caches, *more, top=self.top)
 
     def _take(self, result: Output, drawn: Drawn, live: bool) -> None:
         """Adds a row's new tokens and finds out whether it has ended."""

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
+from llm_jax.adapters.adapters import Adapters
+from llm_jax.adapters.loading import AdaptedModel
 from llm_jax.base.errors import UserError
+from llm_jax.base.trees import flatten, unflatten
 from llm_jax.inference.batch import Batch, Output, TopLogprobs
 from llm_jax.inference.config import SamplingParams
 from llm_jax.inference.parallel import in_parallel
@@ -80,7 +85,8 @@ class Generator:
     """Decodes batches with one compiled program per bucket, and with any weights of the same architecture.
 
     Args:
-      model: has `config`, `decoder` and `params` (stacked or not).
+      model: has `config`, `decoder` and `params` (stacked or not). Of an `AdaptedModel` each prompt can have another
+        adapter.
       tokenizer: for texts, stop strings and end tokens; None decodes ids only.
       max_batch: rows decoded together at most.
       buckets: lengths, ascending, that prompts and caches are rounded up to; None takes `default_buckets`.
@@ -124,14 +130,27 @@ class Generator:
         self.plan = plan and replace(plan, compute_dtype=jnp.dtype(self.dtype))
         ends = set() if tokenizer is None else {tokenizer.eos_id, tokenizer.end_of_turn_id}
         self.stop_ids = sorted(ends | set(stop_ids))
-        self.decoder = decoding_decoder(self.config)
+        self._adapted = model if isinstance(model, AdaptedModel) else None
+        self.decoder = decoding_decoder(self.config) if self._adapted is None else self._adapted.all.unrolled()
         self._stacked = model.decoder
         self.update_params(model.params)
 
     def update_params(self, params: Mapping[str, Any]) -> None:
         """Takes other weights of the same architecture and grouping; nothing is compiled again."""
         with use(self.plan):
-            self.params = _unstack_as(params, decoder=self._stacked, dtype=self.dtype)
+            self.params = _unstack_as(params, decoder=self._stacked, to=self.decoder, dtype=self.dtype)
+
+    def params_of(self, choices: Sequence[tuple[float, ...]]) -> dict[str, Any]:
+        """Parameters for a batch whose rows have these adapters (see `Row`; an empty one means none where others
+        choose)."""
+        chosen = next((choice for choice in choices if choice), None)
+        if chosen is None:
+            return self.params
+        assert self._adapted is not None
+        matrix = np.array([choice or [0.0] * len(chosen) for choice in choices], np.float32)
+        with use(self.plan):
+            scales = _unstacked_scales(matrix, adapters=self._adapted.all)
+        return unflatten({**flatten(self.params), **flatten(scales)})
 
     def cache_bytes(self, prompt_lengths: Sequence[int], params: SamplingParams) -> tuple[int, int]:
         """Bytes of cache per token, as long as every window has room, and of the caches of a call with these prompts
@@ -141,20 +160,29 @@ class Generator:
         return cache_bytes(self.config, self.dtype).per_token, total_bytes(self.config, batch, length, self.dtype)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Completion]:
         """Completions in the order of the prompts, the n samples of a prompt one after the other.
 
-        Raises UserError for prompts and parameters out of range (see `make_rows`) and for stop strings without a
-        tokenizer; RunError when the model's logits are not finite.
+        `adapters`: by prompt the name of its adapter, or None for the model alone; without, all prompts have all of
+        the model's adapters, added up.
+
+        Raises UserError for prompts and parameters out of range (see `make_rows`), for stop strings without a
+        tokenizer, and for adapters as an `AdaptedModel` does; RunError when the model's logits are not finite.
         """
-        return sorted(self.completions(prompts, params), key=lambda done: (done.prompt, done.sample))
+        return sorted(self.completions(prompts, params, adapters), key=lambda done: (done.prompt, done.sample))
 
     def completions(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        adapters: Sequence[str | None] | None = None,
     ) -> Iterator[Completion]:
         """The same as they are done: longest prompts first, and of a batch those that end first."""
-        for out in self._outputs(self.rows(prompts, params), self.chunk, live=False):
+        for out in self._outputs(self.rows(prompts, params, adapters), self.chunk, live=False):
             if out.reason is not None:
                 row, tracker = out.row, out.tracker
                 yield Completion(
@@ -166,19 +194,31 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams],
         every: int = 4,
+        adapters: Sequence[str | None] | None = None,
     ) -> Iterator[Delta]:
         """The same outputs piece by piece, a look at them every so many tokens; the pieces add up to `generate`'s.
 
         A piece of text holds whole characters, and nothing that a stop string might still take back; tokens come
         when they are drawn, those behind a stop string excepted.
         """
-        yield from deltas(self._outputs(self.rows(prompts, params), min(every, self.chunk), live=True))
+        rows = self.rows(prompts, params, adapters)
+        yield from deltas(self._outputs(rows, min(every, self.chunk), live=True))
 
-    def rows(self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]) -> list[Row]:
+    def rows(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        adapters: Sequence[str | None] | None = None,
+    ) -> list[Row]:
         """The call's rows, checked. Raises UserError as `generate`."""
         vocab_size = self.config.vocab_size
         assert vocab_size is not None
-        rows = make_rows(prompts, params, max_positions=self.max_positions, vocab_size=vocab_size)
+        choices: list[tuple[float, ...]] = [()] * len(prompts)
+        if adapters is not None:
+            if self._adapted is None:
+                raise UserError("adapters are named for a model that has none")
+            choices = [tuple(row) for row in self._adapted.choice(adapters, len(prompts)).tolist()]
+        rows = make_rows(prompts, params, choices, max_positions=self.max_positions, vocab_size=vocab_size)
         if self.tokenizer is None and any(row.params.stop for row in rows):
             raise UserError("stop strings need a tokenizer")
         return rows
@@ -247,9 +287,14 @@ def deltas(outputs: Iterator[Output]) -> Iterator[Delta]:
         yield Delta(row.prompt, row.sample, *news, out.top_logprobs[at : len(tokens)])
 
 
-@partial(jax.jit, static_argnames=("decoder", "dtype"))
-def _unstack_as(params: Mapping[str, Any], *, decoder: Decoder, dtype: str) -> dict[str, Any]:
-    axes = jax.tree.map(lambda declared: declared.axes, declarations(decoding_decoder(decoder.config)))
+@partial(jax.jit, static_argnames="adapters")
+def _unstacked_scales(choice: Float[Array, "B K"], *, adapters: Adapters) -> dict[str, Any]:
+    return unstack(unflatten(adapters.scales(choice)), adapters.decoder)
+
+
+@partial(jax.jit, static_argnames=("decoder", "to", "dtype"))
+def _unstack_as(params: Mapping[str, Any], *, decoder: Decoder, to: Decoder, dtype: str) -> dict[str, Any]:
+    axes = jax.tree.map(lambda declared: declared.axes, declarations(to))
 
     def cast(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
         return x.astype(dtype_in_use(axes, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -16,6 +16,8 @@ class Row:
     ids: Sequence[int]
     params: SamplingParams
     max_new: int
+    choice: tuple[float, ...] = ()
+    """How much it has of each of the model's adapters; empty: all of them whole."""
 
 
 def check_sampling(params: SamplingParams) -> None:
@@ -50,11 +52,13 @@ def check_prompt(ids: Sequence[int], name: str, max_positions: int, vocab_size: 
 def make_rows(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams | Sequence[SamplingParams],
+    choices: Sequence[tuple[float, ...]],
     *,
     max_positions: int,
     vocab_size: int,
 ) -> list[Row]:
-    """A row per prompt and sample, in that order; `max_new` is cut where the model's positions end.
+    """A row per prompt and sample, in that order; `max_new` is cut where the model's positions end. `choices`: by
+    prompt, see `Row`.
 
     Raises UserError for a prompt that is empty, leaves no room, or has an id that the model lacks, and for parameters
     out of range or not one per prompt.
@@ -67,8 +71,8 @@ def make_rows(
         if p.logprobs > vocab_size:
             raise UserError(f"sampling parameter logprobs is {p.logprobs}; the vocabulary has {vocab_size} tokens")
     rows = []
-    for number, (ids, p) in enumerate(zip(prompts, each)):
+    for number, (ids, p, choice) in enumerate(zip(prompts, each, choices, strict=True)):
         check_prompt(ids, f"prompt {number}", max_positions, vocab_size)
         max_new = min(p.max_tokens, max_positions - len(ids))
-        rows += [Row(number, sample, ids, p, max_new) for sample in range(p.n)]
+        rows += [Row(number, sample, ids, p, max_new, choice) for sample in range(p.n)]
     return rows

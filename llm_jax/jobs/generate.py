@@ -42,6 +42,8 @@ class Prompt:
     content: str | Messages | TokenIds
     """Text, messages, or token ids."""
     problem: Any = None
+    adapter: str | None = None
+    """Name of the adapter that answers it."""
 
 
 def source_manifest(config: GenerateConfig) -> dict[str, Any]:
@@ -134,6 +136,8 @@ def sample_line(prompt: Prompt, done: "Completion", tokenizer: Tokenizer) -> dic
         "num_tokens": len(done.tokens),
         "sum_logprobs": sum(done.logprobs),
     }
+    if prompt.adapter is not None:
+        line["adapter"] = prompt.adapter
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
@@ -168,10 +172,11 @@ def read_prompts(config: GenerateConfig, data: DataConfig) -> list[Prompt]:
     return [Prompt(f"problem {i}", [{"role": "user", "content": p.prompt}], p) for i, p in enumerate(problems)]
 
 
-def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
+def file_prompts(path: str, max_prompts: int | None, adapters: Sequence[str] = ()) -> list[Prompt]:
     """Reads `{"prompt": text or messages}`, `{"messages": [...]}` and `{"prompt_ids": [...]}`.
 
-    Raises UserError naming file and line.
+    With several `adapters` each record has one of their names as its `adapter`, or null for the model alone; a single
+    one is that of records that name none. Raises UserError naming file and line.
     """
     prompts = []
     for where, record in read_records(path, max_prompts):
@@ -182,21 +187,37 @@ def file_prompts(path: str, max_prompts: int | None) -> list[Prompt]:
             raise UserError(f"{where}: `tools` is not supported in prompts, and would be lost")
         if record.get("system"):
             raise UserError(f"{where}: `system` is not read here: make it the first of the messages")
+        adapter = _adapter(record, where, adapters)
         if "prompt_ids" in record:
             ids = record["prompt_ids"]
             if not isinstance(ids, list) or not all(type(i) is int for i in ids):
                 raise UserError(f"{where}: `prompt_ids` is not a list of integers")
-            prompts.append(Prompt(where, TokenIds(ids)))
+            prompts.append(Prompt(where, TokenIds(ids), adapter=adapter))
             continue
         name = "prompt" if "prompt" in record else "messages"
         content = record[name]
         text = name == "prompt" and isinstance(content, str) and content
         messages = isinstance(content, list) and content and all(map(_is_message, content))
         if text or messages:
-            prompts.append(Prompt(where, content))
+            prompts.append(Prompt(where, content, adapter=adapter))
         else:
             raise UserError(f"{where}: `{name}` is neither text nor a list of messages with `role` and `content`")
     return prompts
+
+
+def _adapter(record: dict[str, Any], where: str, adapters: Sequence[str]) -> str | None:
+    if "adapter" not in record:
+        if len(adapters) > 1:
+            raise UserError(
+                f"{where}: no `adapter`, and there are {', '.join(adapters)}: name one, or null for the model alone"
+            )
+        return next(iter(adapters), None)
+    name = record["adapter"]
+    if not adapters:
+        raise UserError(f"{where}: `adapter` is {name!r}, and no adapters are given")
+    if name is not None and name not in adapters:
+        raise UserError(f"{where}: there is no adapter {name!r}; there are {', '.join(adapters)}")
+    return name
 
 
 def _is_message(value: Any) -> bool:

@@ -71,11 +71,14 @@ class OutputFile:
                 row = json.loads(line)
                 index, sample = row["index"], row["sample"]
                 same = index < len(prompts) and row["prompt"] == prompts[index].content
+                adapter = row.get("adapter")
                 settings = row["settings"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{self.path}:{number} is no answer of this command; name another --output") from None
             if not same:
                 raise UserError(f"{self.path}:{number} answers another prompt than --input has there")
+            if adapter != prompts[index].adapter:
+                raise UserError(f"{self.path}:{number} was made with another adapter than --input has there")
             if settings != self.settings:
                 raise UserError(f"{self.path}:{number} was made with another model or other settings")
             done.add((index, sample))
@@ -92,10 +95,11 @@ def answer_prompts(
     ids: Sequence[Sequence[int]],
     params: Sequence[SamplingParams],
     output: OutputFile,
+    by_row: bool,
 ) -> None:
     """Writes a line per sample that `output` lacks, in the order in which they are done: `index` is the prompt's.
 
-    The model is opened if there are any.
+    The model is opened if there are any; `by_row`: it has the prompts' adapters beside its weights.
     """
     wanted = {(i, sample) for i in range(len(prompts)) for sample in range(params[i].n)}
     missing = wanted - output.done
@@ -107,7 +111,8 @@ def answer_prompts(
     generator = open_generator()
     began = told = time.monotonic()
     written = tokens = 0
-    for done in generator.completions([ids[i] for i in left], [params[i] for i in left]):
+    adapters = [prompts[i].adapter for i in left] if by_row else None
+    for done in generator.completions([ids[i] for i in left], [params[i] for i in left], adapters):
         index = left[done.prompt]
         if (index, done.sample) not in missing:
             continue
