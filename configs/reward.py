@@ -7,8 +7,9 @@
 Trains `pretrain.py` and `sft.py` first if they aren't there.
 
 Variants: `:pairwise` (a model that reads both answers), `:classify` (careful or careless, a class of each answer),
-`:steps` (a process reward model: each equation right or wrong), `:hh` (Anthropic's harmlessness pairs), `:harmless`
-(the same, each answer harmless or harmful), and `:test`, `:test_pairwise`, `:test_classify`, `:test_steps` (seconds).
+`:steps` (a process reward model: each equation right or wrong), `:lora` (an adapter and the scores' projection in place
+of the model), `:hh` (Anthropic's harmlessness pairs), `:harmless` (the same, each answer harmless or harmful), and
+`:test`, `:test_pairwise`, `:test_classify`, `:test_steps`, `:lora_test` (seconds).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder
@@ -55,6 +56,20 @@ def steps() -> ConfigDict:
     config = quickstart()
     config.update({"task": "steps", "label_names": ("wrong", "right"), "train": {"steps": 300}})
     del config.center_rewards_coefficient
+    return config
+
+
+def lora() -> ConfigDict:
+    """The same by an adapter on every linear layer; `export/` is a PEFT folder of the task type SEQ_CLS."""
+    config = quickstart()
+    config.update({"adapter": {"r": 8, "lora_alpha": 16.0}, "train": {"optimizer": {"learning_rate": 1e-3}}})
+    return config
+
+
+def lora_test() -> ConfigDict:
+    """Seconds; learns next to nothing."""
+    config = short(quickstart())
+    config.update({"adapter": {"r": 2, "lora_alpha": 4.0}})
     return config
 
 
@@ -122,12 +137,14 @@ VARIANTS = {
     "pairwise": pairwise,
     "classify": classify,
     "steps": steps,
+    "lora": lora,
     "hh": hh,
     "harmless": harmless,
     "test": lambda: short(quickstart()),
     "test_pairwise": lambda: short(pairwise()),
     "test_classify": lambda: short(classify()),
     "test_steps": lambda: short(steps()),
+    "lora_test": lora_test,
 }
 
 

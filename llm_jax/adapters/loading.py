@@ -25,6 +25,7 @@ from llm_jax.adapters.peft_files import (
     read_config,
     write_adapter,
 )
+from llm_jax.adapters.scores import head_of, of_scores, with_head_of
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.adapters.start import start_of
 from llm_jax.base.config import bind as bind_config
@@ -34,7 +35,8 @@ from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models import loading, saving
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, layout
-from llm_jax.models.loading import ROLE, Model
+from llm_jax.models.loading import ROLE, Model, read_extra
+from llm_jax.models.new_head import with_head
 from llm_jax.models.parameter import bind
 from llm_jax.sharding import place, storage_shardings, use
 from llm_jax.sharding.config import MeshConfig
@@ -46,6 +48,7 @@ from llm_jax.storage.workdir import Workdir
 OWN = "adapter.json"
 """In the workdir of a run that trains an adapter: its configuration, and the model that it is on."""
 DEFAULT = "default"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 class AdaptedModel(Model):
@@ -64,7 +67,8 @@ class AdaptedModel(Model):
         self._starts = [_placed(a, start_of(a, base.params), base) for a, _ in adapters.values()]
         params = unflatten(self.all.expand(base.params, self._trees, self._starts))
         super().__init__(
-            self.all.decoder, params, base.config, base.tokenizer_dir, plan=base.plan, extra=base.extra,
+            self.all.decoder, params, base.config, base.tokenizer_dir, plan=base.plan,
+            extra=base.extra | {k: v for _, adapter in adapters.values() for k, v in adapter.scores.items()},
             dtypes=base.dtypes,
         )  # fmt: skip
         self._by_row = jax.jit(self._chosen_logits)
@@ -157,6 +161,13 @@ def load(
             raise UserError(f"base={base} is given, but {path} is no adapter")
         return loading.load(path, dtype, mesh)
     model = load_merged(base_of(path, base), dtype, mesh)
+    head = head_of(path, model.config)
+    if head != model.config.head:
+        # What is drawn for it here the adapter has its own values of.
+        model = with_head(model, head)
+    own = path if is_peft_folder(path) else Workdir(path).tokenizer
+    if any((own / name).exists() for name in TOKENIZERS):
+        model.tokenizer_dir = own
     return AdaptedModel(model, {DEFAULT: _read(path, model.decoder, model.params)})
 
 
@@ -197,7 +208,7 @@ def merged_model_config(path: epath.PathLike, base: ModelConfig) -> ModelConfig:
         config = read_config(path)[0]
     else:
         config = _own_config(path)
-    decoder = Decoder(base)
+    decoder = Decoder(with_head_of(path, base))
     return merged_config(Adapters(decoder, [Adaptation(decoder, config)]))
 
 
@@ -240,7 +251,8 @@ def _read_own(path: epath.Path, decoder: Decoder) -> tuple[Adaptation, Adapter]:
     if checkpoints.read_meta(step)["layout"] != json.loads(json.dumps(layout(decoder))):
         raise UserError(f"{path}: its checkpoint groups the model's layers differently than this version")
     part = "ema" if checkpoints.holds(step, f"ema/{ROLE}") else "params"
-    return adaptation, Adapter(config, checkpoints.restore_numpy(step, f"{part}/{ROLE}"))
+    params = checkpoints.restore_numpy(step, f"{part}/{ROLE}")
+    return adaptation, Adapter(config, params, scores=of_scores(read_extra(path)))
 
 
 def save(model: Model, path: epath.PathLike, dtype: str | None = None) -> None:

@@ -29,11 +29,14 @@ from llm_jax.storage.safetensors import read_file, write_file
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE = "base_model_name_or_path"
+SCORES = "llm_jax_scores"
+"""Field of ours: what a config.json would say of a model's scores beside their number; PEFT reads on without it."""
 
 # Fields of adapter_config.json that change nothing here, and those that do, with the values that mean nothing.
 NOTES = {
-    "auto_mapping", BASE, "revision", "task_type", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size",
+    "auto_mapping", BASE, SCORES, "revision", "task_type", "peft_version", "inference_mode", "fan_in_fan_out",
+    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config",
+    "qalora_group_size",
 }  # fmt: skip
 NOTHING = (None, False, {}, [])
 DEFINED = ("gate_up_proj", "up_proj", "down_proj")
@@ -53,6 +56,8 @@ class Adapter:
     """Of the tensors read, by name."""
     repeated: tuple[str, ...] = ()
     """Weights of the model that the folder has again, as PEFT does where an embedding has an adapter."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """Fields of the config.json of a model that ends in scores: the names of classes, and whether it compares."""
 
 
 def is_peft_folder(path: epath.PathLike) -> bool:
@@ -80,6 +85,11 @@ def read_config(path: epath.PathLike) -> tuple[LoraConfig, dict[str, Any]]:
     return LoraConfig(**values), said
 
 
+def read_scores(said: Mapping[str, Any]) -> dict[str, Any]:
+    """`Adapter.scores` from what an adapter_config.json says."""
+    return dict(said.get(SCORES) or {})
+
+
 def read_adapter(path: epath.PathLike, decoder: Decoder, base: Mapping[str, Any]) -> tuple[Adaptation, Adapter]:
     """The adapter in a folder, for a model. Parameters are float32 NumPy arrays.
 
@@ -95,7 +105,8 @@ def read_adapter(path: epath.PathLike, decoder: Decoder, base: Mapping[str, Any]
             _check_repeated(path, name, stored[name], decoder, base)
             repeated.append(name)
     dtypes = {name: str(array.dtype) for name, array in stored.items()}
-    return adaptation, Adapter(config, from_tensors(adaptation, stored), said, dtypes, tuple(repeated))
+    params, scores = from_tensors(adaptation, stored), read_scores(said)
+    return adaptation, Adapter(config, params, said, dtypes, tuple(repeated), scores)
 
 
 def check_tensors(path: epath.PathLike, decoder: Decoder) -> tuple[Adaptation, dict[str, np.ndarray]]:
@@ -187,12 +198,12 @@ def write_adapter(
         assert own is not None
         found[name] = own.astype(jnp.dtype(dtype or adapter.dtypes[name]))
     write_file(path / WEIGHTS, found, {"format": "pt"})
-    said = adapter.said or _config(adaptation)
+    said = adapter.said or _config(adaptation, adapter.scores)
     said = said if named is None else {**said, BASE: named}
     write_atomically(path / CONFIG, json.dumps(said, indent=2, sort_keys=True))
 
 
-def _config(adaptation: Adaptation) -> dict[str, Any]:
+def _config(adaptation: Adaptation, scores: Mapping[str, Any]) -> dict[str, Any]:
     """adapter_config.json of an adapter made here, targets by name."""
     config = adaptation.config
     fields = {name: plain(value) for name, value in dataclasses.asdict(config).items() if name != "loraplus_lr_ratio"}
@@ -202,14 +213,19 @@ def _config(adaptation: Adaptation) -> dict[str, Any]:
     alphas = {"lora_alpha": config.lora_alpha, **config.alpha_pattern}
     whole = {name: int(alpha) if float(alpha).is_integer() else alpha for name, alpha in alphas.items()}
     fields |= {"lora_alpha": whole.pop("lora_alpha"), "alpha_pattern": whole}
-    scored = adaptation.decoder.config.head.labels is not None
-    return fields | {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if scored else "CAUSAL_LM",
-        BASE: None,
-        "inference_mode": True,
-        "fan_in_fan_out": not family(adaptation.decoder.config.family).TRANSPOSED,
-    }
+    head = adaptation.decoder.config.head
+    task = "TOKEN_CLS" if head.pooling == "none" else "SEQ_CLS"
+    return (
+        fields
+        | ({SCORES: dict(scores)} if scores else {})
+        | {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM" if head.labels is None else task,
+            BASE: None,
+            "inference_mode": True,
+            "fan_in_fan_out": not family(adaptation.decoder.config.family).TRANSPOSED,
+        }
+    )
 
 
 class _Factor:

@@ -19,6 +19,9 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.families.tensors import Tensor
 from llm_jax.models.parameter import LAYERS, Declaration, Init, abstract_params, declarations
 
+PROJECTIONS = ("classifier", "score")
+"""What PEFT trains whole of every model that ends in scores; each has one of them, whose name depends on its class."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -157,7 +160,7 @@ def _saved_tensors(decoder: Decoder, config: LoraConfig, sites: Sequence[Site]) 
             # As PEFT: a module whose name ends so, however the ending begins.
             if any(".".join(words[:n]).endswith(wanted) for n in range(1, len(words))):
                 own[name] = tensor
-        if not own:
+        if not own and (wanted not in PROJECTIONS or decoder.config.head.labels is None):
             raise UserError(f"adapter.modules_to_save {wanted!r} matches no module")
         found |= own
     if config.bias == "none":

@@ -133,6 +133,8 @@ class RewardConfig:
     """classify, steps: what the classes are called in the exported folder (`id2label`)."""
     pooling: Literal["last", "mean"] = "last"
     """What a score is read from: a text's last token, or the mean over its tokens, which no Hugging Face folder has."""
+    adapter: LoraConfig | None = None
+    """LoRA: trains an adapter in place of the model, and the scores' projection whole; None trains the model."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

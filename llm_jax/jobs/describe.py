@@ -13,9 +13,10 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.adapting import Adapting
-from llm_jax.jobs.fit import policy_optimizer
+from llm_jax.jobs.fit import adapter_of, policy_optimizer
 from llm_jax.jobs.registry import load_config, split_reference
 from llm_jax.jobs.regularization import check_of_model, without_noise
+from llm_jax.jobs.reward import headed
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, bind, declarations, pattern
@@ -66,7 +67,7 @@ def read_setting(reference: str, overrides: Sequence[tuple[str, str]]) -> Settin
     if not hasattr(config, "train"):
         return Setting(reference, model, mesh=config.mesh, window=min(model.max_position_embeddings, 2048))
     check_of_model(config.train, model, fresh=config.init_from is None)
-    frozen, adapter = {}, getattr(config, "adapter", None)
+    frozen, adapter = {}, adapter_of(config)
     # With an adapter the model itself, which is frozen, is the reference that is not named.
     if getattr(config, "reference_logps", "stored") == "live" and not (adapter and config.reference is None):
         frozen["ref"] = model if config.reference is None else _model(config.reference, (Path(),), ())
@@ -85,7 +86,8 @@ def _of_config(
     if config.init_from is not None:
         typed = "init_from" in dict(overrides)
         beside = (Path(), file.path.parent) if typed else (file.path.parent, Path())
-        return config, _model(config.init_from, beside, (*trail, reference))
+        model = _model(config.init_from, beside, (*trail, reference))
+        return config, headed(config, model) if config.job == "reward" else model
     if not hasattr(config, "model"):
         raise UserError(f"{file.label} needs --config.init_from=...")
     model = config.model

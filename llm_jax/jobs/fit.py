@@ -13,6 +13,7 @@ from etils import epath
 from llm_jax.adapters.config import LoraConfig
 from llm_jax.adapters.loading import base_of, write_own
 from llm_jax.adapters.peft_files import Adapter, write_adapter
+from llm_jax.adapters.scores import of_scores, with_projection
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.base import processes
 from llm_jax.base.errors import UserError
@@ -239,8 +240,10 @@ def setup(node: "Node", kind: Kind) -> Setup:
 
 
 def adapter_of(config: Any) -> LoraConfig | None:
-    """The adapter that a job's configuration asks for; None of jobs that train whole models only."""
-    return getattr(config, "adapter", None)
+    """The adapter that a job's configuration asks for; None of jobs that train whole models only. Scores come with it
+    where they are what is trained."""
+    adapter = getattr(config, "adapter", None)
+    return with_projection(adapter) if adapter is not None and config.job == "reward" else adapter
 
 
 def fit(
@@ -370,7 +373,8 @@ def export_adapter(s: Setup, trained: Params) -> None:
     whole = Workdir(base).export
     base = str(whole if (whole / "config.json").exists() else base)
     adaptation = s.adapting.adaptation
-    write_adapter(s.workdir.export, adaptation, Adapter(adaptation.config, dict(trained)), {}, base)
+    scores = of_scores(origin(s.node, "workdir", own=True).extra)
+    write_adapter(s.workdir.export, adaptation, Adapter(adaptation.config, dict(trained), scores=scores), {}, base)
     copy_tokenizer(s.workdir.tokenizer, s.workdir.export)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from llm_jax.adapters.loading import base_of, has_adapter, merged_model_config
-from llm_jax.adapters.peft_files import is_peft_folder
+from llm_jax.adapters.peft_files import is_peft_folder, read_config, read_scores
 from llm_jax.base.errors import UserError
 from llm_jax.data import Tokenizer
 from llm_jax.data.tokenizers import has_tokenizer
@@ -72,7 +72,8 @@ def origin(parent: "Node | epath.PathLike", field: str, *, own: bool = False) ->
     if is_peft_folder(path):
         base = origin(base_of(path), field)
         tokenizer = path if has_tokenizer(path) else base.tokenizer
-        return replace(base, path=path, tokenizer=tokenizer, model=merged_model_config(path, base.model))
+        extra = base.extra | read_scores(read_config(path)[1])
+        return replace(base, path=path, tokenizer=tokenizer, model=merged_model_config(path, base.model), extra=extra)
     model = read_model_config(path)
     if has_adapter(path) and not own:
         model = merged_model_config(path, model)

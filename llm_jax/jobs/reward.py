@@ -134,8 +134,8 @@ def reward_objective(s: Setup, extra: Regularization = NONE) -> Objective:
     common = s.tokenizer.pad_id, extra, s.sources
     match config.task:
         case "pairs":
-            return pairs_objective(s.decoder, config.center_rewards_coefficient, *common)
+            return pairs_objective(s.policy, config.center_rewards_coefficient, *common)
         case "rankings":
-            return rankings_objective(s.decoder, config.ranking_loss, *common)
+            return rankings_objective(s.policy, config.ranking_loss, *common)
         case _:
-            return classes_objective(s.decoder, config.task == "steps", *common)
+            return classes_objective(s.policy, config.task == "steps", *common)

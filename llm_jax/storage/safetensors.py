@@ -127,15 +127,20 @@ class LazyTensors(Mapping[str, np.ndarray]):
 
 
 def read_file(file: epath.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of one file, by name. Raises UserError for one that is absent, a git-LFS pointer or malformed."""
-    file = epath.Path(file)
-    if not file.exists():
-        raise UserError(f"{file} does not exist")
-    held, raw = _read_header(file), file.read_bytes()
+    """All tensors of one file, by name. Raises UserError as `read_file_index`."""
+    held, raw = read_file_index(file), epath.Path(file).read_bytes()
     return {
         name: np.frombuffer(raw, info.dtype, math.prod(info.shape), info.start).reshape(info.shape)
         for name, info in held.items()
     }
+
+
+def read_file_index(file: epath.PathLike) -> dict[str, TensorInfo]:
+    """What tensors one file has. Raises UserError for one that is absent, a git-LFS pointer or malformed."""
+    file = epath.Path(file)
+    if not file.exists():
+        raise UserError(f"{file} does not exist")
+    return _read_header(file)
 
 
 def write_folder(

@@ -3,6 +3,7 @@
 Gold files: `tests/oracles/trl_lora.py`. DPO's reference is the model without its adapter.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from llm_jax.adapters.config import LoraConfig
 from llm_jax.adapters.peft_files import from_tensors, to_tensors
+from llm_jax.adapters.scores import with_projection
 from llm_jax.adapters.start import start_of
 from llm_jax.base.config import bind
 from llm_jax.base.trees import unflatten
@@ -18,10 +20,12 @@ from llm_jax.jobs.adapting import Adapting, with_loraplus
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.paired import paired_objective
 from llm_jax.jobs.preference_loss import preference_loss
+from llm_jax.jobs.reward_terms import pairs_objective
 from llm_jax.jobs.terms import sft_objective
+from llm_jax.models import HeadConfig, with_head
 from llm_jax.training.config import OptimizerConfig
 from llm_jax.training.optimizer import make_optimizer
-from tests.jobs.batches import document_rows, evaluate, pair_rows
+from tests.jobs.batches import Pair, document_rows, evaluate, pair_rows
 from tests.jobs.test_trl import BETA, FURTHER, load_with, trl_documents, trl_pairs
 from tests.oracles import adapters_recipe as recipe
 
@@ -33,12 +37,19 @@ def policy(tmp_path_factory):
     return load_with(tmp_path_factory.mktemp("policy"), 0.0)
 
 
+def ends_in_a_score(model):
+    """As the oracle's reward model begins, but for the projection, which is the adapter's."""
+    return with_head(model, HeadConfig(1))
+
+
 @pytest.mark.parametrize("case", list(recipe.STEPS))
 def test_step_equals_trl(policy, case):
     golden = dict(np.load(GOLDEN / f"lora_{case}.npz"))
     kind, fields = recipe.STEPS[case]
     ours = {name: value for name, value in fields.items() if name != "task_type"}
     config = bind(LoraConfig, {**ours, "loraplus_lr_ratio": recipe.LR_RATIO})
+    if kind == "reward":
+        policy, config = ends_in_a_score(policy), with_projection(config)
     adapting = Adapting.of(policy.decoder, config)
     adaptation = adapting.adaptation
     drawn = {name: recipe.draw(case, name, shape, {}) for name, shape in to_tensors(adaptation).items()}
@@ -47,6 +58,11 @@ def test_step_equals_trl(policy, case):
     if kind == "sft":
         objective = sft_objective(adapting.decoder)
         rows = document_rows([[document] for document in trl_documents(golden)], 96)
+    elif kind == "reward":
+        objective = pairs_objective(adapting.decoder, pad_id=0)
+        records = json.loads(str(np.load(GOLDEN / "reward_strings.npz")["tokens"]))
+        rows = pair_rows([[Pair([], each["chosen_ids"], each["rejected_ids"]) for each in records]], 384, most_pairs=4)
+        rows["margin"] = np.full(rows["pair_index"].shape, np.nan, np.float32)
     else:
         loss = preference_loss(PreferenceConfig(beta=BETA))
         objective = paired_objective(adapting.decoder, loss, "live", reference_decoder=policy.decoder)

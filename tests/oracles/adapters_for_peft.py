@@ -4,7 +4,7 @@
     HF_HUB_OFFLINE=1 python -m tests.oracles.peft_adapters --load FOLDER/CASE...
 
 In each `FOLDER/CASE`: `base/` (a Hugging Face folder), `adapter/` (a PEFT folder as `llm_jax.save` writes it, or as one
-of its runs exports it), `tokens.npy` and `ours.npy`, the logits here.
+of its runs exports it), `tokens.npy` and `ours.npy`, the logits or scores here.
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ import llm_jax
 from llm_jax.adapters.config import LoraConfig
 from llm_jax.adapters.loading import AdaptedModel
 from llm_jax.adapters.peft_files import Adapter
+from llm_jax.adapters.scores import with_projection
 from llm_jax.adapters.sites import Adaptation
 from llm_jax.adapters.start import init_adapter
+from llm_jax.models import HeadConfig, with_head
 from tests.adapters.conftest import write_model
 from tests.oracles import family_recipe
 
@@ -45,8 +47,12 @@ CASES: dict[str, tuple[str, str, LoraConfig]] = {
     "conv1d": ("gpt2", "plain", LoraConfig(r=3, lora_alpha=5.0)),
     "fused": ("phi3", "window", LoraConfig(r=3, lora_alpha=5.0)),
     "experts": ("mixtral", "full", LoraConfig(r=2, target_modules=("q_proj",), target_parameters=EXPERTS)),
+    "reward": ("llama", "tied", LoraConfig(r=3)),
+    "steps": ("gpt2", "plain", LoraConfig(r=3, target_modules=("c_attn",))),
     "turned": ("llama4_text", "chunks", LoraConfig(r=2, target_modules=None, target_parameters=EXPERTS)),
 }
+HEADS = {"reward": HeadConfig(1), "steps": HeadConfig(2, "none", bias=True)}
+"""Scores that the adapter brings."""
 
 
 def main() -> None:
@@ -54,13 +60,16 @@ def main() -> None:
         folder = Path(sys.argv[1]) / case
         write_model(family, name, folder / "base")
         model, tokens = llm_jax.load(folder / "base"), family_recipe.tokens(family, name)
+        if case in HEADS:
+            model, config = with_head(model, HEADS[case]), with_projection(config)
         adaptation = Adaptation(model.decoder, dataclasses.replace(config))
         params = init_adapter(adaptation, model.params, seed=0)
         shift(params, np.random.RandomState(0), adaptation)
         adapted = AdaptedModel(model, {"default": (adaptation, Adapter(config, params))})
         llm_jax.save(adapted, folder / "adapter")
         np.save(folder / "tokens.npy", tokens)
-        np.save(folder / "ours.npy", np.asarray(adapted(tokens)))
+        ours = adapted(tokens) if case not in HEADS else adapted.scores(tokens)
+        np.save(folder / "ours.npy", np.asarray(ours[:, 0] if case == "reward" else ours))
 
 
 def shift(params, random: np.random.RandomState, adaptation: Adaptation) -> None:

@@ -122,7 +122,30 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "deepseek_v3": ("deepseek_v3", "groups", {"r": 2, "lora_alpha": 3, "target_modules": "all-linear"}),
     "mamba2": ("mamba2", "groups", {"r": 2, "lora_alpha": 3, "target_modules": ["in_proj"]}),
+    "llama_classes": (
+        "llama",
+        "tied",
+        {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "task_type": "SEQ_CLS"},
+    ),
+    "llama_reward": (
+        "llama",
+        "biases",
+        {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["v_proj"], "modules_to_save": ["score"]},
+    ),
+    "llama_steps": (
+        "llama",
+        "biases",
+        {"r": 2, "lora_alpha": 3, "target_modules": ["k_proj", "up_proj"], "task_type": "TOKEN_CLS"},
+    ),
+    "gpt2_classes": (
+        "gpt2",
+        "plain",
+        {"r": 2, "lora_alpha": 3, "fan_in_fan_out": True, "target_modules": ["c_attn"], "task_type": "SEQ_CLS"},
+    ),
 }
+LABELS = {"llama_classes": ("sequence", 3), "llama_reward": ("sequence", 1), "llama_steps": ("token", 2)}
+LABELS |= {"gpt2_classes": ("sequence", 2)}
+"""Adapters that bring scores to a folder that ends in logits: of texts or of tokens, and how many."""
 
 MERGED_BASE = ("llama", "tied")
 MERGED: dict[str, dict[str, Any]] = {
@@ -149,6 +172,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
         "sft",
         {"r": 3, "lora_alpha": 3, "init_lora_weights": "pissa", "target_modules": ["v_proj", "gate_proj"]},
     ),
+    "reward": ("reward", {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "up_proj"], "task_type": "SEQ_CLS"}),
 }
 """What TRL's trainers do with an adapter (trl_lora.py): job, PEFT's fields."""
 LR_RATIO = 4.0
@@ -161,6 +185,6 @@ def draw(case: str, name: str, shape: tuple[int, ...], weights: Mapping[str, np.
         return weights.get(stored, weights.get("model.embed_tokens.weight"))  # type: ignore[return-value]
     unit = 2.0 * np.random.RandomState(zlib.crc32(f"{case}/{name}".encode())).random_sample(shape) - 1.0
     if "lora_" not in name:
-        return family_recipe.draw(CASES[case][0], f"{case}/{stored}", shape)
+        return family_recipe.draw(CASES[case][0] if case in CASES else "llama", f"{case}/{stored}", shape)
     values = 0.9 + 0.4 * unit if name.endswith("magnitude_vector") else 0.4 * unit
     return values.astype(np.float32)

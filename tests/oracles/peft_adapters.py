@@ -3,9 +3,9 @@
     python -m tests.oracles.peft_adapters CASE...          # writes tests/golden/peft/CASE.npz; all by default
     python -m tests.oracles.peft_adapters --load FOLDER... # loads adapters that llm_jax wrote, and compares the logits
 
-A file holds `logits` of the adapted model at the recipe's positions. `meta` is JSON: versions, adapter_config.json as
-PEFT writes it, names and shapes of adapter_model.safetensors, and the SHA-256 of that file. Numbers are not in it: the
-adapter's are `adapters_recipe.draw`'s, the model's `family_recipe`'s.
+A file holds `logits` of the adapted model at the recipe's positions, or the scores of a text. `meta` is JSON: versions,
+adapter_config.json as PEFT writes it, names and shapes of adapter_model.safetensors, and the SHA-256 of that file.
+Numbers are not in it: the adapter's are `adapters_recipe.draw`'s, the model's `family_recipe`'s.
 
 Folders for `--load` are written by adapters_for_peft.py.
 """
@@ -24,21 +24,38 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from tests.oracles import adapters_recipe, family_recipe
-from tests.oracles.transformers_families import forward, load, write
+from tests.oracles.transformers_families import forward, load, options, write
+from tests.oracles.transformers_heads import HEADS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "peft"
 FAMILIES = GOLDEN.parent / "families"
 
 
-def base(family: str, name: str, folder: pathlib.Path) -> tuple[Any, dict[str, np.ndarray]]:
+def base(case: str, folder: pathlib.Path) -> tuple[Any, dict[str, np.ndarray]]:
+    family, name, _ = adapters_recipe.CASES[case]
     meta = json.loads(np.load(FAMILIES / f"{family}.npz")["meta"].tobytes())["configs"][name]
     weights = family_recipe.weights(family, meta["shapes"])
-    return load(family, write(folder, meta["new"], weights)), weights
+    return opened(family, write(folder, meta["new"], weights), *adapters_recipe.LABELS.get(case, ())), weights
+
+
+def opened(family: str, folder: pathlib.Path, kind: str | None = None, labels: int = 0) -> Any:
+    """The model of a folder that ends in logits; with `kind` one of its weights that ends in as many new scores."""
+    if kind is None:
+        return load(family, folder)
+    # No token is padding.
+    more = {"num_labels": labels, "pad_token_id": -1, "dtype": torch.float32, **options(family)}
+    return HEADS[kind].from_pretrained(folder, **more).eval()
+
+
+def at_positions(logits: torch.Tensor) -> np.ndarray:
+    """Of tokens those at the recipe's positions, of a text all."""
+    return (logits if logits.ndim == 2 else logits[:, family_recipe.POSITIONS]).detach().numpy()
 
 
 def golden(case: str, folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     family, name, fields = adapters_recipe.CASES[case]
-    model, weights = base(family, name, folder / "base")
+    model, weights = base(case, folder / "base")
+    labels = adapters_recipe.LABELS.get(case, ())
     adapted = get_peft_model(model, LoraConfig(**fields))
     adapted.save_pretrained(folder / "empty")
     shapes = {key: tuple(tensor.shape) for key, tensor in load_file(folder / "empty/adapter_model.safetensors").items()}
@@ -58,15 +75,15 @@ def golden(case: str, folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict
     tokens = torch.from_numpy(family_recipe.tokens(family, name)).long()
     adapted.eval()
     logits = forward(adapted, tokens).logits
-    again = PeftModel.from_pretrained(load(family, folder / "base"), folder / "adapter").eval()
+    again = PeftModel.from_pretrained(opened(family, folder / "base", *labels), folder / "adapter").eval()
     difference = (forward(again, tokens).logits - logits).abs().max().item()
     assert difference < 1e-4, (case, difference)
-    plain = forward(load(family, folder / "base"), tokens).logits
+    plain = forward(opened(family, folder / "base", *labels), tokens).logits
     assert (plain - logits).abs().max() > 0.05, (case, "the adapter changes nothing")
     raw = (folder / "adapter/adapter_model.safetensors").read_bytes()
     config = json.loads((folder / "adapter/adapter_config.json").read_text())
     meta = {"config": config, "shapes": shapes, "sha256": hashlib.sha256(raw).hexdigest()}
-    return {"logits": logits[:, family_recipe.POSITIONS].detach().numpy()}, meta
+    return {"logits": at_positions(logits)}, meta
 
 
 def without_adapter(name: str) -> str:
@@ -80,7 +97,11 @@ def without_adapter(name: str) -> str:
 def load_ours(folder: pathlib.Path) -> None:
     """Raises AssertionError where PEFT finds other logits than llm_jax did."""
     family = json.loads((folder / "base/config.json").read_text())["model_type"]
-    adapted = PeftModel.from_pretrained(load(family, folder / "base"), folder / "adapter").eval()
+    task = json.loads((folder / "adapter/adapter_config.json").read_text())["task_type"]
+    stored = load_file(folder / "adapter/adapter_model.safetensors")
+    scores = [len(tensor) for name, tensor in stored.items() if name.endswith(("score.weight", "classifier.weight"))]
+    kind = {"CAUSAL_LM": (), "SEQ_CLS": ("sequence", *scores), "TOKEN_CLS": ("token", *scores)}[task]
+    adapted = PeftModel.from_pretrained(opened(family, folder / "base", *kind), folder / "adapter").eval()
     tokens, ours = torch.from_numpy(np.load(folder / "tokens.npy")).long(), np.load(folder / "ours.npy")
     difference = np.abs(forward(adapted, tokens).logits.detach().numpy() - ours).max()
     print(f"{folder.name}: {difference:.1e} of {np.abs(ours).max():.1f}")
