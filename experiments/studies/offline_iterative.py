@@ -1,176 +1,188 @@
 """Offline against iterative preference training, at equal numbers of pairs and steps, with the same loss.
 
-    python experiments/studies/offline_iterative.py [--seeds 3] [--steps 64] [--rates 1e-4 3e-4 1e-3]
+    python experiments/studies/offline_iterative.py [--seeds 3] [--pairs 512 4096] [--steps 256]
 
-Pairs are a right over a wrong answer out of four samples to a word problem. Each arm trains on as many pairs, for as
-many steps, with one optimizer from beginning to end; two things differ:
+DPO on answers whose true reward is known (`known_reward.py`), so that a policy's mean reward and its KL from the first
+policy are exact. Every arm gets as many pairs, judged by the same Bradley-Terry judge, and takes as many steps with one
+optimizer from beginning to end. Two things differ, and each is tried without the other:
 
-- where pairs are from: all drawn from the first policy (offline), or dealt out over 2 or 4 rounds, each drawn from the
-  policy as it then is (iterative);
+- where pairs are from: all drawn from the first policy (offline), or a quarter at a time from the policy as it then is;
 - the reference: the first policy all along, or the policy of each round's start, as iterative DPO has it (Dong et al.
-  2024, arXiv:2405.07863; Xu et al. 2023, arXiv:2312.16682). A reference that moves gives back what distance from the
-  start has cost, whatever the pairs.
+  2024, arXiv:2405.07863; Xu et al. 2023, arXiv:2312.16682).
 
-So each is tried without the other, under DPO and under RPO (DPO with the chosen answer's likelihood; Pang et al. 2024,
-arXiv:2404.19733). Every seed has a first policy of its own, the same for all arms. An arm's rate is the one with the
-highest exact match, mean over the seeds, on other problems than those reported.
+With the first policy as the reference, all these go to pi_ref exp(r / beta) / Z, wherever pairs are from, given enough
+of them. A reference that moves goes there again from where it is: after n rounds to pi_ref exp(n r / beta) / Z, what a
+fixed reference reaches with beta / n. So at one beta an arm with moving references has more reward and more KL for no
+other reason, and arms are compared at equal KL: on the upper hulls of their points over beta and training.
 
-Prints a Markdown table: samples drawn to get the pairs, exact match, and its difference to the start and to offline
-training with the same loss, with the 95% interval of a bootstrap over problems. The plot has exact match by pairs used.
+Each arm has the best of RATES for it in a world (prompts, first policy, pairs) that is not reported. Seeds are worlds.
+Prints Markdown tables: KL and reward at the end by beta, and reward at equal KL with the difference to offline training.
+The plot has the frontiers, of the most pairs.
 """
 
-import argparse
 import functools
-from dataclasses import dataclass
+from argparse import Namespace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from common import Rows, cell, make_parser, mean, say, table
-from loops import difference
+from common import PLAN, cell, changed, make_parser, mean, say, table
+from known_reward import Aligner, Pairs, Point, World, attained, make_world, of_pairs, rewards
+from known_reward import table as logps_of_all
 from plot import lines
-from small_policies import Aligner, Answers, Ground, Params, Size, asked, problems
 
-from llm_jax.data.config import EmbeddedConfig
-from llm_jax.data.embedded.problems import Problem, is_correct
-from llm_jax.data.formats import Pair
-from llm_jax.jobs.alignment.choice import best_over_worst
-from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.preference_loss import preference_loss
+from llm_jax import objectives
+from llm_jax.training import init_state, weights_in_use
 
-QUARTERS, SAMPLES = 4, 4
-LOSSES = {
-    "DPO": PreferenceConfig(loss_type="sigmoid", beta=0.1),
-    "RPO": PreferenceConfig(loss_type="rpo", beta=0.1),
-}
+RATES = (3e-4, 1e-3, 3e-3)
+BETAS = (0.1, 0.3, 1.0, 3.0)
+KLS = (0.5, 1.0, 2.0, 3.0)
+OTHER_WORLD = 1000
+QUARTERS, PASSES = 4, 4
 
 
 @dataclass(frozen=True)
 class Arm:
-    rounds: int
+    rounds: int = 1
     """Draws of pairs."""
     references: int = 1
     """How often the reference is set to the policy, the start among them."""
 
 
-OFFLINE = "offline"
+OFFLINE, OPTIMUM = "offline", "optimum"
 ARMS = {
-    OFFLINE: Arm(rounds=1),
-    "offline, the reference moves": Arm(rounds=1, references=4),
+    OFFLINE: Arm(),
+    "offline, the reference moves": Arm(references=4),
     "4 rounds, the reference stays": Arm(rounds=4),
     "2 rounds": Arm(rounds=2, references=2),
     "4 rounds": Arm(rounds=4, references=4),
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    samples: int
-    """Drawn to get all pairs."""
-    choosing: float
-    """Exact match on the problems by which a rate is chosen."""
-    looks: list[float]
-    """Exact match on the reported problems after each quarter of the pairs."""
-    correct: np.ndarray
-    """bool[problems], at the end."""
+def drawn(world: World, logps: np.ndarray, count: int, seed: int) -> Pairs:
+    """So many pairs of a policy's answers, of whose log-probabilities `logps` has all."""
+    # Of a policy that has made up its mind most pairs are of equal answers, and left out.
+    found = replace(world, train_logps=logps).pairs(16 * count, seed)
+    if found.count < count:
+        raise SystemExit(
+            f"{count} pairs wanted, {found.count} found: the policy gives one answer to nearly all prompts"
+        )
+    return Pairs(world, found.prompts[:count], found.answers[:count])
+
+
+@functools.cache
+def aligner(beta: float, rate: float, steps: int) -> Aligner:
+    return Aligner(of_pairs(objectives.dpo)(beta), rate, steps)
+
+
+@functools.cache
+def world(seed: int, small: bool) -> World:
+    return make_world(seed, 10, 2) if small else make_world(seed)
+
+
+def train(own: World, arm: Arm, aligner: Aligner, pairs: int, seed: int) -> list[Point]:
+    """KL and reward after each quarter of pairs and steps; at its start pairs may be drawn and the reference may move."""
+    steps = aligner.steps // QUARTERS
+    batch = PASSES * pairs // aligner.steps
+    state = init_state({"policy": jax.tree.map(np.array, own.params)}, aligner.optimizer, aligner.declared, PLAN())
+    params: Any = own.params
+    reference = policy = own.train_logps
+    found: list[Point] = []
+    fresh = drawn(own, own.train_logps, pairs // arm.rounds, QUARTERS * seed)
+    for number in range(QUARTERS):
+        draws = number and number % (QUARTERS // arm.rounds) == 0
+        moves = number and number % (QUARTERS // arm.references) == 0
+        if draws or moves:
+            policy = logps_of_all(params, own.train)
+        if draws:
+            fresh = drawn(own, policy, pairs // arm.rounds, QUARTERS * seed + number)
+        if moves:
+            reference = policy
+        # A draw lasts for several quarters where there are fewer rounds.
+        first = number % (QUARTERS // arm.rounds) * (pairs // QUARTERS)
+        places = np.arange(first, first + pairs // QUARTERS)
+        feed = Pairs(replace(own, train_logps=reference), fresh.prompts[places], fresh.answers[places])
+        chance = np.random.default_rng([seed, number])
+        order = np.concatenate([chance.permutation(feed.count) for _ in range(PASSES)])
+        for index in order[: steps * batch].reshape(steps, batch):
+            state, _ = aligner.step(state, {name: x[None] for name, x in feed.rows(index).items()})
+        params = jax.device_get(weights_in_use(state)["policy"])
+        found.append(own.at(params))
+    return found
 
 
 class Study:
-    def __init__(self, options: argparse.Namespace):
-        small = options.scale == "test"
-        self.options, self.cut_off = options, small
-        config = EmbeddedConfig(max_number=12, min_operations=2, max_operations=3)
-        size = Size(width=32, layers=1, demonstrations=500, steps=4) if small else Size()
-        self.ground = Ground(config, lambda problem, chance: problem.careful, size)
-        self.pairs = 16 if small else options.pairs
-        self.asked = problems(config, "train", 64 if small else 6 * self.pairs)
-        counts = (4, 4) if small else (400, 600)
-        self.choosing, self.reported = (
-            problems(config, name, count, "eval") for name, count in zip(("choosing", "reported"), counts, strict=True)
-        )
-        self.starts = [self.ground.start(seed) for seed in range(options.seeds)]
-        self.answers = Answers(self.ground, self.starts[0], max_tokens=8 if small else 48)
-        # All arms have their first pairs from the same policy.
-        self.first = functools.cache(lambda seed, count: self.draw(self.starts[seed], count, 0, seed))
+    def __init__(self, options: Namespace):
+        self.options, self.small = options, options.scale == "test"
+        self.betas = BETAS[1:3] if self.small else BETAS
 
-    def scores(self, problem: Problem, texts: list[str]) -> np.ndarray:
-        """1 for a right answer. At test size nothing is right, and the shorter answer is preferred."""
-        if self.options.scale == "test":
-            return np.array([-len(text) for text in texts])
-        return np.array([is_correct(problem, text) for text in texts], float)
+    def frontier(self, seed: int, found: list[Point], kls: Any) -> list[float]:
+        """Reward at each KL, of points and the first policy."""
+        own = world(seed, self.small)
+        return [attained([own.at(own.params), *found], kl) for kl in kls]
 
-    def draw(self, params: Params, count: int, at: int, seed: int) -> tuple[list[Pair], int, int]:
-        """So many pairs of problems from place `at` on; the place after the last of them; samples drawn."""
-        pairs, drawn = [], 0
-        while len(pairs) < count:
-            chunk = self.asked[at : at + 64]
-            if not chunk:
-                raise SystemExit(f"{count} pairs wanted, {len(pairs)} found: the problems have come to their end")
-            found = self.answers(params, chunk, n=SAMPLES, seed=1000 * seed + at)
-            for problem, samples in zip(chunk, found, strict=True):
-                at, drawn = at + 1, drawn + len(samples)
-                # An answer that was cut off would be given an end that the policy has not put there.
-                texts = [one.text for one in samples if one.text and (self.cut_off or one.finish_reason == "stop")]
-                if texts:
-                    best = best_over_worst(self.scores(problem, texts))
-                    pairs += [Pair(asked(problem), texts[i], texts[j]) for i, j in best]
-                if len(pairs) == count:
-                    break
-        return pairs, at, drawn
+    def points(self, arm: Arm, beta: float, rate: float, pairs: int, seed: int) -> list[Point]:
+        return train(world(seed, self.small), arm, aligner(beta, rate, self.options.steps), pairs, seed)
 
-    def train(self, arm: Arm, aligner: Aligner, rate: float, seed: int) -> Outcome:
-        """Four quarters of pairs and steps, at whose borders pairs may be drawn and the reference may move."""
-        quarter, each = self.pairs // QUARTERS, self.pairs // arm.rounds
-        run, reference, pairs, at, samples, looks = aligner.begin(self.starts[seed], rate), {}, [], 0, 0, []
-        for number in range(QUARTERS):
-            if number % (QUARTERS // arm.references) == 0:
-                reference = run.params
-            if not pairs:
-                pairs, at, drawn = self.draw(run.params, each, at, seed) if number else self.first(seed, each)
-                samples += drawn
-            rows: Rows = self.ground.pairs(pairs[:quarter])
-            pairs = pairs[quarter:]
-            run.train(self.ground.against(reference, rows), self.options.steps // QUARTERS, QUARTERS * seed + number)
-            correct = self.answers.exact_match(run.params, self.reported)
-            looks.append(float(correct.mean()))
-        choosing = self.answers.exact_match(run.params, self.choosing)
-        return Outcome(samples, float(choosing.mean()), looks, correct)
+    def best_rate(self, name: str, pairs: int) -> float:
+        """By mean reward over KLS in the other world, of the two beta in the middle."""
+        scores = {}
+        for rate in self.options.rates:
+            found = [
+                one
+                for beta in self.betas[-3:-1] or self.betas
+                for one in self.points(ARMS[name], beta, rate, pairs, OTHER_WORLD)
+            ]
+            scores[rate] = mean(self.frontier(OTHER_WORLD, found, KLS))
+        say(f"{pairs} pairs, {name}: " + ", ".join(f"rate {rate:g} {score:.3f}" for rate, score in scores.items()))
+        return max(scores, key=lambda rate: scores[rate])
+
+    def optimum(self, seed: int) -> list[Point]:
+        own = world(seed, self.small)
+        return own.optimum(rewards(own.held_out))
 
 
 def main() -> None:
-    parser = make_parser(__doc__, __file__, steps=64)
-    parser.add_argument("--rates", nargs="+", type=float, default=(1e-4, 3e-4, 1e-3))
-    parser.add_argument("--pairs", type=int, default=512)
+    parser = make_parser(__doc__, __file__, steps=256)
+    parser.add_argument("--pairs", nargs="+", type=int, default=(512, 4096))
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     options = parser.parse_args()
-    if options.steps % QUARTERS or options.pairs % QUARTERS:
-        parser.error(f"--steps and --pairs have to be multiples of {QUARTERS}")
-    study = Study(options)
-    at_start = np.stack([study.answers.exact_match(start, study.reported) for start in study.starts])
-    shares = cell(list(map(float, at_start.mean(axis=1))))
-    say(f"start: {shares}")
-    body: list[list[Any]] = [["", "start", "", "", shares, "", ""]]
-    curves = {}
-    for of_loss, config in LOSSES.items():
-        aligner = Aligner(study.ground, preference_loss(config), options.steps)
-        ends: dict[str, np.ndarray] = {}
+    for pairs in options.pairs:
+        if options.steps % QUARTERS or PASSES * pairs % options.steps:
+            parser.error(f"--steps has to be a multiple of {QUARTERS} and a divisor of {PASSES} times --pairs")
+    study, seeds = Study(options), range(options.seeds)
+    ends, body, curves = [], [], {}
+    dense = np.linspace(0, 4, 33).tolist()
+    for pairs in options.pairs:
+        at: dict[str, list[list[float]]] = {OPTIMUM: [study.frontier(s, study.optimum(s), KLS) for s in seeds]}
+        curves = {OPTIMUM: [study.frontier(s, study.optimum(s), dense) for s in seeds]}
+        rates = {}
         for name, arm in ARMS.items():
-            found = {
-                rate: [study.train(arm, aligner, rate, seed) for seed in range(options.seeds)] for rate in options.rates
-            }
-            for rate, seeds in found.items():
-                say(f"{of_loss}, {name}, {rate:g}: {cell([one.choosing for one in seeds])}")
-            rate = max(found, key=lambda rate: mean(one.choosing for one in found[rate]))
-            ends[name] = np.stack([one.correct for one in found[rate]])
-            beside = [difference(ends[name], other) for other in (at_start, ends[OFFLINE])]
-            samples = round(mean(one.samples for one in found[rate]))
-            exact = cell([one.looks[-1] for one in found[rate]])
-            body.append([of_loss, name, f"{rate:g}", samples, exact, *beside])
-            looks = [at_start.mean(), *np.mean([one.looks for one in found[rate]], axis=0)]
-            used = [study.pairs * i / QUARTERS for i in range(QUARTERS + 1)]
-            curves[f"{of_loss}, {name}"] = [(at, float(value)) for at, value in zip(used, looks, strict=True)]
-    head = ["loss", "pairs", "learning rate", "samples", "exact match", "beside the start", f"beside {OFFLINE}"]
-    print(table(head, body))
-    Path(options.svg).write_text(lines(curves, "pairs used; exact match on held-out problems"))
+            rates[name] = study.best_rate(name, pairs)
+            found: list[list[Point]] = [[] for _ in seeds]
+            for beta in study.betas:
+                along = [study.points(arm, beta, rates[name], pairs, seed) for seed in seeds]
+                for points, more in zip(found, along, strict=True):
+                    points += more
+                last = [cell([getattr(one[-1], what) for one in along], 2) for what in ("kl", "reward")]
+                ends.append([pairs, name, f"{beta:g}", *last])
+                say(" | ".join(map(str, ends[-1])))
+            at[name], curves[name] = (
+                [study.frontier(s, one, kls) for s, one in zip(seeds, found, strict=True)] for kls in (KLS, dense)
+            )
+        for name, each in at.items():
+            row = [pairs, name, f"{rates[name]:g}" if name in rates else ""]
+            for i in range(len(KLS)):
+                beside = [a[i] - b[i] for a, b in zip(each, at[OFFLINE], strict=True)]
+                told = f" {mean(beside):+.3f} {changed(beside)}" if name not in (OFFLINE, OPTIMUM) else ""
+                row.append(cell([one[i] for one in each], 2) + told)
+            body.append(row)
+    print(table(["pairs", "arm", "beta", "KL at the end", "reward at the end"], ends) + "\n")
+    print(table(["pairs", "arm", "learning rate", *(f"reward at KL {kl:g}" for kl in KLS)], body))
+    drawn_curves = {name: list(zip(dense, np.mean(each, axis=0).tolist())) for name, each in curves.items()}
+    Path(options.svg).write_text(lines(drawn_curves, "KL(policy || first policy), nats an answer; mean true reward"))
 
 
 if __name__ == "__main__":
