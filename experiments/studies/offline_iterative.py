@@ -16,8 +16,8 @@ fixed reference reaches with beta / n. So at one beta an arm with moving referen
 other reason, and arms are compared at equal KL: on the upper hulls of their points over beta and training.
 
 Each arm has the best of RATES for it in a world (prompts, first policy, pairs) that is not reported. Seeds are worlds.
-Prints Markdown tables: KL and reward at the end by beta, and reward at equal KL with the difference to offline training.
-The plot has the frontiers, of the most pairs.
+Prints Markdown tables: KL and reward at the end by beta, and reward at equal KL with the difference to offline
+training. The plot has the frontiers, of the most pairs.
 """
 
 import functools
@@ -83,7 +83,7 @@ def world(seed: int, small: bool) -> World:
 
 
 def train(own: World, arm: Arm, aligner: Aligner, pairs: int, seed: int) -> list[Point]:
-    """KL and reward after each quarter of pairs and steps; at its start pairs may be drawn and the reference may move."""
+    """KL and reward after each quarter of pairs and steps; it may begin with new pairs, and a new reference."""
     steps = aligner.steps // QUARTERS
     batch = PASSES * pairs // aligner.steps
     state = init_state({"policy": jax.tree.map(np.array, own.params)}, aligner.optimizer, aligner.declared, PLAN())

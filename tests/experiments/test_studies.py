@@ -1,4 +1,4 @@
-"""The studies of architectures: each command at test size, and how they put numbers together."""
+"""The studies: each command at test size, and how they put numbers together."""
 
 import importlib
 import subprocess
@@ -79,6 +79,9 @@ COMMANDS = {
     "state_space": ["--longest", "1024"],
     "positions": ["--steps", "4"],
     "kv_heads": ["--steps", "4"],
+    "length_bias": ["--steps", "4", "--rates", "3e-5"],
+    "reward_kl": ["--methods", "DPO", "KTO", "--rates", "1e-3"],
+    "offline_iterative": ["--pairs", "64", "--rates", "1e-3"],
     "loops": ["--rates", "3e-5", "--rounds", "2", "--arms", "offline DPO", "iterative DPO", "SPIN"],
 }
 
