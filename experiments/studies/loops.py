@@ -3,9 +3,11 @@
     python experiments/studies/loops.py [--arms "iterative DPO" SPO ...] [--seeds 3] [--rounds 3] [--runs FOLDER]
 
 The start is fine-tuned on problems harder than those of configs/sft.py, so that it gets some of them right and most of
-them wrong. Every arm draws `--samples` answers from it and from what becomes of it, and takes `--steps` training steps:
-all at once (offline DPO, whose pairs are all the start's), or dealt out over the rounds. Seeds change samples and the
-order of rows. Each arm has the best of --rates for it by its first seed, on held-out problems that are not reported.
+them wrong. Of `--start mixed` half of the demonstrations show their steps and half guess, and greedy decoding does the
+one or the other; of `careful` all do, fine-tuning ends early, and what is wrong is arithmetic. Every arm draws
+`--samples` answers from it and from what becomes of it, and takes `--steps` training steps: all at once (offline DPO,
+whose pairs are all the start's), or dealt out over the rounds. Seeds change samples and the order of rows. Each arm has
+the best of --rates for it by its first seed, on held-out problems that are not reported.
 
 Prints two Markdown tables. Exact match over the seeds, and its difference to the start and to offline DPO with the 95%
 interval of a bootstrap over problems (paired: the same problems for both sides, and the mean over the seeds of each);
@@ -30,9 +32,12 @@ from llm_jax.base.door import run_door
 from llm_jax.main import main as train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RATES = (1e-5, 3e-5, 1e-4)
+RATES = (1e-5, 5e-5)
 HARDER = {"data.generated.max_number": 30, "data.generated.min_operations": 2, "data.generated.max_operations": 4}
-ALL_CAREFUL = {"data.generated.careful_fraction": 1.0}
+STARTS = {
+    "mixed": {"data.generated.careful_fraction": 0.55, "train.steps": 800},
+    "careful": {"data.generated.careful_fraction": 1.0, "train.steps": 350},
+}
 OFFLINE = "offline DPO"
 
 
@@ -89,14 +94,12 @@ def make(workdir: Path, config: str, fields: dict[str, Any]) -> None:
 
 def start(options: argparse.Namespace) -> Path:
     """The model that all arms begin with."""
-    base, sft = Path(options.runs) / "base", Path(options.runs) / "sft"
+    base, sft = Path(options.runs) / "base", Path(options.runs) / f"{options.start}-sft"
     small = options.scale == "test"
     harder: dict[str, Any] = {} if small else HARDER
     make(base, "pretrain.py:test" if small else "pretrain.py", harder | {"task_eval.problems": 0, "mesh.data": 1})
-    fields = harder | ALL_CAREFUL | {"init_from": base, "task_eval.problems": 0, "mesh.data": 1}
-    if not small:
-        fields |= {"train.steps": 350}
-    make(sft, "sft.py:test" if small else "sft.py", fields)
+    fields = harder | {"init_from": base, "task_eval.problems": 0, "mesh.data": 1}
+    make(sft, "sft.py:test" if small else "sft.py", fields if small else fields | STARTS[options.start])
     return sft
 
 
@@ -123,7 +126,7 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> Run:
             "task_eval.max_tokens": 96,
         }
     variant = arm.test if small else arm.variant
-    workdir = Path(options.runs) / f"{name.replace(' ', '_')}-{rate:g}-{seed}"
+    workdir = Path(options.runs) / f"{options.start}-{name.replace(' ', '_')}-{rate:g}-{seed}"
     began = time.monotonic()
     make(workdir, f"{arm.config}:{variant}" if variant else arm.config, fields | arm.fields)
     minutes = (time.monotonic() - began) / 60
@@ -168,13 +171,14 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, __file__, steps=60)
+    parser = make_parser(__doc__, __file__, steps=45)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=None, help="of these alone")
+    parser.add_argument("--start", choices=list(STARTS), default="mixed")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=6144, help="answers drawn by each arm for one seed")
-    parser.add_argument("--problems", type=int, default=800, help="held-out problems that are reported")
-    parser.add_argument("--choosing", type=int, default=200, help="held-out problems that choose the learning rate")
+    parser.add_argument("--samples", type=int, default=4608, help="answers drawn by each arm for one seed")
+    parser.add_argument("--problems", type=int, default=500, help="held-out problems that are reported")
+    parser.add_argument("--choosing", type=int, default=100, help="held-out problems that choose the learning rate")
     parser.add_argument("--runs", default=None, help="folder for the runs; a temporary one by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
