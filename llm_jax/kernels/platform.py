@@ -1,11 +1,31 @@
-"""The platform that the code being traced is for."""
+"""The device that the code being traced is for."""
 
 import jax
+
+HOPPER = ("H100", "H200", "GH200", "H800", "H20")
 
 
 def target_platform() -> str:
     """ "cpu", "gpu" or "tpu": of the mesh in force, whose devices may only be described, or else the default one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
+    device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def target_device_kind() -> str:
+    """The device's name as JAX gives it, for example "NVIDIA H200" or "TPU v5 lite"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def hopper_refusal(platform: str) -> str | None:
+    """Why kernels that are written for Hopper's tensor cores (sm_90a) can't run on `platform`; None if they can."""
+    if platform != "gpu":
+        return f"written for Hopper GPUs, not for {platform}"
+    kind = target_device_kind() if target_platform() == "gpu" else HOPPER[0]
+    return None if any(name in kind for name in HOPPER) else f"written for Hopper GPUs (sm_90a), not for {kind}"
+
+
+def tpu_refusal(platform: str) -> str | None:
+    """Why TPU kernels can't run on `platform`; None if they can."""
+    return None if platform == "tpu" else f"written for TPUs, not for {platform}"

@@ -1,0 +1,29 @@
+"""TPU and GPU kernels on the CPU: an interpreter, and a mesh that says which device the code is for."""
+
+import contextlib
+from collections.abc import Iterator
+
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+TPU = AbstractDevice("TPU v5e", 1, "tpu")
+GPU = AbstractDevice("NVIDIA H200", 132, "gpu")
+
+
+def target(device: AbstractDevice) -> contextlib.AbstractContextManager:
+    """Code traced within is for this device, which need not be there."""
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
+@contextlib.contextmanager
+def interpreter(implementation: str) -> Iterator[None]:
+    """Runs "tpu" or "gpu" kernels on the CPU: memory starts as NaN, reads out of bounds and races raise."""
+    if implementation == "tpu":
+        with target(TPU), pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
+            yield
+    elif implementation == "gpu":
+        with target(GPU), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+            yield
+    else:
+        yield
