@@ -35,7 +35,7 @@ def name(case) -> str:
     return "-".join(str(value) for value in case.values() if value not in (None, False))
 
 
-def make(case, head_dim=16, value_dim=8, seed=0):
+def make(case, head_dim=16, value_dim=8, seed=0, multiple=None):
     """Positional arguments, options, and (k, v) float64 [R, length, K, H] of each request as its pages hold them.
 
     Pages that no request has, and slots past a length, are NaN.
@@ -43,7 +43,6 @@ def make(case, head_dim=16, value_dim=8, seed=0):
     rng = np.random.default_rng(seed)
     q_lens, kv_lens, tokens = BATCHES[case["batch"]]
     (K, G), page = case["heads"], case["page"]
-    latent = value_dim if case["values"] == "latent" else None
     table = -(-max(kv_lens) // page) + 1
     num_pages = len(kv_lens) * table + 3
     pages = init_pages(
@@ -51,19 +50,16 @@ def make(case, head_dim=16, value_dim=8, seed=0):
         page,
         K,
         head_dim,
-        value_dim=value_dim if case["values"] == "other" else None,
-        latent=latent,
+        value_dim=None if case["values"] == "same" else value_dim,
+        latent=case["values"] == "latent",
         dtype=case["packed"] or case["dtype"],
+        multiple=multiple,
     )
     ids = rng.permutation(num_pages)[: len(kv_lens) * table].reshape(len(kv_lens), table)
     slots = [ids[r, np.arange(n) // page] * page + np.arange(n) % page for r, n in enumerate(kv_lens)]
     filled = np.concatenate(slots)
-    new = [
-        None if x is None else jnp.asarray(rng.normal(size=(filled.size, K, x.shape[-1])), case["dtype"])
-        for x in (pages.k, pages.v)
-    ]
-    assert new[0] is not None
-    pages = write_pages(pages, new[0], new[1], jnp.asarray(filled, jnp.int32))
+    k, v = (jnp.asarray(rng.normal(size=(filled.size, K, n)), case["dtype"]) for n in (head_dim, pages.value_dim or 0))
+    pages = write_pages(pages, k, None if pages.v is None else v, jnp.asarray(filled, jnp.int32))
     unused = np.ones(num_pages * page, bool)
     unused[filled] = False
     pages = changed(pages, unused.reshape(num_pages, 1, page), np.nan)
@@ -77,7 +73,7 @@ def make(case, head_dim=16, value_dim=8, seed=0):
     ids[:, -1] = 10**6  # never used, and nowhere
     arrays = (np.asarray(kv_lens, np.int32), ids.astype(np.int32), np.cumsum((0, *q_lens), dtype=np.int32))
     args = (jnp.asarray(q, case["dtype"]), pages, *map(jnp.asarray, arrays))
-    return args, options, [held(pages, request) for request in slots]
+    return args, options, [held(pages, request, head_dim) for request in slots]
 
 
 def changed(pages: Pages, where, value) -> Pages:
@@ -94,22 +90,24 @@ def changed(pages: Pages, where, value) -> Pages:
         change(pages.v, not packed),
         change(pages.k_scales, packed),
         change(pages.v_scales, packed),
-        pages.latent,
+        pages.value_dim,
     )
 
 
-def held(pages: Pages, slots):
+def held(pages: Pages, slots, head_dim):
     """Keys and values in these slots, float64 [n, K, H]."""
 
-    def take(x, scales):
+    def take(x, scales, size):
         x = np.asarray(x, np.float64)
         if scales is not None:
             x = x * np.asarray(scales, np.float64)[..., None]
         page = x.shape[2]
-        return x[slots // page, :, slots % page]
+        return x[slots // page, :, slots % page, :size]
 
-    k = take(pages.k, pages.k_scales)
-    return k, k[..., : pages.latent] if pages.v is None else take(pages.v, pages.v_scales)
+    k = take(pages.k, pages.k_scales, head_dim)
+    if pages.v is None:
+        return k, k[..., : pages.value_dim]
+    return k, take(pages.v, pages.v_scales, pages.value_dim)
 
 
 def formula(args, options, kept):

@@ -23,7 +23,7 @@ def run(args, options, implementation, **more):
 
 @pytest.mark.parametrize("case", CASES, ids=paged.name)
 def test_equals_the_formula(case):
-    args, options, kept = paged.make(case)
+    args, options, kept = paged.make(case, multiple=128)
     want_out, want_lse = paged.formula(args, options, kept)
     got = run(args, options, "tpu", return_lse=case["lse"])
     out, lse = got if case["lse"] else (got, None)

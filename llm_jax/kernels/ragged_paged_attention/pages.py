@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import debug
 from llm_jax.kernels.choice import ArgumentError
+from llm_jax.kernels.platform import target_platform
 
 FLOATS = ("float32", "bfloat16", "float16")
 CODES = {"int8": 127.0, "float8_e4m3fn": 448.0}
@@ -21,7 +22,8 @@ CODES = {"int8": 127.0, "float8_e4m3fn": 448.0}
 class Pages:
     """P pages of S slots each, a slot for one token's key and value. A pytree; heads lie before slots.
 
-    Latent pages (`v` None) hold one vector a token that is the key, and whose first `latent` numbers are the value.
+    Latent pages (`v` None) hold one vector a token that is the key, and whose first `value_dim` numbers are the value.
+    Slots may be wider than a key or value (`init_pages`), with zeros in the rest.
     """
 
     k: Float[Array, "P K S H"] | Int[Array, "P K S H"]
@@ -30,7 +32,8 @@ class Pages:
     """int8 and float8 pages: key = number in the page · scale, float32, one per slot and head."""
     v_scales: Float[Array, "P K S"] | None = None
     """None for latent pages, whose value goes by the key's scale."""
-    latent: int | None = field(default=None, metadata={"static": True})
+    value_dim: int | None = field(default=None, metadata={"static": True})
+    """Size of a value; None: as wide as its slot."""
 
 
 def init_pages(
@@ -40,10 +43,17 @@ def init_pages(
     head_dim: int,
     *,
     value_dim: int | None = None,
-    latent: int | None = None,
+    latent: bool = False,
     dtype: Any = "bfloat16",
+    multiple: int | None = None,
 ) -> Pages:
-    """Pages full of zeros. `value_dim`: size of a value where it is not `head_dim`; `latent`: see `Pages`.
+    """Pages full of zeros.
+
+    Args:
+        value_dim: size of a value; default `head_dim`.
+        latent: see `Pages`; one head, and `value_dim` says which part of the key is the value.
+        multiple: slots are widened to a multiple of so many numbers. Default 128 on TPUs, where XLA lays out narrower
+            arrays with the pages last and the kernel would need a copy of all of them at each call; elsewhere 1.
 
     Raises:
         ArgumentError: an unknown dtype, or sizes that do not fit.
@@ -51,21 +61,21 @@ def init_pages(
     name = jnp.dtype(dtype).name
     if name not in FLOATS and name not in CODES:
         raise ArgumentError(f"init_pages: dtype={name} is none of {', '.join((*FLOATS, *CODES))}")
-    if latent is not None and (kv_heads != 1 or value_dim is not None or not 0 < latent <= head_dim):
-        raise ArgumentError(f"init_pages: latent={latent} needs one head of at least that size, and no value_dim")
+    value_dim = head_dim if value_dim is None else value_dim
+    if latent and (kv_heads != 1 or not 0 < value_dim <= head_dim):
+        raise ArgumentError(f"init_pages: latent pages need one head, not {kv_heads}, and value_dim up to {head_dim}")
+    multiple = (128 if target_platform() == "tpu" else 1) if multiple is None else multiple
     slots = (num_pages, kv_heads, page_size)
-    values = latent is None
+
+    def numbers(size: int) -> Array:
+        return jnp.zeros((*slots, -(-size // multiple) * multiple), name)
 
     def scales() -> Array | None:
         return jnp.ones(slots, jnp.float32) if name in CODES else None
 
-    return Pages(
-        jnp.zeros((*slots, head_dim), name),
-        jnp.zeros((*slots, value_dim or head_dim), name) if values else None,
-        scales(),
-        scales() if values else None,
-        latent,
-    )
+    if latent:
+        return Pages(numbers(head_dim), None, scales(), None, value_dim)
+    return Pages(numbers(head_dim), numbers(value_dim), scales(), scales(), value_dim)
 
 
 def write_pages(
@@ -95,7 +105,8 @@ def write_pages(
             return None
         inside = (slots >= 0) & (slots < count * size)
         page, place = jnp.clip(slots, 0, count * size - 1) // size, jnp.clip(slots, 0, None) % size
-        new = new.astype(kept.dtype)
+        widening = kept.shape[-1] - new.shape[-1] if kept.ndim == 4 else 0
+        new = jnp.pad(new, ((0, 0),) * (new.ndim - 1) + ((0, widening),)).astype(kept.dtype)
         if slots.shape[0] > 1:
             return kept.at[jnp.where(inside, page, count), :, place].set(new, mode="drop")
         # XLA copies a whole buffer for a single update that may be dropped: what is there is written back instead.
@@ -110,9 +121,9 @@ def write_pages(
     new_k = write(pages.k, k)
     assert new_k is not None
     if k_scales is None:
-        return Pages(new_k, new_v, latent=pages.latent)
+        return Pages(new_k, new_v, value_dim=pages.value_dim)
     v_scales = None if v_scales is None else write(pages.v_scales, v_scales)
-    return Pages(new_k, new_v, write(pages.k_scales, k_scales), v_scales, pages.latent)
+    return Pages(new_k, new_v, write(pages.k_scales, k_scales), v_scales, pages.value_dim)
 
 
 def _packed(kept: Array, x: Float[Array, "T K H"]) -> tuple[Array, Float[Array, "T K"] | None]:
@@ -133,8 +144,11 @@ def _check_shapes(pages: Pages, k: Any, v: Any, slots: Any) -> None:
     if (v is None) != (pages.v is None):
         raise ArgumentError("write_pages: v and the pages' v go together; latent pages have neither")
     for name, new, kept in (("k", k, pages.k), ("v", v, pages.v)):
-        wanted = None if kept is None else (slots.shape[0], kept.shape[1], kept.shape[3])
-        if new is not None and new.shape != wanted:
+        if new is None or kept is None:
+            continue
+        rows, width = (slots.shape[0], kept.shape[1]), kept.shape[3]
+        if new.shape[:-1] != rows or new.shape[-1] > width:
+            wanted = f"[{rows[0]}, {rows[1]}, at most {width}]"
             raise ArgumentError(f"write_pages: {name} {new.shape} must be {wanted} to go with slots and pages")
 
 

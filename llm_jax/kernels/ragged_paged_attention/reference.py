@@ -34,8 +34,8 @@ def attention(
         x = x.reshape(spec.tokens, spec.kv_heads, -1, x.shape[-1])
         return jnp.where(seen[:, None, :, None], jnp.repeat(x, spec.group, axis=1), 0.0)
 
-    k = of_tokens(pages.k, pages.k_scales)
-    v = k[..., : spec.value_dim] if pages.v is None else of_tokens(pages.v, pages.v_scales)
+    k = of_tokens(pages.k, pages.k_scales)[..., : spec.head_dim]
+    v = (k if pages.v is None else of_tokens(pages.v, pages.v_scales))[..., : spec.value_dim]
     q32 = jnp.where(real, q, 0).astype(jnp.float32)
     scores = jnp.einsum("tnh,tnsh->tns", q32, k, precision=lax.Precision.HIGHEST) * spec.scale
     if spec.softcap is not None:

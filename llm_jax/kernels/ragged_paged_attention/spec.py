@@ -22,6 +22,8 @@ class RaggedSpec:
     kv_heads: int
     head_dim: int
     value_dim: int
+    widths: tuple[int, int]
+    """Of the slots for keys and values, which may be more than their sizes; latent: of the key, twice."""
     pages: int
     page_size: int
     table: int
@@ -81,16 +83,18 @@ def ragged_paged_attention_spec(
     if len(q.shape) != 3 or len(k.shape) != 4:
         raise _error(f"q must be [T, N, H] and pages.k [P, K, S, H]; got {q.shape}, {k.shape}")
     (T, N, H), (P, K, S) = q.shape, k.shape[:3]
-    if k.shape[3] != H:
-        raise _error(f"pages.k {k.shape} must be [P, K, S, {H}] to go with q {q.shape}")
+    if k.shape[3] < H:
+        raise _error(f"pages.k {k.shape} must be [P, K, S, {H} or more] to go with q {q.shape}")
     if N % K:
         raise _error(f"pages have {K} heads, which do not divide the {N} heads of q")
-    if (v is None) == (pages.latent is None):
-        raise _error("pages have v, or the size of the latent value (pages.latent), and not both")
     if v is not None and (v.shape[:3] != k.shape[:3] or v.dtype != k.dtype):
         raise _error(f"pages.v {v.dtype}{list(v.shape)} must go with pages.k {k.dtype}{list(k.shape)}")
-    if pages.latent is not None and (K != 1 or not 0 < pages.latent <= H):
-        raise _error(f"pages.latent={pages.latent} needs one head of at least that size; pages.k is {k.shape}")
+    if v is None and (K != 1 or pages.value_dim is None):
+        raise _error(f"pages without v need one head, not {K}, and a value_dim, not {pages.value_dim}")
+    width = H if v is None else v.shape[3]
+    value_dim = width if pages.value_dim is None else pages.value_dim
+    if not 0 < value_dim <= width:
+        raise _error(f"pages.value_dim={value_dim} must be from 1 to the {width} numbers that are there")
     dtype, page_dtype = jnp.dtype(q.dtype).name, jnp.dtype(k.dtype).name
     if dtype not in FLOATS:
         raise _error(f"q must be one of {', '.join(FLOATS)}; got {dtype}")
@@ -128,7 +132,8 @@ def ragged_paged_attention_spec(
         heads=N,
         kv_heads=K,
         head_dim=H,
-        value_dim=v.shape[3] if v is not None else pages.latent or H,
+        value_dim=value_dim,
+        widths=(k.shape[3], k.shape[3] if v is None else v.shape[3]),
         pages=P,
         page_size=S,
         table=page_tables.shape[1],

@@ -11,6 +11,7 @@ from llm_jax.kernels.ragged_paged_attention.spec import Batch, Extras, RaggedSpe
 from llm_jax.kernels.ragged_paged_attention.work import pack, per_row, tile_tokens, tiles_of, unpack
 from llm_jax.kernels.tiles import tiles as tile_sizes
 
+LANES = 128
 SCALAR_WORDS = 128 * 1024
 """Page ids that the scalar memory has room for, beside what else is there."""
 BUFFER_BYTES = 4 * 2**20
@@ -33,6 +34,8 @@ def supports(spec: RaggedSpec, platform: str) -> str | None:
         return reason
     if spec.dtype == "float16":
         return "TPUs do not multiply float16"
+    if any(width % LANES for width in spec.widths):
+        return f"slots {spec.widths} wide are no multiples of {LANES}: XLA would copy all pages at each call"
     rows = 32 // jnp.dtype(spec.page_dtype).itemsize
     if spec.page_size % rows:
         return f"page size {spec.page_size} is no multiple of {rows}, a tile of {spec.page_dtype} in memory"
@@ -56,9 +59,9 @@ def attention(
     work = tiles_of(spec, batch, size)
     scales = [None if x is None else _by_request(x[batch.page_tables], block) for x in (pages.k_scales, pages.v_scales)]
     slopes, sinks = (per_row(spec, x, size) for x in extras)
-    out, lse = tpu_kernel.attention(
-        spec, block, work, batch.page_tables, pack(spec, work, q, size), pages, scales, slopes, sinks
-    )
+    # Keys have zeros where queries are widened, or nothing that is seen.
+    queries = jnp.pad(pack(spec, work, q, size), ((0, 0),) * 3 + ((0, spec.widths[0] - spec.head_dim),))
+    out, lse = tpu_kernel.attention(spec, block, work, batch.page_tables, queries, pages, scales, slopes, sinks)
     if lse is None:
         none = jnp.full((spec.tokens, spec.heads), -jnp.inf)
     else:
@@ -75,8 +78,8 @@ def block_slots(spec: RaggedSpec, most: int) -> int:
 
 
 def _bytes(spec: RaggedSpec, slots: int) -> int:
-    lanes = sum(-(-dim // 128) * 128 for dim in (spec.head_dim, 0 if spec.latent else spec.value_dim))
-    return 2 * slots * spec.kv_heads * lanes * jnp.dtype(spec.page_dtype).itemsize
+    numbers = sum(spec.widths[:1] if spec.latent else spec.widths)
+    return 2 * slots * spec.kv_heads * numbers * jnp.dtype(spec.page_dtype).itemsize
 
 
 def _by_request(scales: Float[Array, "R M K S"], block: int) -> Float[Array, "R J K s"]:

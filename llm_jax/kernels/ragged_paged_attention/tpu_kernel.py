@@ -19,6 +19,7 @@ from llm_jax.kernels.ragged_paged_attention.pages import Pages
 from llm_jax.kernels.ragged_paged_attention.spec import RaggedSpec
 from llm_jax.kernels.ragged_paged_attention.work import Tiles
 
+LANES = 128
 UNROLLED_HEADS = 8
 
 
@@ -82,10 +83,12 @@ def attention(
     )
     buffers = _Buffers(
         pltpu.VMEM((2, K, block, H), pages.k.dtype),
-        None if pages.v is None else pltpu.VMEM((2, K, block, spec.value_dim), pages.v.dtype),
+        None if pages.v is None else pltpu.VMEM((2, K, block, spec.widths[1]), pages.v.dtype),
         *(None if x is None else pltpu.VMEM((2, K, block), jnp.float32) for x in scales),
     )
-    outputs = [jax.ShapeDtypeStruct((tiles, K, padded, spec.value_dim), q.dtype)]
+    # Values are worked on in whole lanes, whatever follows them: other numbers of a latent key, or zeros.
+    width = -(-spec.value_dim // LANES) * LANES
+    outputs = [jax.ShapeDtypeStruct((tiles, K, padded, width), q.dtype)]
     if spec.lse:
         outputs.append(jax.ShapeDtypeStruct((tiles, K, padded, 1), jnp.float32))
     out, *lse = pl.pallas_call(
@@ -101,14 +104,14 @@ def attention(
                 pltpu.SemaphoreType.DMA((2,)),
                 pltpu.VMEM((K, padded, 1), jnp.float32),
                 pltpu.VMEM((K, padded, 1), jnp.float32),
-                pltpu.VMEM((K, padded, spec.value_dim), jnp.float32),
+                pltpu.VMEM((K, padded, width), jnp.float32),
                 pltpu.SMEM((1,), jnp.int32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         name="llm_jax_ragged_paged_attention",
     )(*scalars, *(x for x in inputs if x is not None))
-    return out[:, :, :rows], lse[0][:, :, :rows, 0] if lse else None
+    return out[:, :, :rows, : spec.value_dim], lse[0][:, :, :rows, 0] if lse else None
 
 
 def _pad_rows(x: Array | None, rows: int) -> Array | None:
@@ -265,7 +268,7 @@ def _update(
         return kept.astype(jnp.float32).astype(q.dtype) if spec.packed else kept
 
     k = numbers(buffers.k)
-    v = k[:, : spec.value_dim] if buffers.v is None else numbers(buffers.v)
+    v = (k if buffers.v is None else numbers(buffers.v))[:, : acc.shape[1]]
     scores = dot(q, k, (1, 1)) * spec.scale
     if buffers.k_scales is not None:
         scores *= buffers.k_scales[slot, pl.ds(h, 1)]

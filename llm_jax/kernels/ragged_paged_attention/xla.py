@@ -93,8 +93,8 @@ def _attend(
 
         slot = j * block + jnp.arange(block)
         inside = ((slot >= first) & (slot < end))[:, None]
-        k = of_block(pages.k).astype(q.dtype)
-        v = k[..., : spec.value_dim] if pages.v is None else of_block(pages.v).astype(q.dtype)
+        k = of_block(pages.k)[..., : spec.head_dim].astype(q.dtype)
+        v = (k if pages.v is None else of_block(pages.v).astype(q.dtype))[..., : spec.value_dim]
         v = jnp.where(inside[..., None], v, 0)
         scores = dot("ikrh,iksh->ikrs", q, k) * spec.scale
         if pages.k_scales is not None:
