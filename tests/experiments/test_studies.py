@@ -73,6 +73,18 @@ def test_intervals_of_arms_on_the_same_problems(study):
     assert loops.difference(ours[:1], ours[:1]).endswith("no difference")
 
 
+def test_unused_slots_of_pages_and_pieces(study):
+    waste = study("page_waste")
+    trace = waste.Trace(np.array([5, 30]), np.array([3, 4]))
+    lengths = [6, 7, 8, 31, 32, 33, 34]
+    held = sum(-(-length // 16) * 16 for length in lengths)
+    assert waste.used(trace) == sum(lengths)
+    assert waste.waste_of_pages(trace, 16) == pytest.approx(1 - sum(lengths) / held)
+    assert waste.waste_of_pieces(trace, 64) == pytest.approx(1 - sum(lengths) / (7 * 64))
+    drawn = waste.trace("Alpaca", 1.0, 20_000, seed=0)
+    assert drawn.prompts.mean() == pytest.approx(19, rel=0.05) and drawn.outputs.mean() == pytest.approx(58, rel=0.05)
+
+
 COMMANDS = {
     "experts": ["--steps", "4", "--parts", "dense"],
     "blocks": ["--steps", "4", "--rates", "4e-3"],
@@ -82,6 +94,7 @@ COMMANDS = {
     "length_bias": ["--steps", "4", "--rates", "3e-5"],
     "reward_kl": ["--methods", "DPO", "KTO", "--rates", "1e-3"],
     "offline_iterative": ["--pairs", "64", "--rates", "1e-3"],
+    "page_waste": [],
     "loops": ["--rates", "3e-5", "--rounds", "2", "--arms", "offline DPO", "iterative DPO", "SPIN"],
 }
 

@@ -165,9 +165,8 @@ def attention(
 
         top, total = constant((WARPGROUP_ROWS,), -jnp.inf), constant((WARPGROUP_ROWS,), 0.0)
         if sinks is not None:  # takes part once, whatever the parts
-            here = part == 0
-            top = jnp.where(here, per_row(sinks.at[head, row_block]) * LOG2E, top)
-            total = jnp.where(here, 1.0, total)
+            top = per_row(sinks.at[head, row_block]) * LOG2E + jnp.where(part == 0, 0.0, -jnp.inf)
+            total += jnp.where(part == 0, 1.0, 0.0)
         state = top, total, constant((WARPGROUP_ROWS, Hv), 0.0)
         for start, stop, masked in ((low, full_low, True), (full_low, full_high, False), (full_high, high, True)):
             if spec.window is None and start is low:
