@@ -55,7 +55,8 @@ def attention(
     from llm_jax.kernels.ragged_paged_attention import gpu_kernel
 
     shape = f"hd{spec.head_dim} group{spec.group} page{spec.page_size}"
-    sizes = tile_sizes("ragged_paged_attention", "gpu", dtype=spec.dtype, shape=shape, default=Sizes())
+    default = Sizes(stages=3 if sum(spec.widths) <= 256 else 2)
+    sizes = tile_sizes("ragged_paged_attention", "gpu", dtype=spec.dtype, shape=shape, default=default)
     size = tile_tokens(spec, max(1, sizes.rows // spec.group))
     blocks = -(-spec.table * spec.page_size // sizes.block)
     splits = num_splits(num_tiles(spec, size) * spec.kv_heads, blocks)

@@ -21,6 +21,8 @@ from llm_jax.kernels.ragged_paged_attention.spec import RaggedSpec
 from llm_jax.kernels.ragged_paged_attention.work import Tiles
 
 WARPGROUP_ROWS = 64
+COPIED = 256
+"""The most numbers along an axis that one copy brings."""
 STORED_ROWS = 8
 """Rows are stored in multiples of so many."""
 
@@ -49,7 +51,8 @@ def attention(
     q = jnp.pad(q, ((0, 0), (0, 0), (0, padded - rows), (0, 0)))
     slopes, sinks = (None if x is None else _in_tiles(x, row_tiles * warpgroups) for x in (slopes, sinks))
     meta = jnp.stack([work.request, work.count, work.position, work.first, work.end], axis=1)
-    tables = jnp.pad(page_tables, ((0, 0), (0, -spec.table % 4)))  # TMA takes multiples of 16 bytes
+    line = min(COPIED, -(-spec.table // 4) * 4)  # TMA takes multiples of 16 bytes
+    tables = jnp.pad(page_tables, ((0, 0), (0, -spec.table % line))).reshape(spec.requests, -1, line)
     copy_slots = min(block, spec.page_size)
 
     def kernel(q, k, v, slopes, sinks, meta, tables, out, lse, *, q_smem, ids, lse_smem, buffers, **barriers):
@@ -80,9 +83,10 @@ def attention(
             for i in range(block // copy_slots):
                 slot = (low + step) * block + i * copy_slots
                 page = jnp.minimum(lax.div(slot, jnp.int32(spec.page_size)), spec.table - 1)
+                index = ids[lax.div(page, jnp.int32(line)), lax.rem(page, jnp.int32(line))]
                 place = pl.ds(lax.rem(slot, jnp.int32(spec.page_size)), copy_slots)
                 plgpu.copy_gmem_to_smem(
-                    source.at[ids[page], head, place],
+                    source.at[index, head, place],
                     target.at[buffer, pl.ds(i * copy_slots, copy_slots)],
                     full.at[buffer],
                 )
@@ -196,7 +200,7 @@ def attention(
         ),
         scratch_types=dict(
             q_smem=matrices((warpgroups, WARPGROUP_ROWS, H), dtype),
-            ids=plgpu.SMEM((tables.shape[1],), jnp.int32),
+            ids=plgpu.SMEM(tables.shape[1:], jnp.int32),
             lse_smem=plgpu.SMEM((warpgroups, WARPGROUP_ROWS), jnp.float32),
             buffers=plgpu.RefUnion(
                 [matrices((stages, block, H), dtype), matrices((stages, block, Hv), dtype)],
