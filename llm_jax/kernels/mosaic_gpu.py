@@ -48,11 +48,16 @@ def indices(shape: tuple[int, int], axis: int) -> jax.Array:
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
-def spread(vector: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """A number per row, repeated along it."""
-    return lax.broadcast_in_dim(vector, shape, [0])
+def spread(vector: jax.Array, shape: tuple[int, int], axis: int = 0) -> jax.Array:
+    """A vector along `axis` (0: a number per row), repeated along the other one."""
+    return lax.broadcast_in_dim(vector, shape, [axis])
 
 
 def per_row(ref: Any) -> jax.Array:
     """A vector with a number for each row of wgmma's results."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+
+def per_column(ref: Any) -> jax.Array:
+    """A vector with a number for each column of wgmma's results."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)

@@ -13,7 +13,6 @@ from tests.kernels.pairwise import covering
 
 OPTIONS = paged.OPTIONS | {
     "dtype": ("bfloat16", "float16"),
-    "packed": (None,),
     "values": ("same", "other"),
     "page": (16, 64),
 }

@@ -33,8 +33,6 @@ def supports(spec: RaggedSpec, platform: str) -> str | None:
         return reason
     if spec.dtype == "float32":
         return "tensor cores take bfloat16 and float16, not float32"
-    if spec.packed:
-        return f"no {spec.page_dtype} pages"
     if spec.latent:
         return "no latent pages"
     if (spec.head_dim, spec.value_dim) != spec.widths:

@@ -2,9 +2,11 @@
 
 A tile has 64 rows for each warpgroup, of which a decoding request fills as many as its group has heads: reading the
 keys takes longer than multiplying with empty rows. The first warpgroup starts the copies, one per page, as many blocks
-ahead as there are buffers. Page ids lie in shared memory.
+ahead as there are buffers. Page ids lie in shared memory. Packed numbers are written out there in 16 bits; their scales
+are multiplied with scores and probabilities.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -14,7 +16,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels.mosaic_gpu import LOG2E, accumulate, constant, indices, matrices, per_row, product, spread
+from llm_jax.kernels.mosaic_gpu import (
+    LOG2E,
+    accumulate,
+    constant,
+    indices,
+    matrices,
+    per_column,
+    per_row,
+    product,
+    spread,
+)
 from llm_jax.kernels.ragged_paged_attention.gpu import Sizes
 from llm_jax.kernels.ragged_paged_attention.pages import Pages
 from llm_jax.kernels.ragged_paged_attention.spec import RaggedSpec
@@ -55,7 +67,10 @@ def attention(
     tables = jnp.pad(page_tables, ((0, 0), (0, -spec.table % line))).reshape(spec.requests, -1, line)
     copy_slots = min(block, spec.page_size)
 
-    def kernel(q, k, v, slopes, sinks, meta, tables, out, lse, *, q_smem, ids, lse_smem, buffers, **barriers):
+    def kernel(
+        q, k, v, k_scales, v_scales, slopes, sinks, meta, tables, out, lse, *, q_smem, ids, lse_smem, buffers,
+        k_scales_smem, v_scales_smem, k_unpacked, v_unpacked, **barriers
+    ):  # fmt: skip
         (k_smem, v_smem), (out_smem,) = buffers
         part, tile, head = lax.axis_index("parts"), lax.axis_index("tiles"), lax.axis_index("heads")
         warpgroup = lax.axis_index("warpgroup")
@@ -72,7 +87,7 @@ def attention(
         full_low = jnp.clip(full_low, low, high)
         full_high = jnp.clip(lax.div(jnp.maximum(position + 1, 0), jnp.int32(block)), full_low, high)
 
-        def fetch(source: Any, target: Any, full: Any, empty: Any, step: Any) -> None:
+        def fetch(pairs: tuple[tuple[Any, Any], ...], full: Any, empty: Any, step: Any) -> None:
             """Starts the copies of block `step` once its buffer is free."""
             buffer = lax.rem(step, jnp.int32(stages))
 
@@ -85,17 +100,16 @@ def attention(
                 page = jnp.minimum(lax.div(slot, jnp.int32(spec.page_size)), spec.table - 1)
                 index = ids[lax.div(page, jnp.int32(line)), lax.rem(page, jnp.int32(line))]
                 place = pl.ds(lax.rem(slot, jnp.int32(spec.page_size)), copy_slots)
-                plgpu.copy_gmem_to_smem(
-                    source.at[index, head, place],
-                    target.at[buffer, pl.ds(i * copy_slots, copy_slots)],
-                    full.at[buffer],
-                )
+                for source, target in pairs:
+                    if source is not None:
+                        piece = target.at[buffer, pl.ds(i * copy_slots, copy_slots)]
+                        plgpu.copy_gmem_to_smem(source.at[index, head, place], piece, full.at[buffer])
 
         def fetch_keys(step: Any) -> None:
-            fetch(k, k_smem, barriers["k_full"], barriers["k_empty"], step)
+            fetch(((k, k_smem), (k_scales, k_scales_smem)), barriers["k_full"], barriers["k_empty"], step)
 
         def fetch_values(step: Any) -> None:
-            fetch(v, v_smem, barriers["v_full"], barriers["v_empty"], step)
+            fetch(((v, v_smem), (v_scales, v_scales_smem)), barriers["v_full"], barriers["v_empty"], step)
 
         def fetch_later(fetch: Any, step: Any) -> None:
             pl.when((warpgroup == 0) & (step < high - low))(lambda: fetch(step))
@@ -117,19 +131,22 @@ def attention(
         plgpu.barrier_wait(barriers["q_full"].at[warpgroup])
         slope = None if slopes is None else per_row(slopes.at[head, row_block]) * LOG2E
 
-        def hide(buffer: Any, start: Any) -> None:
-            """Zeros in values that no token of the tile sees: what is there may be NaN, and 0 · NaN is no 0."""
+        def rewrite(source: Any, target: Any, start: Any, *, hide: bool) -> None:
+            """Numbers of a block of slots, from `start` on, in 16 bits to `target`; with `hide` zeros for slots that no
+            token of the tile sees: what is there may be NaN, and 0 · NaN is no 0. Ends with all warpgroups ready."""
+            for i, (row, column) in enumerate(itertools.product(range(0, block, 64), range(0, source.shape[1], 64))):
 
-            @pl.when((warpgroup == 0) & ((start < first) | (start + block > end)))
-            def _() -> None:
-                for row in range(0, block, WARPGROUP_ROWS):
-                    for column in range(0, Hv, WARPGROUP_ROWS):
-                        values = v_smem.at[buffer, pl.ds(row, WARPGROUP_ROWS), pl.ds(column, WARPGROUP_ROWS)]
-                        slot = indices((WARPGROUP_ROWS, WARPGROUP_ROWS), 0) + (start + row)
-                        kept = plgpu.load(values, layout=plgpu.Layout.WGMMA, optimized=False)
-                        values[...] = jnp.where((slot >= first) & (slot < end), kept, jnp.zeros_like(kept))
-                plgpu.commit_smem()
+                @pl.when(warpgroup == i % warpgroups)
+                def _(row: int = row, column: int = column) -> None:
+                    piece = pl.ds(row, 64), pl.ds(column, 64)
+                    numbers = plgpu.load(source.at[piece], layout=plgpu.Layout.WGMMA, optimized=False)
+                    numbers = _in_16_bits(numbers, dtype)
+                    if hide:
+                        slot = indices((64, 64), 0) + (start + row)
+                        numbers = jnp.where((slot >= first) & (slot < end), numbers, jnp.zeros_like(numbers))
+                    target[piece] = numbers
 
+            plgpu.commit_smem()
             if warpgroups > 1:
                 plgpu.barrier_arrive_and_wait(barriers["together"])
 
@@ -138,10 +155,17 @@ def attention(
             step = j - low
             buffer = lax.rem(step, jnp.int32(stages))
             plgpu.barrier_wait(barriers["k_full"].at[buffer])
-            scores = product(q_smem.at[warpgroup], k_smem.at[buffer].T)
+            keys, scales = k_smem.at[buffer], None
+            if spec.packed:
+                rewrite(keys, k_unpacked, j * block, hide=False)
+                keys, scales = k_unpacked, per_column(k_scales_smem.at[buffer])
+            scores = product(q_smem.at[warpgroup], keys.T)
             plgpu.barrier_arrive(barriers["k_empty"].at[buffer])
             fetch_later(fetch_keys, step + stages)
+            if scales is not None:
+                scores *= spread(scales, scores.shape, axis=1)
             scores = _in_base_2(spec, scores)
+            seen = None
             if slope is not None or masked:
                 slot = indices(scores.shape, 1) + j * block
                 token = position + lax.div(indices(scores.shape, 0) + first_row, jnp.int32(spec.group))
@@ -160,9 +184,18 @@ def attention(
             total = total * shrink + probs.sum(1)
             acc = acc * spread(shrink, acc.shape)
             plgpu.barrier_wait(barriers["v_full"].at[buffer])
-            if masked:
-                hide(buffer, j * block)
-            acc = accumulate(acc, probs.astype(dtype), v_smem.at[buffer])
+            values = v_smem.at[buffer]
+            if spec.packed:
+                rewrite(values, v_unpacked, j * block, hide=masked)
+                probs *= spread(per_column(v_scales_smem.at[buffer]), probs.shape, axis=1)
+                values = v_unpacked
+                if seen is not None:  # a scale may be NaN too
+                    probs = jnp.where(seen, probs, 0.0)
+            elif masked:
+                pl.when((j * block < first) | (j * block + block > end))(
+                    lambda: rewrite(values, values, j * block, hide=True)
+                )
+            acc = accumulate(acc, probs.astype(dtype), values)
             plgpu.barrier_arrive(barriers["v_empty"].at[buffer])
             fetch_later(fetch_values, step + stages)
             return new_top, total, acc
@@ -190,7 +223,10 @@ def attention(
 
     out_dtype = dtype if splits == 1 else jnp.float32
     out_smem = (warpgroups, WARPGROUP_ROWS, Hv)
-    full = dict(num_arrivals=block // copy_slots, num_barriers=stages)
+    unpacked = (lambda *shape: matrices(shape, dtype)) if spec.packed else lambda *_: None
+    scales = plgpu.SMEM((stages, block), jnp.float32) if spec.packed else None
+    kept = (lambda *shape: plgpu.SMEM(shape, pages.k.dtype)) if spec.packed else lambda *shape: matrices(shape, dtype)
+    full = dict(num_arrivals=block // copy_slots * (2 if spec.packed else 1), num_barriers=stages)
     empty = dict(num_arrivals=warpgroups, num_barriers=stages)
     out, lse = plgpu.kernel(
         kernel,
@@ -203,9 +239,13 @@ def attention(
             ids=plgpu.SMEM(tables.shape[1:], jnp.int32),
             lse_smem=plgpu.SMEM((warpgroups, WARPGROUP_ROWS), jnp.float32),
             buffers=plgpu.RefUnion(
-                [matrices((stages, block, H), dtype), matrices((stages, block, Hv), dtype)],
+                [kept(stages, block, H), kept(stages, block, Hv)],
                 [matrices(out_smem, dtype) if splits == 1 else plgpu.SMEM(out_smem, jnp.float32)],
             ),
+            k_scales_smem=scales,
+            v_scales_smem=scales,
+            k_unpacked=unpacked(block, H),
+            v_unpacked=unpacked(block, Hv),
             q_full=plgpu.Barrier(num_barriers=warpgroups),
             ids_full=plgpu.Barrier(),
             k_full=plgpu.Barrier(**full),
@@ -220,13 +260,21 @@ def attention(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name="llm_jax_ragged_paged_attention",
-    )(q, pages.k, pages.v, slopes, sinks, meta, tables)
+    )(q, pages.k, pages.v, pages.k_scales, pages.v_scales, slopes, sinks, meta, tables)
     return out[..., :rows, :], lse[..., :rows]
 
 
 def _in_tiles(x: Float[Array, "K r"], count: int) -> Float[Array, "K count 64"]:
     """A number per row, by warpgroup; 0 for rows that are not there."""
     return jnp.pad(x, ((0, 0), (0, count * WARPGROUP_ROWS - x.shape[1]))).reshape(x.shape[0], count, WARPGROUP_ROWS)
+
+
+def _in_16_bits(x: Array, dtype: Any) -> Array:
+    """int8 is exact in both 16-bit types; float8 comes by way of float16, as the hardware converts it."""
+    if x.dtype in (dtype, jnp.int8):
+        return x.astype(dtype)
+    x = x.astype(jnp.float16)
+    return x if dtype == jnp.float16 else x.astype(jnp.float32).astype(dtype)
 
 
 def _in_base_2(spec: RaggedSpec, scores: Array) -> Array:
