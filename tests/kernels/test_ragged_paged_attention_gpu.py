@@ -15,6 +15,7 @@ OPTIONS = paged.OPTIONS | {
     "dtype": ("bfloat16", "float16"),
     "values": ("same", "other"),
     "page": (16, 64),
+    "heads": ((2, 3), (1, 4)),
 }
 CASES = covering(OPTIONS)
 
@@ -58,3 +59,10 @@ def test_parts_are_put_together_by_their_log_sum_exps():
     got_out, got_lse = gpu.combined(jnp.asarray(out), jnp.asarray(lse))
     np.testing.assert_allclose(got_out[0], weights @ values / weights.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(got_lse[0], np.log(weights.sum(1)), atol=1e-6)
+
+
+def test_slots_that_no_token_sees_change_nothing():
+    case = CASES[0] | {"batch": "mixed", "dtype": "bfloat16", "packed": None, "page": 32, "window": 6}
+    (q, pages, *rest), options, _ = paged.make(case, head_dim=64, value_dim=128)
+    other = paged.changed(pages, paged.unseen(case, (q, pages, *rest)), 1e4)
+    np.testing.assert_array_equal(*(run((q, x, *rest), options, "gpu") for x in (pages, other)))

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.mosaic_gpu import (
@@ -24,6 +23,7 @@ from llm_jax.kernels.mosaic_gpu import (
     matrices,
     per_column,
     per_row,
+    plgpu,
     product,
     spread,
 )
@@ -226,8 +226,8 @@ def attention(
     unpacked = (lambda *shape: matrices(shape, dtype)) if spec.packed else lambda *_: None
     scales = plgpu.SMEM((stages, block), jnp.float32) if spec.packed else None
     kept = (lambda *shape: plgpu.SMEM(shape, pages.k.dtype)) if spec.packed else lambda *shape: matrices(shape, dtype)
-    full = dict(num_arrivals=block // copy_slots * (2 if spec.packed else 1), num_barriers=stages)
-    empty = dict(num_arrivals=warpgroups, num_barriers=stages)
+    full: dict[str, Any] = dict(num_arrivals=block // copy_slots * (2 if spec.packed else 1), num_barriers=stages)
+    empty: dict[str, Any] = dict(num_arrivals=warpgroups, num_barriers=stages)
     out, lse = plgpu.kernel(
         kernel,
         out_type=(

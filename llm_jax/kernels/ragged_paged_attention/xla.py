@@ -4,7 +4,7 @@ Tiles (`work`) go through in groups whose block of keys stays in a CPU's cache, 
 Other backends take all tiles at once. Decoding on a CPU may leave the pages in their places (`xla_in_place`).
 """
 
-from typing import Any
+import functools
 
 import jax.numpy as jnp
 from jax import lax
@@ -40,12 +40,10 @@ def attention(
     slopes, sinks = (per_row(spec, x, size) for x in extras)
     work = (pack(spec, tiles, q, size), tiles, tables, pages, slopes, sinks)
 
-    def by_blocks(*work: Any) -> tuple[Array, Array]:
-        return _attend_in_groups(spec, size, *work)
-
+    by_blocks = functools.partial(_attend_in_groups, spec, size)
     if xla_in_place.supports(spec, size):
         entry, in_place = xla_in_place.entries(spec, tiles, tables)
-        out, lse = lax.cond(in_place, lambda *work: xla_in_place.attend(spec, entry, *work), by_blocks, *work)
+        out, lse = lax.cond(in_place, functools.partial(xla_in_place.attend, spec, entry), by_blocks, *work)
     else:
         out, lse = by_blocks(*work)
     return unpack(spec, batch, out, size), unpack(spec, batch, lse, size, empty=-jnp.inf)
@@ -72,9 +70,11 @@ def _attend_in_groups(
         x = jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)))
         return x.reshape(-1, group, *x.shape[1:])
 
-    work = (grouped(q), Tiles(*map(grouped, tiles)), grouped(tables))
-    out, lse = lax.map(lambda work: _attend(spec, *work, pages, slopes, sinks, pages_per_block), work)
-    return tuple(x.reshape(-1, *x.shape[2:])[:count] for x in (out, lse))
+    def one_group(work: tuple[Array, Tiles, Array]) -> tuple[Array, Array]:
+        return _attend(spec, *work, pages, slopes, sinks, pages_per_block)
+
+    out, lse = lax.map(one_group, (grouped(q), Tiles(*map(grouped, tiles)), grouped(tables)))
+    return out.reshape(-1, *out.shape[2:])[:count], lse.reshape(-1, *lse.shape[2:])[:count]
 
 
 def _tiles_per_group(spec: RaggedSpec, size: int, block: int) -> int:
