@@ -3,12 +3,16 @@
 Each op's `tuning.py` makes its own (see `llm_jax.kernels.tuning.Tuning`).
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+LEAST_SECONDS = 0.003
+"""A measurement takes at least that long, by as many calls as that needs."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,52 @@ def cotangents(case: Case, implementation: str | None, seed: int = 1) -> Any:
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return tree.unflatten([normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)])
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled pass on a case's arrays."""
+
+    call: Callable[[], Any]
+    temporary: int
+    """Bytes that it takes beside its inputs and outputs."""
+
+
+def program(case: Case, implementation: str | None, measured: str) -> Program:
+    """`measured`: "forward", "backward" (what the forward pass saved is its input), or "forward and backward"."""
+    arrays = case.arrays
+    if measured == "forward":
+        return _program(forward(case, implementation), *arrays)
+    out_gradients = cotangents(case, implementation)
+    if measured == "backward":
+        _, saved = jax.jit(pull(case, implementation))(*arrays)
+        return _program(lambda saved, out_gradients: saved(out_gradients), saved, out_gradients)
+
+    def both(arrays: Any, out_gradients: Any) -> Any:
+        out, pulled = pull(case, implementation)(*arrays)
+        return out, pulled(out_gradients)
+
+    return _program(both, arrays, out_gradients)
+
+
+def _program(f: Callable[..., Any], *inputs: Any) -> Program:
+    run = jax.jit(f).lower(*inputs).compile()
+    memory = run.memory_analysis()
+    return Program(lambda: run(*inputs), 0 if memory is None else memory.temp_size_in_bytes)
+
+
+def seconds_of(call: Callable[[], Any], count: int) -> float:
+    """Seconds of one call, of `count` that are given to the device at once."""
+    start = time.perf_counter()
+    for _ in range(count):
+        result = call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / count
+
+
+def enough(call: Callable[[], Any]) -> int:
+    """How many calls make a measurement."""
+    return max(1, round(LEAST_SECONDS / seconds_of(call, 1)))
 
 
 def normal(key: Any, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> Any:

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -17,8 +16,6 @@ from llm_jax.kernels.cases import Case
 from llm_jax.kernels.choice import ArgumentError, find
 from llm_jax.kernels.tiles import Asked, hearing, trying
 
-LEAST_SECONDS = 0.003
-"""A measurement takes at least that long, by as many calls as that needs."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}
 """How far, norm over norm, a candidate's results may be from those of the default sizes."""
 
@@ -84,9 +81,9 @@ def tune(op: str, case: Case, implementation: str | None, repeats: int) -> list[
         raise ArgumentError(f"{op}: {implementation or 'the implementation for this device'} has no tile sizes to tune")
     tuned = []
     for row in rows:
-        measured = [name for name, asked in passes.items() if row in asked]
+        measured = " and ".join(name for name, asked in passes.items() if row in asked)
         calls = _calls(case, implementation, row, measured, known[row.implementation])
-        tuned.append(Tuned(row, " and ".join(measured), tuple(_time(calls, repeats))))
+        tuned.append(Tuned(row, measured, tuple(_time(calls, repeats))))
     return tuned
 
 
@@ -114,7 +111,7 @@ def _asked(case: Case, implementation: str | None) -> dict[str, list[Asked]]:
 
 
 def _calls(
-    case: Case, implementation: str | None, row: Asked, measured: Sequence[str], fields: Mapping[str, Sequence[int]]
+    case: Case, implementation: str | None, row: Asked, measured: str, fields: Mapping[str, Sequence[int]]
 ) -> dict[Any, Callable[[], Any] | str]:
     """A compiled call for each candidate, or why it can't be had."""
     made: dict[Any, Callable[[], Any] | str] = {}
@@ -122,7 +119,8 @@ def _calls(
     for sizes in candidates(row.default, fields):
         try:
             with trying(row.op, row.implementation, sizes, row.shape):
-                call = _compiled(case, implementation, measured)
+                jax.clear_caches()  # what an op's own jit has traced holds the sizes of another candidate
+                call = cases.program(case, implementation, measured).call
                 results = jax.block_until_ready(call())
         except Exception as error:  # whatever the compiler says of sizes that do not fit
             if expected is None:
@@ -133,26 +131,6 @@ def _calls(
         far = _distance(results, expected)
         made[sizes] = call if far is None else f"wrong: {far:.1e} from the default's results"
     return made
-
-
-def _compiled(case: Case, implementation: str | None, measured: Sequence[str]) -> Callable[[], Any]:
-    jax.clear_caches()  # what an op's own jit has traced holds the sizes of another candidate
-    arrays = case.arrays
-    if "backward" not in measured:
-        run = jax.jit(cases.forward(case, implementation)).lower(*arrays).compile()
-        return lambda: run(*arrays)
-    cotangents = cases.cotangents(case, implementation)
-    out, pull = jax.jit(cases.pull(case, implementation))(*arrays)
-    if "forward" not in measured:
-        back = jax.jit(lambda pull, cotangents: pull(cotangents)).lower(pull, cotangents).compile()
-        return lambda: back(pull, cotangents)
-
-    def both(arrays: Any, cotangents: Any) -> Any:
-        out, pull = cases.pull(case, implementation)(*arrays)
-        return out, pull(cotangents)
-
-    run_both = jax.jit(both).lower(arrays, cotangents).compile()
-    return lambda: run_both(arrays, cotangents)
 
 
 def _distance(got: Any, expected: Any) -> float | None:
@@ -171,19 +149,10 @@ def _distance(got: Any, expected: Any) -> float | None:
 def _time(calls: Mapping[Any, Callable[[], Any] | str], repeats: int) -> Iterator[Timed]:
     """Medians over rounds in which every candidate has its turn, so that a busy device disturbs all alike."""
     runs = {sizes: call for sizes, call in calls.items() if not isinstance(call, str)}
-    counts = {sizes: max(1, round(LEAST_SECONDS / seconds_of(call, 1))) for sizes, call in runs.items()}
+    counts = {sizes: cases.enough(call) for sizes, call in runs.items()}
     times: dict[Any, list[float]] = {sizes: [] for sizes in runs}
     for _ in range(repeats):
         for sizes, call in runs.items():
-            times[sizes].append(seconds_of(call, counts[sizes]))
+            times[sizes].append(cases.seconds_of(call, counts[sizes]))
     for sizes, call in calls.items():
         yield Timed(sizes, None, call) if isinstance(call, str) else Timed(sizes, statistics.median(times[sizes]))
-
-
-def seconds_of(call: Callable[[], Any], count: int) -> float:
-    """Seconds of one call, of `count` that are given to the device at once."""
-    start = time.perf_counter()
-    for _ in range(count):
-        result = call()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / count
