@@ -57,6 +57,20 @@ def test_exponents_and_crossings_of_power_laws(study):
     assert space.crossing(square, straight) == "beyond 16384"
 
 
+def test_traffic_of_attention_is_that_of_the_closed_forms(study):
+    traffic = study("attention_traffic")
+    T, d, b = 2048, 64, 128
+    full, causal = (traffic.call(T, d, causal) for causal in (False, True))
+    own, keys = T * (4 * d + 4), T * 4 * d
+    assert traffic.flash_bytes(full, b, b) == own + T // b * keys
+    assert traffic.flash_bytes(causal, b, b) == own + (T // b + 1) / 2 * keys
+    assert traffic.backward_bytes(full, b) == T * (6 * d + 8) + T * 8 * d + T // b * (keys + T * (4 * d + 8))
+    assert traffic.cached_bytes(full, heads=2) == own + keys  # a head's keys stay in the cache: each is read once
+    assert traffic.cached_bytes(full, cache=keys // 2, at_once=4, heads=2) == own + T // b // 4 * keys
+    for _, law, counted in traffic.laws(4096):
+        assert abs(float(law) - float(counted)) < 0.06
+
+
 def test_intervals_of_arms_on_the_same_problems(study):
     loops = study("loops")
     chance = np.random.default_rng(0)
@@ -95,3 +109,12 @@ def test_the_command_at_test_size(name, tmp_path):
     assert "| --- |" in found.stdout and "nan" not in found.stdout
     lines = [part for part in ElementTree.fromstring(plot.read_text()) if part.tag.endswith("polyline")]
     assert len(lines) >= 3
+
+
+@pytest.mark.slow
+def test_traffic_of_attention_at_test_size(tmp_path):
+    plot = tmp_path / "plot.svg"
+    command = [sys.executable, str(STUDIES / "attention_traffic.py"), "--longest", "1024", "--svg", str(plot)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.count("\n| --- |") == 2 and "nan" not in found.stdout
+    assert ElementTree.fromstring(plot.read_text()).tag.endswith("svg")

@@ -20,6 +20,9 @@ SHAPE = {
     "causal": 1,
     "window": 0,  # none
     "document": 0,  # tokens of each packed document; not packed
+    "softcap": 0,  # none
+    "alibi": 0,
+    "sinks": 0,
 }
 CANDIDATES = {"xla": {"block": (64, 128, 256, 512, 1024), "tile_mib": (1, 4, 16, 64, 256)}}
 
@@ -30,9 +33,13 @@ def make_case(shape: Mapping[str, int], dtype: str) -> Case:
     S, K, Hv = shape["kv_len"] or T, shape["kv_heads"] or N, shape["value_dim"] or H
     sizes = ((B, T, N, H), (B, S, K, H), (B, S, K, Hv))
     q, k, v = (normal(key, s, dtype) for key, s in zip(jax.random.split(jax.random.key(0), 3), sizes))
-    segments = None
+    segments = slopes = sinks = None
     if shape["document"]:
         segments = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) // shape["document"] + 1, (B, T))
+    if shape["alibi"]:
+        slopes = 2.0 ** -jnp.linspace(1, 8, N)
+    if shape["sinks"]:
+        sinks = jnp.linspace(-2, 2, N)
 
     def call(q, k, v, implementation):
         return flash_attention(
@@ -41,6 +48,9 @@ def make_case(shape: Mapping[str, int], dtype: str) -> Case:
             v,
             causal=bool(shape["causal"]),
             window=shape["window"] or None,
+            softcap=float(shape["softcap"]) or None,
+            alibi_slopes=slopes,
+            sinks=sinks,
             segment_ids=segments,
             implementation=implementation,
         )
