@@ -73,6 +73,24 @@ def test_intervals_of_arms_on_the_same_problems(study):
     assert loops.difference(ours[:1], ours[:1]).endswith("no difference")
 
 
+@pytest.mark.slow
+def test_log_probabilities_around_the_digit_are_parts_of_the_answers(study):
+    """Both answers' are alike before it, and the three parts add up to what the losses are given."""
+    fall, policies, config = study("both_fall"), study("small_policies"), study("both_fall").EmbeddedConfig()
+    size = policies.Size(width=32, layers=1, demonstrations=500, steps=4)
+    ground = policies.Ground(config, lambda problem, chance: problem.careful, size)
+    whole, steps = zip(*fall.digit_pairs(policies.problems(config, "pairs", 12)), strict=True)
+    for pair, step in zip(whole, steps, strict=True):
+        assert sum(a != b for a, b in zip(pair.chosen, pair.rejected, strict=True)) == 1
+        assert pair.chosen.startswith(step.prefix + step.chosen)
+        assert pair.rejected.startswith(step.prefix + step.rejected)
+    params, rows = ground.start(0), ground.pairs(whole)
+    parts, sums = fall.by_place(ground, params, rows), ground.logps(params, rows)
+    np.testing.assert_allclose(parts["chosen"][:, 0], parts["rejected"][:, 0], rtol=1e-5)
+    for name, each in parts.items():
+        np.testing.assert_allclose(each.sum(axis=1), sums[f"{name}_logps"][:, 0], rtol=1e-5)
+
+
 COMMANDS = {
     "experts": ["--steps", "4", "--parts", "dense"],
     "blocks": ["--steps", "4", "--rates", "4e-3"],
@@ -82,6 +100,7 @@ COMMANDS = {
     "length_bias": ["--steps", "4", "--rates", "3e-5"],
     "reward_kl": ["--methods", "DPO", "KTO", "--rates", "1e-3"],
     "offline_iterative": ["--pairs", "64", "--rates", "1e-3"],
+    "both_fall": ["--steps", "4", "--rates", "3e-5", "--arms", "DPO", "Step-DPO"],
     "loops": ["--rates", "3e-5", "--rounds", "2", "--arms", "offline DPO", "iterative DPO", "SPIN"],
 }
 
