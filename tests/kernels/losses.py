@@ -1,6 +1,7 @@
 """What the tests of linear_cross_entropy share: arrays, a call with its gradients, the formula in float64."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from llm_jax.kernels import linear_cross_entropy
 ALL = ("logps", "loss", "lse", "entropy", "argmax", "mean_logit", "log_sum_sq_probs")
 
 
-def arrays(tokens, width, vocab, dtype="float32", head_dtype=None):
+def arrays(tokens, width, vocab, dtype: Any = "float32", head_dtype: Any = None):
     """hidden, head, targets, and a mask of some three tokens in ten."""
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(tokens, width)), dtype)

@@ -5,6 +5,7 @@ Tokens outside the mask are sorted behind the others and the loop ends before th
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,11 +17,20 @@ from llm_jax.kernels import manual_axes
 from llm_jax.kernels.linear_cross_entropy.order import TokenOrder, token_order
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.platform import target_platform
+from llm_jax.kernels.tiles import tiles
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the float32 logits of a chunk may take."""
 CHUNK_TOKENS = {"cpu": 128, "gpu": 1024, "tpu": 1024}
 """The least tokens of a chunk: each chunk reads the whole head."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The size of a chunk: what its logits may take, and the least tokens."""
+
+    logits_mib: int
+    tokens: int
 
 
 def supports(spec: LossSpec, platform: str) -> str | None:
@@ -150,8 +160,11 @@ def _dot(equation: str, a: Array, b: Array) -> Array:
 def _chunks(spec: LossSpec) -> tuple[int, int]:
     """Tokens of a chunk and number of chunks; of equal size, so that little is padding."""
     platform = target_platform()
-    fitting = CHUNK_BYTES.get(platform, 256 * 2**20) // (4 * spec.vocab)
-    count = max(1, math.ceil(spec.tokens / max(fitting, CHUNK_TOKENS.get(platform, 1024))))
+    default = Tiles(CHUNK_BYTES.get(platform, 256 * 2**20) // 2**20, CHUNK_TOKENS.get(platform, 1024))
+    shape = f"D{spec.width} V{spec.vocab}"
+    chosen = tiles("linear_cross_entropy", "xla", dtype=spec.dtype, shape=shape, default=default)
+    fitting = chosen.logits_mib * 2**20 // (4 * spec.vocab)
+    count = max(1, math.ceil(spec.tokens / max(fitting, chosen.tokens)))
     size = math.ceil(spec.tokens / count)
     return (size if count == 1 else math.ceil(size / 8) * 8), count
 
