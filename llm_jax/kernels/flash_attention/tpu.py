@@ -5,7 +5,6 @@ as a whole is computed without a mask (`tpu_tile`). Pallas is imported when a ke
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -81,9 +80,9 @@ def backward(
 
     dtype, sizes = q.dtype, _tiles(spec)
     q, k, v, d_out = (_computable(x) for x in (q, k, v, d_out))
-    rest: Any = (q, k, v, alibi_slopes, masks, lse, d_out, delta)
-    dq, d_slopes = tpu_backward.queries_gradient(spec, sizes.dq, *rest)
-    dk, dv = tpu_backward.keys_gradient(spec, sizes.dkv, *rest)
+    saved = tpu_backward.Saved(q, k, v, d_out, lse, delta)
+    dq, d_slopes = tpu_backward.queries_gradient(spec, sizes.dq, saved, alibi_slopes, masks)
+    dk, dv = tpu_backward.keys_gradient(spec, sizes.dkv, saved, alibi_slopes, masks)
     if alibi_slopes is not None and d_slopes is not None:
         d_slopes = d_slopes.astype(alibi_slopes.dtype)
     return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), d_slopes

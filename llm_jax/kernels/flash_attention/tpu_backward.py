@@ -4,236 +4,189 @@ Each adds up what is its own in vector memory, in the order of its schedule: no 
 Both compute the probabilities again from the log-sum-exp. `delta` is, per row, sum(out · d_out) - d_lse.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels.flash_attention import tpu_tile as tile
+from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias
-from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, MASKED, UNMASKED, inner, outer, schedule
+from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads, by_length, extras, rows_by_heads
+from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, schedule
+from llm_jax.kernels.flash_attention.tpu_tile import (
+    LANES,
+    column,
+    finite_base_2,
+    may_hold_unseen,
+    on_tile,
+    row,
+    tile_scores,
+    used,
+    widened,
+)
+
+
+class Saved(NamedTuple):
+    """What both kernels read: arrays of the call, then in their layout, then references to blocks."""
+
+    q: Float[Array, "B T N H"] | Any
+    k: Float[Array, "B S K H"] | Any
+    v: Float[Array, "B S K Hv"] | Any
+    d_out: Float[Array, "B T N Hv"] | Any
+    lse: Float[Array, "B T N"] | Any
+    delta: Float[Array, "B T N"] | Any
+
+    def in_layout(self, tiles: Tiling) -> "Saved":
+        """Padded to whole blocks."""
+        q, d_out = (by_heads(x, tiles.q_padded) for x in (self.q, self.d_out))
+        k, v = (by_heads(x, tiles.kv_padded) for x in (self.k, self.v))
+        return Saved(q, k, v, d_out, *(rows_by_heads(x, tiles.q_padded) for x in (self.lse, self.delta)))
+
+    @staticmethod
+    def specs(blocks: Blocks) -> "Saved":
+        """Of the blocks."""
+        H, Hv = blocks.spec.head_dim, blocks.spec.value_dim
+        row = blocks.query_row()
+        return Saved(blocks.queries(H), blocks.keys(H), blocks.keys(Hv), blocks.queries(Hv), row, row)
 
 
 def queries_gradient(
-    spec: AttentionSpec,
-    tiles: Tiling,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K Hv"],
-    slopes: Float[Array, " N"] | None,
-    masks: MaskArrays,
-    lse: Float[Array, "B T N"],
-    d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B T N"],
+    spec: AttentionSpec, tiles: Tiling, saved: Saved, slopes: Float[Array, " N"] | None, masks: MaskArrays
 ) -> tuple[Float[Array, "B T N H"], Float[Array, " N"] | None]:
     """Gradients of q and of the slopes (float32)."""
-    plan = schedule(spec, tiles, masks)
-    B, N, G, H, Hv = spec.batch, spec.heads, spec.group, spec.head_dim, spec.value_dim
-    bq, bkv = tiles.q_block, tiles.kv_block
-    given = tile.extras(spec, tiles, masks, slopes, None)
+    blocks = Blocks(spec, tiles, schedule(spec, tiles, masks))
+    plan, bq, bkv = blocks.plan, tiles.q_block, tiles.kv_block
+    given = extras(blocks, masks, slopes, None)
 
-    def place(b: Any, n: Any, s: Any, steps: Any) -> tuple[Any, Any]:
-        del n
-        return b, plan.at(steps, b, s)
-
-    def queries(b: Any, n: Any, s: Any, steps: Any) -> tuple[Any, ...]:
-        return b, n, outer(plan.at(steps, b, s)), 0
-
-    def query_rows(b: Any, n: Any, s: Any, steps: Any) -> tuple[Any, ...]:
-        return b, n, 0, outer(plan.at(steps, b, s))
-
-    def keys(b: Any, n: Any, s: Any, steps: Any) -> tuple[Any, ...]:
-        return b, n // G, inner(plan.at(steps, b, s)), 0
-
-    def kernel(
-        steps: Any, q: Any, k: Any, v: Any, d_out: Any, lse: Any, delta: Any, given: tile.Extras, *outputs_and_scratch: Any
-    ) -> None:
-        dq, d_slopes, sum_, lse_columns, delta_columns, slope_sum = outputs_and_scratch
+    def kernel(steps: Any, saved: Saved, given: Extras, dq: Any, d_slopes: Any, *state: Any) -> None:
+        q, k, v, d_out, lse, delta = saved
+        dq_sum, lse_column, delta_column, slope_sum = state
         head = pl.program_id(1)
         step = plan.at(steps, pl.program_id(0), pl.program_id(2))
 
         @pl.when(step & FIRST != 0)
         def _():
-            lse_columns[...] = tile.repeated(tile.finite_base_2(lse[...]))
-            delta_columns[...] = tile.repeated(delta[...])
-            sum_[...] = jnp.zeros(sum_.shape, jnp.float32)
+            lse_column[...] = column(finite_base_2(lse[...]))
+            delta_column[...] = column(delta[...])
+            dq_sum[...] = jnp.zeros(dq_sum.shape, jnp.float32)
             if slope_sum is not None:
                 slope_sum[...] = jnp.zeros(slope_sum.shape, jnp.float32)
 
-        def add(masked: bool) -> None:
-            scores = tile.tile_scores(spec, tiles, q[...], k[...], given, head, step, masked=masked)
-            probs = jnp.exp2(scores.final - tile.widened(lse_columns[...], bkv))
-            d_probs = tile.dot(d_out[...], v[...], 1, 1)
-            d_scores = probs * (d_probs - tile.widened(delta_columns[...], bkv))
-            keys = k[...]
-            if masked and tile.may_hold_unseen(spec):
+        def body(masked: bool) -> None:
+            scores = tile_scores(blocks, q[...], k[...], given, head, step, masked)
+            probs = jnp.exp2(scores.final - widened(lse_column[...], bkv))
+            d_probs = mosaic_tpu.dot(d_out[...], v[...], 1, 1)
+            d_scores = probs * (d_probs - widened(delta_column[...], bkv))
+            seen = k[...]
+            if scores.seen is not None and may_hold_unseen(spec):
                 d_scores = jnp.where(scores.seen, d_scores, 0.0)
-                keys = tile.used(keys, probs)
+                seen = used(seen, probs)
             if slope_sum is not None:
-                d_slopes = d_scores * alibi_bias(jnp.float32(1.0), scores.rows, scores.keys)
-                slope_sum[...] += d_slopes.sum(1, keepdims=True)
+                slope_sum[...] += (d_scores * alibi_bias(jnp.float32(1), scores.rows, scores.keys)).sum(
+                    1, keepdims=True
+                )
             if scores.tanh is not None:
                 d_scores = d_scores * (1.0 - scores.tanh**2)
-            sum_[...] += tile.dot(d_scores, keys, 1, 0)
+            dq_sum[...] += mosaic_tpu.dot(d_scores.astype(seen.dtype), seen, 1, 0)
 
-        pl.when(step & MASKED != 0)(lambda: add(True))
-        pl.when(step & UNMASKED != 0)(lambda: add(False))
+        on_tile(blocks, step, body)
 
         @pl.when(step & LAST != 0)
         def _():
-            dq[...] = (sum_[...] * spec.scale).astype(dq.dtype)
+            dq[...] = (dq_sum[...] * spec.scale).astype(dq.dtype)
             if slope_sum is not None:
-                d_slopes[...] = jnp.transpose(slope_sum[...])[:1]
+                d_slopes[...] = row(slope_sum[...])
 
-    arrays = (
-        tile.by_heads(q, tiles.q_padded),
-        tile.by_heads(k, tiles.kv_padded),
-        tile.by_heads(v, tiles.kv_padded),
-        tile.by_heads(d_out, tiles.q_padded),
-        tile.rows_by_heads(lse, tiles.q_padded),
-        tile.rows_by_heads(delta, tiles.q_padded),
-        given,
-    )
-    of_slopes = spec.alibi or None
-    column = pltpu.VMEM((bq, tile.LANES), jnp.float32)
-    row_spec = pl.BlockSpec((None, None, 1, bq), query_rows)
-    dq, d_slopes = pl.pallas_call(
+    slopes_too = spec.alibi or None
+    statistic = pltpu.VMEM((bq, LANES), jnp.float32)
+    call = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(B, N, plan.count),
-            in_specs=[
-                pl.BlockSpec((None, None, bq, H), queries),
-                pl.BlockSpec((None, None, bkv, H), keys),
-                pl.BlockSpec((None, None, bkv, Hv), keys),
-                pl.BlockSpec((None, None, bq, Hv), queries),
-                row_spec,
-                row_spec,
-                tile.extras_specs(tiles, given, place),
+            grid=blocks.grid,
+            in_specs=[Saved.specs(blocks), blocks.extras(given)],
+            out_specs=[blocks.queries(spec.head_dim), slopes_too and blocks.query_row()],
+            scratch_shapes=[
+                pltpu.VMEM((bq, spec.head_dim), jnp.float32),
+                statistic,
+                statistic,
+                slopes_too and statistic,
             ],
-            out_specs=[pl.BlockSpec((None, None, bq, H), queries), of_slopes and row_spec],
-            scratch_shapes=[pltpu.VMEM((bq, H), jnp.float32), column, column, of_slopes and column],
         ),
         out_shape=[
-            tile.result((B, N, tiles.q_padded, H), q.dtype, arrays),
-            of_slopes and tile.result((B, N, 1, tiles.q_padded), jnp.float32, arrays),
+            mosaic_tpu.like(saved.q, (spec.batch, spec.heads, tiles.q_padded, spec.head_dim), saved.q.dtype),
+            slopes_too and mosaic_tpu.like(saved.q, (spec.batch, spec.heads, 1, tiles.q_padded), jnp.float32),
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tile.VMEM_LIMIT
-        ),
+        compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary"),
         name="llm_jax_flash_attention_dq",
-    )(plan.steps, *arrays)
-    return dq.swapaxes(1, 2)[:, : spec.q_len], None if d_slopes is None else d_slopes.sum((0, 2, 3))
+    )
+    dq, d_slopes = call(plan.steps, saved.in_layout(tiles), given)
+    return by_length(dq, spec.q_len), None if d_slopes is None else d_slopes.sum((0, 2, 3))
 
 
 def keys_gradient(
-    spec: AttentionSpec,
-    tiles: Tiling,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K Hv"],
-    slopes: Float[Array, " N"] | None,
-    masks: MaskArrays,
-    lse: Float[Array, "B T N"],
-    d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B T N"],
+    spec: AttentionSpec, tiles: Tiling, saved: Saved, slopes: Float[Array, " N"] | None, masks: MaskArrays
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K Hv"]]:
     """Gradients of k and v: each block of keys adds up over the blocks and the heads of the queries that see it.
 
     Tiles have the keys along the sublanes, so that both products take the probabilities as they are.
     """
-    plan = schedule(spec, tiles, masks, by_keys=True)
-    B, K, G, H, Hv = spec.batch, spec.kv_heads, spec.group, spec.head_dim, spec.value_dim
-    bq, bkv = tiles.q_block, tiles.kv_block
-    given = tile.extras(spec, tiles, masks, slopes, None, by_keys=True)
+    blocks = Blocks(spec, tiles, schedule(spec, tiles, masks, by_keys=True), by_keys=True)
+    plan, bkv = blocks.plan, tiles.kv_block
+    given = extras(blocks, masks, slopes, None)
 
-    def place(b: Any, n: Any, s: Any, g: Any, steps: Any) -> tuple[Any, Any]:
-        del n, g
-        return b, plan.at(steps, b, s)
-
-    def queries(b: Any, n: Any, s: Any, g: Any, steps: Any) -> tuple[Any, ...]:
-        return b, n * G + g, inner(plan.at(steps, b, s)), 0
-
-    def query_rows(b: Any, n: Any, s: Any, g: Any, steps: Any) -> tuple[Any, ...]:
-        return b, n * G + g, 0, inner(plan.at(steps, b, s))
-
-    def keys(b: Any, n: Any, s: Any, g: Any, steps: Any) -> tuple[Any, ...]:
-        del g
-        return b, n, outer(plan.at(steps, b, s)), 0
-
-    def kernel(
-        steps: Any, q: Any, k: Any, v: Any, d_out: Any, lse: Any, delta: Any, given: tile.Extras, *outputs_and_scratch: Any
-    ) -> None:
-        dk, dv, k_sum, v_sum = outputs_and_scratch
+    def kernel(steps: Any, saved: Saved, given: Extras, dk: Any, dv: Any, *state: Any) -> None:
+        q, k, v, d_out, lse, delta = saved
+        dk_sum, dv_sum = state
         member = pl.program_id(3)
-        head = pl.program_id(1) * G + member
+        head = pl.program_id(1) * spec.group + member
         step = plan.at(steps, pl.program_id(0), pl.program_id(2))
 
         @pl.when((step & FIRST != 0) & (member == 0))
         def _():
-            k_sum[...] = jnp.zeros(k_sum.shape, jnp.float32)
-            v_sum[...] = jnp.zeros(v_sum.shape, jnp.float32)
+            dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
+            dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
 
-        def add(masked: bool) -> None:
-            scores = tile.tile_scores(spec, tiles, q[...], k[...], given, head, step, masked=masked, by_keys=True)
-            probs = jnp.exp2(scores.final - tile.finite_base_2(lse[...]))
-            d_probs = tile.dot(v[...], d_out[...], 1, 1)
+        def body(masked: bool) -> None:
+            scores = tile_scores(blocks, q[...], k[...], given, head, step, masked)
+            probs = jnp.exp2(scores.final - finite_base_2(lse[...]))
+            d_probs = mosaic_tpu.dot(v[...], d_out[...], 1, 1)
             d_scores = probs * (d_probs - delta[...])
             queries, d_outs = q[...], d_out[...]
-            if masked and tile.may_hold_unseen(spec):
+            if scores.seen is not None and may_hold_unseen(spec):
                 d_scores = jnp.where(scores.seen, d_scores, 0.0)
-                queries, d_outs = tile.used(queries, probs), tile.used(d_outs, probs)
+                queries, d_outs = used(queries, probs), used(d_outs, probs)
             if scores.tanh is not None:
                 d_scores = d_scores * (1.0 - scores.tanh**2)
-            v_sum[...] += tile.dot(probs, d_outs, 1, 0)
-            k_sum[...] += tile.dot(d_scores, queries, 1, 0)
+            dv_sum[...] += mosaic_tpu.dot(probs.astype(d_outs.dtype), d_outs, 1, 0)
+            dk_sum[...] += mosaic_tpu.dot(d_scores.astype(queries.dtype), queries, 1, 0)
 
-        pl.when(step & MASKED != 0)(lambda: add(True))
-        pl.when(step & UNMASKED != 0)(lambda: add(False))
+        on_tile(blocks, step, body)
 
-        @pl.when((step & LAST != 0) & (member == G - 1))
+        @pl.when((step & LAST != 0) & (member == spec.group - 1))
         def _():
-            dk[...] = (k_sum[...] * spec.scale).astype(dk.dtype)
-            dv[...] = v_sum[...].astype(dv.dtype)
+            dk[...] = (dk_sum[...] * spec.scale).astype(dk.dtype)
+            dv[...] = dv_sum[...].astype(dv.dtype)
 
-    arrays = (
-        tile.by_heads(q, tiles.q_padded),
-        tile.by_heads(k, tiles.kv_padded),
-        tile.by_heads(v, tiles.kv_padded),
-        tile.by_heads(d_out, tiles.q_padded),
-        tile.rows_by_heads(lse, tiles.q_padded),
-        tile.rows_by_heads(delta, tiles.q_padded),
-        given,
-    )
-    row_spec = pl.BlockSpec((None, None, 1, bq), query_rows)
-    k_spec, v_spec = (pl.BlockSpec((None, None, bkv, size), keys) for size in (H, Hv))
-    dk, dv = pl.pallas_call(
+    widths = spec.head_dim, spec.value_dim
+    call = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(B, K, plan.count, G),
-            in_specs=[
-                pl.BlockSpec((None, None, bq, H), queries),
-                k_spec,
-                v_spec,
-                pl.BlockSpec((None, None, bq, Hv), queries),
-                row_spec,
-                row_spec,
-                tile.extras_specs(tiles, given, place, by_keys=True),
-            ],
-            out_specs=[k_spec, v_spec],
-            scratch_shapes=[pltpu.VMEM((bkv, H), jnp.float32), pltpu.VMEM((bkv, Hv), jnp.float32)],
+            grid=blocks.grid,
+            in_specs=[Saved.specs(blocks), blocks.extras(given)],
+            out_specs=[blocks.keys(width) for width in widths],
+            scratch_shapes=[pltpu.VMEM((bkv, width), jnp.float32) for width in widths],
         ),
         out_shape=[
-            tile.result((B, K, tiles.kv_padded, H), k.dtype, arrays),
-            tile.result((B, K, tiles.kv_padded, Hv), v.dtype, arrays),
+            mosaic_tpu.like(saved.k, (spec.batch, spec.kv_heads, tiles.kv_padded, width), saved.k.dtype)
+            for width in widths
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tile.VMEM_LIMIT
-        ),
+        compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary", "arbitrary"),
         name="llm_jax_flash_attention_dkv",
-    )(plan.steps, *arrays)
-    return tuple(x.swapaxes(1, 2)[:, : spec.kv_len] for x in (dk, dv))
+    )
+    dk, dv = call(plan.steps, saved.in_layout(tiles), given)
+    return by_length(dk, spec.kv_len), by_length(dv, spec.kv_len)

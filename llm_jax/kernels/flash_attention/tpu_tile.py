@@ -1,90 +1,25 @@
-"""One tile of scores in a TPU kernel, and what the kernels hand it of the mask, the slopes and the sinks."""
+"""One tile of scores in a TPU kernel, and statistics of its rows.
+
+A number per row is kept as a column that is repeated in all lanes: arithmetic with the tile then moves nothing.
+"""
 
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from llm_jax.kernels import manual_axes
-from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks
-from llm_jax.kernels.flash_attention.spec import (
-    AttentionSpec,
-    MaskArrays,
-    Rows,
-    alibi_bias,
-    first_position,
-    precision,
-    visible,
-)
-from llm_jax.kernels.flash_attention.tpu_schedule import inner, outer
+from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels.flash_attention.bounds import Tiling
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, Rows, alibi_bias, first_position, visible
+from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras
+from llm_jax.kernels.flash_attention.tpu_schedule import MASKED, UNMASKED, inner, outer
 
 LANES = 128
-VMEM_LIMIT = 48 * 2**20
-"""Bytes of vector memory for a kernel; the chips have 64 MiB (v5p, TPU7x) or 128."""
 LOG2_E = math.log2(math.e)
 """Exponentials are powers of 2, as the hardware has them: scores are multiplied by this."""
-
-
-class Extras(NamedTuple):
-    """What takes part in a tile beside q, k and v; in a kernel, its references. What is absent is None."""
-
-    q_marks: Int[Array, "B T marks"] | None
-    """Positions, segments, starts and ends of the queries, those that there are."""
-    kv_marks: Int[Array, "B marks S"] | None
-    """Positions and segments of the keys."""
-    slopes: Float[Array, " N"] | None
-    sinks: Float[Array, " N"] | None
-
-
-def extras(
-    spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, slopes: Any, sinks: Any, *, by_keys: bool = False
-) -> Extras:
-    """The outer side's marks are columns of [length, marks], the inner side's rows of [marks, length]."""
-    masks = pad_masks(spec, tiles, masks)
-    kv_positions = masks.kv_positions
-    if spec.positions and kv_positions is None:
-        kv_positions = jnp.broadcast_to(jnp.arange(tiles.kv_padded), (spec.batch, tiles.kv_padded))
-    starts, ends = (None, None) if masks.kv_ranges is None else (masks.kv_ranges[..., 0], masks.kv_ranges[..., 1])
-
-    def marks(axis: int, *arrays: Array | None) -> Array | None:
-        present = [x for x in arrays if x is not None]
-        return jnp.stack(present, axis) if present else None
-
-    q_marks = marks(1 if by_keys else 2, masks.q_positions, masks.q_segments, starts, ends)
-    kv_marks = marks(2 if by_keys else 1, kv_positions, masks.kv_segments)
-    f32 = (None if x is None else x.astype(jnp.float32) for x in (slopes, sinks))
-    return Extras(q_marks, kv_marks, *f32)
-
-
-def extras_specs(tiles: Tiling, given: Extras, place: Any, *, by_keys: bool = False) -> Extras:
-    """Block specs; `place(*grid indices, steps)` is (row of the batch, step)."""
-
-    def of_outer(size: int, x: Array | None) -> Any:
-        return x if x is None else pl.BlockSpec((None, size, x.shape[2]), lambda *at: (*_outer_at(place(*at)), 0))
-
-    def of_inner(size: int, x: Array | None) -> Any:
-        return x if x is None else pl.BlockSpec((None, x.shape[1], size), lambda *at: _inner_at(place(*at)))
-
-    def whole(x: Array | None) -> Any:
-        return x if x is None else pl.BlockSpec(memory_space=pltpu.SMEM)
-
-    q, kv = (of_inner, of_outer) if by_keys else (of_outer, of_inner)
-    return Extras(
-        q(tiles.q_block, given.q_marks), kv(tiles.kv_block, given.kv_marks), whole(given.slopes), whole(given.sinks)
-    )
-
-
-def _outer_at(place: tuple[Any, Any]) -> tuple[Any, Any]:
-    return place[0], outer(place[1])
-
-
-def _inner_at(place: tuple[Any, Any]) -> tuple[Any, Any, Any]:
-    return place[0], 0, inner(place[1])
 
 
 class Scores(NamedTuple):
@@ -100,24 +35,28 @@ class Scores(NamedTuple):
     keys: Rows
 
 
+def on_tile(blocks: Blocks, step: Any, body: Any) -> None:
+    """Runs `body(masked)` unless there is nothing to do in this step; without the mask where all is visible."""
+    if _may_mask(blocks.spec, blocks.tiles):
+        pl.when(step & MASKED != 0)(lambda: body(True))
+    pl.when(step & UNMASKED != 0)(lambda: body(False))
+
+
+def _may_mask(spec: AttentionSpec, tiles: Tiling) -> bool:
+    data = spec.segments or spec.ranges
+    return data or spec.causal or bool(spec.window or spec.chunk) or tiles.kv_padded > spec.kv_len
+
+
 def tile_scores(
-    spec: AttentionSpec,
-    tiles: Tiling,
-    q: Float[Array, "q H"],
-    k: Float[Array, "kv H"],
-    given: Extras,
-    head: Any,
-    step: Any,
-    *,
-    masked: bool,
-    by_keys: bool = False,
+    blocks: Blocks, q: Float[Array, "q H"], k: Float[Array, "kv H"], given: Extras, head: Any, step: Any, masked: bool
 ) -> Scores:
-    """Scores of query head `head` in the two blocks of `step`."""
-    q_at, kv_at = (inner(step), outer(step)) if by_keys else (outer(step), inner(step))
-    q_axis, kv_axis = (1, 0) if by_keys else (0, 1)
-    rows = _side(spec, q_at, tiles.q_block, q_axis, first_position(spec), given.q_marks)
-    keys = _side(spec, kv_at, tiles.kv_block, kv_axis, 0, given.kv_marks)
-    raw = dot(k, q, 1, 1) if by_keys else dot(q, k, 1, 1)
+    """Scores of query head `head` in the two blocks of `step`; `given` holds references to the marks' blocks."""
+    spec, tiles = blocks.spec, blocks.tiles
+    q_axis, kv_axis = (1, 0) if blocks.by_keys else (0, 1)
+    at = (inner(step), outer(step)) if blocks.by_keys else (outer(step), inner(step))
+    rows = _side(spec, at[0], tiles.q_block, q_axis, first_position(spec), given.q_marks)
+    keys = _side(spec, at[1], tiles.kv_block, kv_axis, 0, given.kv_marks)
+    raw = mosaic_tpu.dot(k, q, 1, 1) if blocks.by_keys else mosaic_tpu.dot(q, k, 1, 1)
     tanh = None
     if spec.softcap is None:
         final = raw * (spec.scale * LOG2_E)
@@ -126,42 +65,24 @@ def tile_scores(
         final = tanh * (spec.softcap * LOG2_E)
     if given.slopes is not None:
         final += alibi_bias(given.slopes[head] * LOG2_E, rows, keys)
-    seen = None
-    if masked:
-        seen = visible(spec, rows, keys)
-        if tiles.kv_padded > spec.kv_len:
-            real = keys.index < spec.kv_len
-            seen = real if seen is None else seen & real
+    seen = visible(spec, rows, keys) if masked else None
+    if masked and tiles.kv_padded > spec.kv_len:
+        real = keys.index < spec.kv_len
+        seen = real if seen is None else seen & real
+    if seen is not None:
         final = jnp.where(seen, final, -jnp.inf)
     return Scores(final, tanh, seen, rows, keys)
 
 
 def _side(spec: AttentionSpec, block: Any, size: int, axis: int, first: int, marks: Any) -> Rows:
     """Indices and marks of a block as [size, 1] (axis 0) or [1, size] (axis 1)."""
-    shape = (size, 1) if axis == 0 else (1, size)
-    index = lax.broadcasted_iota(jnp.int32, shape, axis) + block * size
-    count = 0 if marks is None else marks.shape[axis ^ 1]
-    columns = [marks[:, n : n + 1] if axis == 0 else marks[n : n + 1, :] for n in range(count)]
-    position = columns.pop(0) if spec.positions else index + first
-    segment = columns.pop(0) if spec.segments else None
-    return Rows(index, position, segment, *columns)
-
-
-def dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-    """Contracts one axis of each, in b's dtype, with float32 sums."""
-    return lax.dot_general(
-        a.astype(b.dtype),
-        b,
-        (((a_axis,), (b_axis,)), ((), ())),
-        precision=precision(b.dtype),
-        preferred_element_type=jnp.float32,
-    )
-
-
-def used(x: Float[Array, "inner D"], weights: Float[Array, "outer inner"]) -> Array:
-    """x with 0 in the rows that have no weight: what nobody sees may be NaN, and 0 · NaN is NaN."""
-    most = jnp.broadcast_to(weights.max(0, keepdims=True), (LANES, weights.shape[1]))
-    return jnp.where(to_columns(most)[:, :1] > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
+    index = lax.broadcasted_iota(jnp.int32, (size, 1) if axis == 0 else (1, size), axis) + block * size
+    given = []
+    if marks is not None:
+        given = [marks[:, n : n + 1] if axis == 0 else marks[n : n + 1, :] for n in range(marks.shape[1 - axis])]
+    position = given.pop(0) if spec.positions else index + first
+    segment = given.pop(0) if spec.segments else None
+    return Rows(index, position, segment, *given)
 
 
 def may_hold_unseen(spec: AttentionSpec) -> bool:
@@ -169,35 +90,24 @@ def may_hold_unseen(spec: AttentionSpec) -> bool:
     return spec.segments or spec.positions or spec.ranges or spec.q_len != spec.kv_len
 
 
-def to_columns(x: Float[Array, "128 n"]) -> Float[Array, "n 128"]:
-    """Values along the lanes to values along the sublanes, repeated in all lanes."""
-    return jnp.transpose(x)
+def used(x: Float[Array, "inner D"], weights: Float[Array, "outer inner"]) -> Float[Array, "inner D"]:
+    """x with 0 in the rows that have no weight: what nobody sees may be NaN, and 0 · NaN is NaN."""
+    return jnp.where(column(weights.max(0, keepdims=True))[:, :1] > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
 
 
-def repeated(row: Float[Array, "1 n"]) -> Float[Array, "n 128"]:
-    """A row as a column that is repeated in all lanes."""
-    return to_columns(jnp.broadcast_to(row, (LANES, row.shape[1])))
+def column(row: Float[Array, "1 n"]) -> Float[Array, "n 128"]:
+    """Values along the lanes to values along the sublanes."""
+    return jnp.transpose(jnp.broadcast_to(row, (LANES, row.shape[1])))
 
 
-def widened(x: Float[Array, "n 128"], width: int) -> Float[Array, "n width"]:
-    """A column that is repeated in all lanes, repeated in `width` lanes."""
-    return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
+def row(column: Float[Array, "n 128"]) -> Float[Array, "1 n"]:
+    """Values along the sublanes to values along the lanes."""
+    return jnp.transpose(column)[:1]
 
 
-def by_heads(x: Float[Array, "B L N D"], padded: int) -> Float[Array, "B N padded D"]:
-    """Heads before the length, as the kernels take them; padding is 0."""
-    return jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
-
-
-def rows_by_heads(x: Float[Array, "B T N"], padded: int) -> Float[Array, "B N 1 padded"]:
-    """A number per query and head, with the queries in the lanes; padding is 0."""
-    return jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0))).swapaxes(1, 2)[:, :, None]
-
-
-def result(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.ShapeDtypeStruct:
-    """Of a kernel's output, varying over the mesh axes of `like`."""
-    axes = jax.sharding.ManualAxisType(varying=manual_axes.axes_of(like))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
+def widened(column: Float[Array, "n 128"], width: int) -> Float[Array, "n width"]:
+    """Repeated in `width` lanes."""
+    return jnp.tile(column, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
 def finite_base_2(lse: Float[Array, "1 n"]) -> Float[Array, "1 n"]:
