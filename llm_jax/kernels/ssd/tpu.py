@@ -6,7 +6,6 @@ is read, multiplied and summed once per chunk. Running sums of the exponents are
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
