@@ -14,7 +14,7 @@ from tests.kernels.scan_cases import Case, arguments, check_documents, check_num
 TILES = {"ssd": ssd_tpu.Tiles(chunk=8, lanes=128), "selective_scan": selective_scan_tpu.Tiles(chunk=16, lanes=128)}
 CASES = [
     Case("ssd", "float32", True, True, {"heads": (4, 8), "groups": 1}),
-    Case("ssd", "float32", False, False, {"heads": (3, 20), "groups": 3}, chunk_size=5),
+    Case("ssd", "float32", False, False, {"heads": (3, 20), "groups": 3}),
     Case("ssd", "bfloat16", True, False, {"heads": (2, 70), "groups": 1, "states": 130}),
     Case("ssd", "bfloat16", False, True, {"heads": (4, 8), "groups": 2}),
     Case("selective_scan", "float32", True, True, {"channels": 5}),
