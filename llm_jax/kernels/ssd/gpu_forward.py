@@ -71,11 +71,10 @@ def run(
             plgpu.barrier_wait(full.at[slot])
             if states is not None:
                 plgpu.copy_smem_to_gmem(state_s.at[w], states.at[batch, head, j, mine])
-            x32 = read(x_s.at[slot, w])
+            arriving_s[w] = (over(at.until(tokens) * tokens.dt, 0) * read(x_s.at[slot, w])).astype(dtype)
             own_c = [c_s.at[slot, w, panel] for panel in halves]
             from_state = product(*((own_c[panel], state_s.at[panel]) for panel in halves))
-            total = over(since(tokens), 0) * from_state + skip[head] * x32
-            arriving_s[w] = (over(at.until(tokens) * tokens.dt, 0) * x32).astype(dtype)
+            total = over(since(tokens), 0) * from_state
 
             def earlier(half: Array, total: Array) -> Array:
                 sources = at.side(half, 1)
@@ -88,7 +87,7 @@ def run(
             # What left_s held of the chunk before has been read by its copy to global memory.
             plgpu.wait_smem_to_gmem(0 if states is None else 1, wait_read_only=True)
             total = lax.fori_loop(0, w + 1, earlier, total)
-            left_s[w] = total.astype(dtype)
+            left_s[w] = (total + skip[head] * read(x_s.at[slot, w])).astype(dtype)
             plgpu.commit_smem()
             plgpu.barrier_arrive_and_wait(both)
             arrived = product(*((b_s.at[slot, half, w].T, arriving_s.at[half]) for half in halves))
