@@ -51,6 +51,8 @@ def supports(spec: ScanSpec, platform: str) -> str | None:
         return "TPUs hold bfloat16 and float32, not float16"
     if spec.length == 1:
         return "a single token is no scan"
+    if spec.chunk_size is not None and spec.chunk_size % LANES:
+        return f"chunks of whole multiples of {LANES} tokens, not of {spec.chunk_size}"
     cut = layout(spec, Tiles())
     size = 4 * cut.chunk * cut.states * cut.lanes
     if size > STATES_BYTES:
@@ -59,8 +61,8 @@ def supports(spec: ScanSpec, platform: str) -> str | None:
 
 
 def layout(spec: ScanSpec, sizes: Tiles) -> Layout:
-    """Chunks of whole lanes (a size that is asked for is rounded up to them), channels in tiles of one size."""
-    chunk = sizes.chunk if spec.chunk_size is None else LANES * math.ceil(spec.chunk_size / LANES)
+    """Channels in tiles of one size."""
+    chunk = spec.chunk_size or sizes.chunk
     states = SUBLANES * math.ceil(spec.states / SUBLANES)
     blocks = math.ceil(spec.channels / LANES)
     most = min(sizes.lanes, STATES_BYTES // (4 * chunk * states)) // LANES

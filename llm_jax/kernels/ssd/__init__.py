@@ -10,10 +10,15 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.documents import runs, starts
-from llm_jax.kernels.ssd import reference, tpu, xla
+from llm_jax.kernels.ssd import gpu, reference, tpu, xla
 from llm_jax.kernels.ssd.spec import SsdSpec, ssd_spec
 
-OP = Op("ssd", ssd_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+OP = Op(
+    "ssd",
+    ssd_spec,
+    {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference},
+    order=("tpu", "gpu", "xla"),
+)
 
 
 def ssd(

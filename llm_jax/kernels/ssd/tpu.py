@@ -6,7 +6,6 @@ is read, multiplied and summed once per chunk. Running sums of the exponents are
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -61,6 +60,8 @@ def supports(spec: SsdSpec, platform: str) -> str | None:
         return "TPUs multiply bfloat16 and float32, not float16"
     if spec.length == 1:
         return "a single token is no chunk"
+    if spec.chunk_size is not None and spec.chunk_size % LANES:
+        return f"chunks of whole multiples of {LANES} tokens, not of {spec.chunk_size}"
     cut = layout(spec, Tiles())
     size = 4 * cut.tiles * cut.width * cut.states
     if size > STATE_BYTES:
@@ -69,8 +70,8 @@ def supports(spec: SsdSpec, platform: str) -> str | None:
 
 
 def layout(spec: SsdSpec, sizes: Tiles) -> Layout:
-    """Chunks of whole lanes (a size that is asked for is rounded up to them), heads in whole panels."""
-    chunk = sizes.chunk if spec.chunk_size is None else LANES * math.ceil(spec.chunk_size / LANES)
+    """Heads in whole panels of 128 lanes."""
+    chunk = spec.chunk_size or sizes.chunk
     head_dim = LANES * math.ceil(spec.head_dim / LANES)
     if spec.head_dim <= LANES // 2 and spec.per_group % 2 == 0:
         head_dim = LANES // 2
