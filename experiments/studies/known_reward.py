@@ -45,6 +45,9 @@ ANSWERS = _answers()
 """int32[answers, LONGEST], filled up with END."""
 LENGTHS = np.minimum((ANSWERS != END).sum(-1) + 1, LONGEST).astype(np.int32)
 """Tokens of each, the one that ends it included."""
+STEMS = np.array([*itertools.product(range(LETTERS), repeat=LONGEST - 1)], np.int32)
+"""All answers but for their last letter: what a model says behind each part of these says all of all answers."""
+_STEM_OF = np.where(ANSWERS == END, 0, ANSWERS)[:, :-1] @ LETTERS ** np.arange(LONGEST - 1)[::-1]
 PROMPTS = np.array([*itertools.product(range(LETTERS), repeat=PLACES)], np.int32)
 
 
@@ -65,9 +68,14 @@ def answer_logps(policy: Decoder, tokens: jax.Array, lengths: jax.Array) -> jax.
 
 @functools.partial(jax.jit, static_argnames="decoder")
 def _table(decoder: Decoder, params: Any, prompts: jax.Array) -> jax.Array:
+    policy = bind(decoder, params)
+
     def one(prompt: jax.Array) -> jax.Array:
-        before = jnp.broadcast_to(prompt, (len(ANSWERS), PLACES))
-        return answer_logps(bind(decoder, params), jnp.concatenate([before, ANSWERS], axis=1), jnp.asarray(LENGTHS))
+        before = jnp.broadcast_to(prompt, (len(STEMS), PLACES))
+        hidden, _, _ = policy(jnp.concatenate([before, STEMS], axis=1))
+        logps = jax.nn.log_softmax(policy.logits(hidden[:, PLACES - 1 :]))
+        own = logps[_STEM_OF[:, None], np.arange(LONGEST), ANSWERS]
+        return jnp.where(np.arange(LONGEST) < LENGTHS[:, None], own, 0.0).sum(-1)
 
     return jax.lax.map(one, prompts)
 
