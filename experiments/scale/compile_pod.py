@@ -4,14 +4,16 @@
     python experiments/scale/compile_pod.py --topology v6e:8x8 --rows 1 --microbatches 4
     python experiments/scale/compile_pod.py --topology h200:1x1x8 --rows 1 --microbatches 4
 
-TPUs need the extra `aot` (libtpu), GPUs an environment with `jax[cuda13]`; neither needs an accelerator. Prints whether
-the step fits, bytes per chip, the collectives, and for TPUs the compiler's own estimate of the step's time (that of
-communication, which it does not give, left out) with the share of peak that it implies: model FLOPs (6 per weight of a
-matrix product and token, and causal attention at half of its square; no recomputation) over time and the datasheet's
-bfloat16 peak. Figures that were seen are in `README.md` beside this file.
+TPUs need the extra `aot` (libtpu), GPUs the extra `aot-gpu`; neither needs an accelerator. Prints whether the step
+fits, bytes per chip, how often each of our kernels and each collective stands in the program, and for TPUs the
+compiler's own estimate of the step's time (that of communication, which it does not give, left out) with the share of
+peak that it implies: model FLOPs (6 per weight of a matrix product and token, and causal attention at half of its
+square; no recomputation) over time and the datasheet's bfloat16 peak. Figures that were seen are in `README.md` beside
+this file.
 """
 
 import argparse
+import collections
 import json
 import math
 import os
@@ -31,7 +33,7 @@ from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params, declarations
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.sharding import MeshConfig, make_plan
-from llm_jax.sharding.described import devices_of
+from llm_jax.sharding.described import custom_calls, devices_of
 from llm_jax.training import abstract_state, make_optimizer, make_train_step
 from llm_jax.training.peaks import peak_flops
 
@@ -59,9 +61,11 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--remat", default=None)
     parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the config; repeatable")
     args = parser.parse_args()
 
-    config = load_config(f"{CONFIG}:{args.variant}").resolve([("data.path", "-"), ("tokenizer.path", "-")])
+    changed = [tuple(text.split("=", 1)) for text in args.set]
+    config = load_config(f"{CONFIG}:{args.variant}").resolve([("data.path", "-"), ("tokenizer.path", "-"), *changed])
     devices = devices_of(args.topology)
     mesh = MeshConfig(data=len(devices) // args.tensor, tensor=args.tensor, zero=3)
     plan = make_plan(mesh, devices=devices, compute_dtype=config.train.compute_dtype)
@@ -92,6 +96,7 @@ def main() -> None:
         "compile_seconds": round(seconds, 1),
         "state_gib": round(memory.argument_size_in_bytes / GIB, 2),
         "peak_gib": round(memory.peak_memory_in_bytes / GIB, 2),
+        "kernels": collections.Counter(name for name, _ in custom_calls(text) if name.startswith("llm_jax_")),
         "collectives": {op: len(re.findall(rf" {op}(?:-start)?\(", text)) for op in COLLECTIVES},
         "model_tflop_per_chip": round(flops / 1e12, 1),
         "seconds_at_peak": round(flops / peak, 3) if peak else None,

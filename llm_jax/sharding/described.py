@@ -3,6 +3,7 @@
 TPUs need libtpu (the extra `aot`), GPUs the CUDA plugin (the extra `aot-gpu`), each in an environment of its own.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -48,3 +49,19 @@ def compile_for(topology: str, f: Callable[..., Any], *shapes: Any) -> jax.stage
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=mesh.abstract_mesh.abstract_device)):
         return jax.jit(f).lower(*placed).compile()
+
+
+def custom_calls(text: str) -> list[tuple[str, str]]:
+    """(name, hash) of each custom call in the text of an optimized HLO module, repeats included.
+
+    The name is that of a Pallas kernel (`name=`), or else the call's target. GPU kernels have a hash, others "".
+    """
+    calls = []
+    for line in text.splitlines():
+        target = re.search(r'custom_call_target="([^"]+)"', line)
+        if target is None:
+            continue
+        kernel = re.search(r'op_name="(?:[^"]*/)?([^/"]+)/(?:pallas_call|mpmd_map)"', line)
+        digest = re.search(r'kernel_hash = "((?:[^"\\]|\\.)*)"', line)
+        calls.append((kernel[1] if kernel else target[1], digest[1] if digest else ""))
+    return calls

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.sharding.described import compile_for
+from llm_jax.sharding.described import compile_for, custom_calls
 
 REGISTERS, SHARED_MEMORY, THREADS = 65536, 233472, 2048
 """Of a Hopper multiprocessor, the memory in bytes."""
@@ -73,7 +73,7 @@ def tpu_compile(f: Callable[..., Any], *shapes: Any, topology: str = "v5e:2x2") 
     """`f` compiled by libtpu for the first device of `topology`. `shapes`: pytrees of ShapeDtypeStructs."""
     with _environment(TPU_SKIP_MDS_QUERY="1"):
         compiled = compile_for(topology, f, *shapes)
-    return Program(compiled, custom_calls(compiled.as_text() or ""))
+    return Program(compiled, tuple(name for name, _ in custom_calls(compiled.as_text() or "")))
 
 
 def gpu_compile(f: Callable[..., Any], *shapes: Any) -> Program:
@@ -82,26 +82,8 @@ def gpu_compile(f: Callable[..., Any], *shapes: Any) -> Program:
         asked = dict.fromkeys(("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_RESOURCES"), "1")
         with _environment(CUDA_VISIBLE_DEVICES="-1", MOSAIC_GPU_DUMP_TO=folder, **asked):
             compiled = compile_for("h200:1x1x1", f, *shapes)
-        calls = _custom_calls(compiled.as_text() or "")
+        calls = custom_calls(compiled.as_text() or "")
         return Program(compiled, tuple(name for name, _ in calls), _resources(calls, Path(folder)))
-
-
-def custom_calls(text: str) -> tuple[str, ...]:
-    """Names of the custom calls in the text of an optimized HLO module: of Pallas kernels their `name`."""
-    return tuple(name for name, _ in _custom_calls(text))
-
-
-def _custom_calls(text: str) -> list[tuple[str, str]]:
-    """(name, hash of the GPU kernel or "") of each custom call."""
-    calls = []
-    for line in text.splitlines():
-        target = re.search(r'custom_call_target="([^"]+)"', line)
-        if target is None:
-            continue
-        kernel = re.search(r'op_name="(?:[^"]*/)?([^/"]+)/(?:pallas_call|mpmd_map)"', line)
-        digest = re.search(r'kernel_hash = "((?:[^"\\]|\\.)*)"', line)
-        calls.append((kernel[1] if kernel else target[1], digest[1] if digest else ""))
-    return calls
 
 
 @contextlib.contextmanager
