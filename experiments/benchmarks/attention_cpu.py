@@ -60,15 +60,15 @@ def jax_calls(lengths: str) -> dict[str, list[Callable[[], object]]]:
         k, v = (jax.random.normal(key, (B, S, N, H)) for key in keys[2:])
         segments = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32) // DOCUMENT + 1, (B, S)) if packed else None
 
-        def forward(q, k, v, segments):
+        def forward(q, k, v, segments, g):
             return attend(q, k, v, segments)
 
-        def both(q, k, v, segments):
+        def both(q, k, v, segments, g):
             out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
             return out, pull(g)
 
         run = jax.jit(forward if mode == "forward" else both)
-        return lambda: jax.block_until_ready(run(q, k, v, segments))
+        return lambda: jax.block_until_ready(run(q, k, v, segments, g))
 
     def ours(q, k, v, segments):
         return flash_attention(q, k, v, segment_ids=segments)

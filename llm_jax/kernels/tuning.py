@@ -25,9 +25,10 @@ class Tuning(Protocol):
 
     SHAPE: Mapping[str, int]
     """Sizes and options that make a case, with their defaults; the keys of `--shape`."""
-    CANDIDATES: Mapping[str, Mapping[str, Sequence[int]]]
-    """Of each implementation, values to try of the fields of its tile sizes. Those that do not fit may be among them:
-    the kernel or the compiler refuses them."""
+    CANDIDATES: Mapping[str, Sequence[Mapping[str, Sequence[int]]]]
+    """Of each implementation, groups of fields of its tile sizes with the values to try. Every combination within a
+    group is tried; groups are taken one after the other, each with the best of those before it. Values that do not fit
+    may be among them: the kernel or the compiler refuses them."""
 
     def make_case(self, shape: Mapping[str, int], dtype: str) -> Case:
         """A call on random data; `shape` has all keys of SHAPE. Raises ArgumentError."""
@@ -82,16 +83,22 @@ def tune(op: str, case: Case, implementation: str | None, repeats: int) -> list[
     tuned = []
     for row in rows:
         measured = " and ".join(name for name, asked in passes.items() if row in asked)
-        calls = _calls(case, implementation, row, measured, known[row.implementation])
-        tuned.append(Tuned(row, measured, tuple(_time(calls, repeats))))
+        tried: dict[Any, Timed] = {}
+        found = Tuned(row, measured, ())
+        for fields in known[row.implementation]:
+            start = found.best.sizes if tried else row.default
+            calls = _calls(case, implementation, row, measured, candidates(start, fields))
+            tried |= {one.sizes: one for one in _time(calls, repeats)}
+            found = Tuned(row, measured, tuple(tried.values()))
+        tuned.append(found)
     return tuned
 
 
-def candidates(default: Any, fields: Mapping[str, Sequence[int]]) -> list[Any]:
-    """The default, then every combination of the values of those fields that it has."""
-    own = [field.name for field in dataclasses.fields(default) if field.name in fields]
-    made = [dataclasses.replace(default, **dict(zip(own, v))) for v in itertools.product(*(fields[f] for f in own))]
-    return list(dict.fromkeys([default, *made]))
+def candidates(start: Any, fields: Mapping[str, Sequence[int]]) -> list[Any]:
+    """`start`, then every combination of the values of those fields that it has."""
+    own = [field.name for field in dataclasses.fields(start) if field.name in fields]
+    made = [dataclasses.replace(start, **dict(zip(own, v))) for v in itertools.product(*(fields[f] for f in own))]
+    return list(dict.fromkeys([start, *made]))
 
 
 def _asked(case: Case, implementation: str | None) -> dict[str, list[Asked]]:
@@ -111,12 +118,12 @@ def _asked(case: Case, implementation: str | None) -> dict[str, list[Asked]]:
 
 
 def _calls(
-    case: Case, implementation: str | None, row: Asked, measured: str, fields: Mapping[str, Sequence[int]]
+    case: Case, implementation: str | None, row: Asked, measured: str, wanted: Sequence[Any]
 ) -> dict[Any, Callable[[], Any] | str]:
     """A compiled call for each candidate, or why it can't be had."""
     made: dict[Any, Callable[[], Any] | str] = {}
     expected: Any = None
-    for sizes in candidates(row.default, fields):
+    for sizes in wanted:
         try:
             with trying(row.op, row.implementation, sizes, row.shape):
                 jax.clear_caches()  # what an op's own jit has traced holds the sizes of another candidate

@@ -24,7 +24,14 @@ SHAPE = {
     "alibi": 0,
     "sinks": 0,
 }
-CANDIDATES = {"xla": {"block": (64, 128, 256, 512, 1024), "tile_mib": (1, 4, 16, 64, 256)}}
+CANDIDATES = {
+    "tpu": (
+        {"q": (256, 512, 1024, 2048), "kv": (256, 512, 1024, 2048)},
+        {"dq_q": (256, 512, 1024), "dq_kv": (256, 512, 1024)},
+        {"dkv_q": (256, 512, 1024), "dkv_kv": (256, 512, 1024)},
+    ),
+    "xla": ({"block": (64, 128, 256, 512, 1024), "tile_mib": (1, 4, 16, 64, 256)},),
+}
 
 
 def make_case(shape: Mapping[str, int], dtype: str) -> Case:

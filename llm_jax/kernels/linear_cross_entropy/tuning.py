@@ -9,8 +9,8 @@ from llm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 
 SHAPE = {"tokens": 4096, "width": 4096, "vocab": 128256}
 CANDIDATES = {
-    "tpu": {"tokens": (128, 256, 512, 1024), "vocab": (128, 256, 512, 1024)},
-    "xla": {"logits_mib": (1, 4, 16, 64, 256, 1024), "tokens": (64, 128, 256, 512, 1024, 2048)},
+    "tpu": ({"tokens": (128, 256, 512, 1024), "vocab": (128, 256, 512, 1024)},),
+    "xla": ({"logits_mib": (1, 4, 16, 64, 256, 1024), "tokens": (64, 128, 256, 512, 1024, 2048)},),
 }
 
 

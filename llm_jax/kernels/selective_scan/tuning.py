@@ -9,7 +9,7 @@ from llm_jax.kernels.cases import Case, normal, size
 from llm_jax.kernels.selective_scan import selective_scan
 
 SHAPE = {"batch": 1, "length": 4096, "channels": 5120, "states": 16}
-CANDIDATES: Mapping[str, Mapping[str, tuple[int, ...]]] = {}
+CANDIDATES = {"tpu": ({"chunk": (64, 128, 256, 512), "lanes": (128, 256, 512, 1024)},)}
 
 
 def make_case(shape: Mapping[str, int], dtype: str) -> Case:
