@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from llm_jax.kernels.cases import Case, Program, enough, program, seconds_of
 from llm_jax.kernels.choice import ArgumentError, find
 from llm_jax.kernels.platform import target_platform
 from llm_jax.kernels.tuning import tuning_of
+
+WORKERS = max(1, (os.cpu_count() or 1) // 2)
+"""Programs that are compiled at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,28 @@ def sides(row: Row, dtype: str, torch: "Torch | None") -> tuple[Case, list[Side]
     case, shape = case_of(row, dtype)
     platform = target_platform()
     others = {"gpu", "tpu", "reference"} - {platform} - ({"reference"} if platform == "cpu" else set())
-    names = [name for name in find(row.op).implementations if name not in others]
-    made = [_side(f"llm_jax {name}", True, case, name, row.measured) for name in names]
-    made += [_side(name, False, peer, None, row.measured) for name, peer in peers(row.op, shape, case).items()]
+    cases: list[tuple[str, bool, Case, str | None]] = [
+        (f"llm_jax {name}", True, case, name) for name in find(row.op).implementations if name not in others
+    ]
+    cases += [(name, False, peer, None) for name, peer in peers(row.op, shape, case).items()]
+    # Compiling is most of a run's time, and leaves the interpreter free; what runs on the device runs alone.
+    with ThreadPoolExecutor(WORKERS) as pool:
+        programs = [pool.submit(program, each, name, row.measured) for _, _, each, name in cases]
+    made = [_side(name, ours, made) for (name, ours, _, _), made in zip(cases, programs, strict=True)]
     if torch is not None:
         made.append(torch.side(row, shape, dtype))
     return case, made
 
 
-def _side(name: str, ours: bool, case: Case, implementation: str | None, measured: str) -> Side:
+def _side(name: str, ours: bool, made: Future[Program]) -> Side:
     try:
-        made: Program = program(case, implementation, measured)
-        jax.block_until_ready(made.call())
-        count = enough(made.call)
+        ready = made.result()
+        jax.block_until_ready(ready.call())
+        count = enough(ready.call)
     except Exception as error:  # out of memory, or whatever a kernel or a peer refuses
         failed = ours and not isinstance(error, ArgumentError)
         return Side(name, ours, None, refusal=str(error).strip().splitlines()[0][:160], failed=failed)
-    return Side(name, ours, lambda calls: seconds_of(made.call, calls or count), made.temporary)
+    return Side(name, ours, lambda calls: seconds_of(ready.call, calls or count), ready.temporary)
 
 
 class Torch:

@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import kernel_checks
 import kernel_step
 from bars import bars
 from kernel_rows import Row, rows
-from kernel_sides import Side, Torch, flops_of, sides
+from kernel_sides import WORKERS, Side, Torch, flops_of, sides
 
 from llm_jax.kernels.cases import seconds_of
 
@@ -139,24 +140,29 @@ class Report:
         (self.folder / "kernels.svg").write_text(bars(groups, caption))
 
 
-def check_all(report: Report, size: str, dtype: str, asked: Callable[[Row], bool], left: Callable[[], float]) -> None:
+def check_all(report: Report, wanted: list[Row], dtype: str, left: Callable[[], float]) -> None:
+    """All in at most half of the time that is left."""
+    enough = left() / 2
     report.say(f"\n{head(CHECK_HEADER)}")
-    for row in filter(asked, kernel_checks.rows(size)):
-        if left() < 0:
-            report.say(f"| {row.title} | | | | | out of time |")
-            continue
+
+    def checked(row: Row) -> list[tuple[str, ...]]:
+        if left() < enough:
+            return [(row.title, "", "", "", "", "out of time")]
         try:
             made = kernel_checks.check(row, dtype)
         except Exception as error:
-            report.failed = True
-            report.say(f"| {row.title} | | | | | FAILED: {str(error).strip().splitlines()[0][:160]} |")
-            continue
-        for one in made:
-            report.failed |= not one.passed
-            verdict = "ok" if one.passed else "OFF"
-            cells = (one.title, one.implementation, one.result, f"{one.error:.2e}", f"{one.limit:.2e}", verdict)
-            report.say(f"| {' | '.join(cells)} |")
-        jax.clear_caches()
+            return [(row.title, "", "", "", "", f"FAILED: {str(error).strip().splitlines()[0][:160]}")]
+        return [
+            (c.title, c.implementation, c.result, f"{c.error:.2e}", f"{c.limit:.2e}", "ok" if c.passed else "OFF")
+            for c in made
+        ]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for found in pool.map(checked, wanted):
+            for cells in found:
+                report.failed |= cells[-1].startswith(("FAILED", "OFF"))
+                report.say(f"| {' | '.join(cells)} |")
+    jax.clear_caches()
 
 
 def main() -> int:
@@ -186,7 +192,7 @@ def main() -> int:
     device = jax.devices()[0]
     report.say(f"{device.device_kind}, jax {jax.__version__}, {dtype}; a copy moves {bandwidth / 1e12:.3g} TB/s")
     if options.device_check:
-        check_all(report, options.size, dtype, asked, left)
+        check_all(report, list(filter(asked, kernel_checks.rows(options.size))), dtype, left)
     torch = Torch(options.peer_python) if options.peer_python else None
     report.say(f"\n{head(HEADER)}")
     for row in filter(asked, rows(options.size)):
