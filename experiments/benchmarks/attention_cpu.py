@@ -2,10 +2,10 @@
 
     python experiments/benchmarks/attention_cpu.py [--peer-python PYTHON_WITH_TORCH] [--repeats 15] [--lengths 256,2048]
 
-Prints a Markdown table of medians (and least) in milliseconds of wall time, and ours over each of the others (medians
-of the ratios of neighbouring calls). Calls of all rows alternate, PyTorch's in a process of its own that waits for its
-turn: a busy machine disturbs all alike. "packed" rows hold documents of 100 tokens; PyTorch and jax.nn, given the mask
-as an array, compute all of it. A second table has the temporary memory of our compiled programs by length.
+Prints a Markdown table of medians in milliseconds, of wall time (the least in brackets) and of CPU time, which a busy
+machine disturbs less, and ours over each of the others (medians of the ratios of neighbouring calls, of both times).
+Calls of all rows alternate, PyTorch's in a process of its own that waits for its turn. "packed" rows hold documents of
+100 tokens; PyTorch and jax.nn, given the mask as an array, compute all of it. A second table has the temporary memory of our compiled programs by length.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def memory_table() -> None:
 
 
 def torch_worker() -> None:
-    """Times case i for every line "i" on stdin; answers in seconds. Runs under the peer's Python."""
+    """Times case i for every line "i" on stdin; answers wall and CPU seconds. Runs under the peer's Python."""
     torch: Any = importlib.import_module("torch")
     sdpa = torch.nn.functional.scaled_dot_product_attention
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -128,13 +128,14 @@ def torch_worker() -> None:
         calls.append(call)
     print("ready", flush=True)
     for line in sys.stdin:
-        print(_seconds(calls[int(line)]), flush=True)
+        print(*_seconds(calls[int(line)]), flush=True)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall time, and CPU time of all threads of this process."""
+    start, busy = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def main() -> None:
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--lengths", default="", help="of queries, to leave the other rows out")
     options = parser.parse_args()
-    timers: dict[str, Callable[[int], float]] = {}
+    timers: dict[str, Callable[[int], tuple[float, float]]] = {}
     for name, calls in jax_calls(options.lengths).items():
         for call in calls:
             call()
@@ -161,23 +162,28 @@ def main() -> None:
         if stdout.readline().strip() != "ready":
             sys.exit(f"error: {options.peer_python} could not run the PyTorch side")
 
-        def ask(i: int) -> float:
+        def ask(i: int) -> tuple[float, float]:
             print(i, file=stdin, flush=True)
-            return float(stdout.readline())
+            wall, cpu = stdout.readline().split()
+            return float(wall), float(cpu)
 
         timers["PyTorch"] = ask
     others = [name for name in timers if name != "llm_jax"]
-    columns = [f"{name} median (least) ms" for name in timers] + [f"ours / {name}" for name in others]
+    columns = [f"{name} ms: wall (least), CPU" for name in timers] + [f"ours / {name}: wall, CPU" for name in others]
     print(f"| B T S N H | mask | | {' | '.join(columns)} |\n|---|---|---|{'---|' * len(columns)}")
     for i, (shape, packed, mode) in enumerate(cases(options.lengths)):
-        times: dict[str, list[float]] = {name: [] for name in timers}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
         for _ in range(options.repeats):
             for name, timer in timers.items():
-                times[name].append(1e3 * timer(i))
-        cells = [f"{statistics.median(t):.2f} ({min(t):.2f})" for t in times.values()]
+                times[name].append(timer(i))
+        cells = []
+        for each in times.values():
+            wall, cpu = ([1e3 * one[k] for one in each] for k in (0, 1))
+            cells.append(f"{statistics.median(wall):.2f} ({min(wall):.2f}), {statistics.median(cpu):.2f}")
         for name in others:
-            ratios = [ours / other for ours, other in zip(times["llm_jax"], times[name], strict=True)]
-            cells.append(f"{statistics.median(ratios):.2f}")
+            pairs = list(zip(times["llm_jax"], times[name], strict=True))
+            wall, cpu = (statistics.median(ours[k] / other[k] for ours, other in pairs) for k in (0, 1))
+            cells.append(f"{wall:.2f}, {cpu:.2f}")
         row = " ".join(map(str, shape)), "packed" if packed else "causal", mode, *cells
         print(f"| {' | '.join(row)} |", flush=True)
     memory_table()

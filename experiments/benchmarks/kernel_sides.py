@@ -73,7 +73,7 @@ def _side(name: str, ours: bool, made: Future[Program]) -> Side:
         jax.block_until_ready(ready.call())
         count = enough(ready.call)
     except Exception as error:  # out of memory, or whatever a kernel or a peer refuses
-        failed = ours and not isinstance(error, ArgumentError)
+        failed = ours and not isinstance(error, ArgumentError) and "RESOURCE_EXHAUSTED" not in str(error)
         return Side(name, ours, None, refusal=str(error).strip().splitlines()[0][:160], failed=failed)
     return Side(name, ours, lambda calls: seconds_of(ready.call, calls or count), ready.temporary)
 
