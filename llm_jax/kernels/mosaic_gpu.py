@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from llm_jax.kernels import manual_axes
+
 BLOCKS = "block"
 WARPGROUP = "warpgroup"
 WARPGROUPS = 2
@@ -123,7 +125,7 @@ def share(count: Any) -> Callable[[Callable[[Any], None]], None]:
 
 def launch(body: Callable[..., None], out_type: Any, *, tiles: int, name: str) -> Callable[..., Any]:
     """A kernel whose blocks share the work by `share`; no more of them than there may be tiles."""
-    return plgpu.kernel(
+    kernel = plgpu.kernel(
         body,
         out_type=out_type,
         grid=(min(tiles, multiprocessors()),),
@@ -133,11 +135,8 @@ def launch(body: Callable[..., None], out_type: Any, *, tiles: int, name: str) -
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         kernel_name=name,
     )
-
-
-def like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """The type of an output that varies over the same mesh axes as `x`."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+    # `plgpu.kernel` does not say that its outputs differ over the mesh axes over which its inputs do.
+    return lambda *args: manual_axes.vary(kernel(*args), manual_axes.axes_of(args))
 
 
 def padded(x: Array, multiples: tuple[int, ...]) -> Array:

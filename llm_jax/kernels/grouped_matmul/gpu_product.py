@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -33,7 +34,7 @@ def rows_times(
     items = _items(plan.count, plan.group.shape[0], columns, tiles.band)
     kernel = mosaic_gpu.launch(
         functools.partial(_kernel, tiles=tiles, columns=columns, transposed=transposed),
-        mosaic_gpu.like(rows, (rows.shape[0], columns * tiles.width), rows.dtype),
+        jax.ShapeDtypeStruct((rows.shape[0], columns * tiles.width), rows.dtype),
         tiles=items.shape[0],
         name="llm_jax_grouped_matmul_input_gradient" if transposed else "llm_jax_grouped_matmul",
     )

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -27,7 +28,7 @@ def sums_of_groups(
     shape = groups, x.shape[1], g.shape[1]
     kernel = mosaic_gpu.launch(
         functools.partial(_kernel, tiles=tiles),
-        mosaic_gpu.like(x, shape, x.dtype),
+        jax.ShapeDtypeStruct(shape, x.dtype),
         tiles=groups * (shape[1] // HEIGHT) * (shape[2] // tiles.width),
         name="llm_jax_grouped_matmul_weight_gradient",
     )
