@@ -19,7 +19,7 @@ STAGES = 2
 
 def run(
     cut: Layout,
-    rows: Float[Array, "3 B h t"],
+    rows: Float[Array, "2 B h t"],
     run: Int[Array, "B t"] | None,
     c: Float[Array, "B t G 128"],
     states: Float[Array, "B h chunks 128 64"],
@@ -31,7 +31,8 @@ def run(
     dtype, halves = dy.dtype, range(WARPGROUPS)
 
     def kernel(
-        rows, run, c, states, dy, d_final, d_states, kept, d_initial, *, dy_s, c_s, d_state_s, since_dy_s, full, empty, both
+        rows, run, c, states, dy, d_final, d_states, kept, d_initial,
+        *, dy_s, c_s, d_state_s, since_dy_s, full, empty, both,
     ):  # fmt: skip
         batch, head, w = (lax.axis_index(name) for name in ("batch", "head", "warpgroup"))
         group = lax.div(head, jnp.int32(cut.per_group))
@@ -97,6 +98,6 @@ def run(
         grid_names=("head", "batch"),
         num_threads=WARPGROUPS,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
         kernel_name="llm_jax_ssd_backward_states",
     )(rows, run, c, states, dy, d_final)
