@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, STATES, Layout
-from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, between, like, matrices, over, product, read, since
+from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, between, like, matrices, over, product, read, sees, since
 
 STAGES = 2
 
@@ -21,7 +21,7 @@ STAGES = 2
 def run(
     cut: Layout,
     x: Float[Array, "B t h 64"],
-    rows: Float[Array, "3 B h t"],
+    rows: Float[Array, "2 B h t"],
     run: Int[Array, "B t"] | None,
     b: Float[Array, "B t G 128"],
     c: Float[Array, "B t G 128"],
@@ -79,7 +79,7 @@ def run(
             def earlier(half: Array, total: Array) -> Array:
                 sources = at.side(half, 1)
                 raw = product(*((own_c[panel], b_s.at[slot, half, panel].T) for panel in halves))
-                left = raw * between(tokens, 0, sources) * over(sources.dt, 1)
+                left = raw * between(tokens, 0, sources, sees(tokens, 0, sources)) * over(sources.dt, 1)
                 left_s[w] = left.astype(dtype)
                 plgpu.commit_smem()
                 return total + product((left_s.at[w], x_s.at[slot, half]))
@@ -123,6 +123,6 @@ def run(
         grid_names=("head", "batch"),
         num_threads=WARPGROUPS,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
         kernel_name="llm_jax_ssd_forward",
     )(x, rows, run, b, c, skip, initial)
