@@ -1,31 +1,29 @@
-"""Few combinations of many options, in which every two values of two options meet."""
+"""Sets of cases in which every two values of two options meet."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+Case = dict[str, Any]
 
-def pairwise(options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Combinations that hold every pair of values of every two options; greedy, so not the fewest.
 
-    Each is begun with the first pair that is missing and completed, option by option, with the value that adds most.
-    """
-    names = list(options)
-    missing = {
-        ((a, x), (b, y))
-        for (i, a), (j, b) in itertools.combinations(enumerate(names), 2)
-        for x, y in itertools.product(range(len(options[a])), range(len(options[b])))
-    }
-    combinations = []
+def covering(options: Mapping[str, Sequence[Any]], allowed: Callable[[Case], bool] = lambda case: True) -> list[Case]:
+    """Cases of one value per option, taken greedily until each pair of values that can be in a case is in one."""
+    cases = [case for case in everything(options) if allowed(case)]
+    bits: dict[Any, int] = {}
+    pairs = []  # of each case, a bit per pair
+    for case in cases:
+        both = itertools.combinations([(k, repr(v)) for k, v in case.items()], 2)
+        pairs.append(sum(1 << bits.setdefault(pair, len(bits)) for pair in both))
+    missing = (1 << len(bits)) - 1
+    chosen = []
     while missing:
-        chosen = dict(min(missing, key=lambda pair: [(names.index(name), value) for name, value in pair]))
-        for name in sorted(set(names) - set(chosen), key=lambda name: (-len(options[name]), names.index(name))):
-            gains = [len(missing & _pairs(names, chosen | {name: value})) for value in range(len(options[name]))]
-            chosen[name] = gains.index(max(gains))
-        missing -= _pairs(names, chosen)
-        combinations.append({name: options[name][chosen[name]] for name in names})
-    return combinations
+        best = max(range(len(cases)), key=lambda i: (pairs[i] & missing).bit_count())
+        missing &= ~pairs[best]
+        chosen.append(cases[best])
+    return chosen
 
 
-def _pairs(names: Sequence[str], chosen: Mapping[str, int]) -> set[tuple]:
-    return set(itertools.combinations([(name, chosen[name]) for name in names if name in chosen], 2))
+def everything(options: Mapping[str, Sequence[Any]]) -> list[Case]:
+    """The full product."""
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]

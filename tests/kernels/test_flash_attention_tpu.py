@@ -1,7 +1,5 @@
 """flash_attention's TPU kernels in the TPU interpreter: against float64, and what no query may see."""
 
-import itertools
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
 from tests.kernels.attention_cases import OPTIONS, compiled, cotangents, formula, make_case, numpy_mask
 from tests.kernels.numerics import assert_float32, assert_half, distance
-from tests.kernels.pairwise import pairwise
+from tests.kernels.pairwise import covering, everything
 
 TILES = Tiles(*[128] * 6)
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
@@ -53,7 +51,7 @@ def check(case):
     assert not untouched.all() and not np.array_equal(again["out"], got["out"])
 
 
-@pytest.mark.parametrize("case", pairwise(OPTIONS), ids=lambda case: "-".join(str(x) for x in case.values()))
+@pytest.mark.parametrize("case", covering(OPTIONS), ids=lambda case: "-".join(str(x) for x in case.values()))
 def test_every_pair_of_options(case):
     check(case)
 
@@ -61,5 +59,5 @@ def test_every_pair_of_options(case):
 @pytest.mark.slow
 def test_every_combination_of_options():
     small = OPTIONS | {"sizes": [(16, 24)], "heads": [(4, 2)], "dtype": ["float32", "bfloat16"]}
-    for values in itertools.product(*small.values()):
-        check(dict(zip(small, values)))
+    for case in everything(small):
+        check(case)

@@ -9,14 +9,28 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, first_position
+from llm_jax.kernels.tiles import tiles
 
 BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
 """Queries and keys of a tile."""
+SMALL_BLOCK = {"cpu": 128}
+"""The same, where all rows of the batch together still fill `SHARED_BYTES`: less is computed of what nobody sees, the
+more so the shorter the documents (answers of 130 tokens, one core: less than half the time)."""
+SHARED_BYTES = 2 * 2**20
+"""Scores of a tile below which sharing a pass between cores costs more than the pass."""
 TILE_BYTES = {"cpu": 16 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the scores of one tile may take. On a CPU a compromise: small enough for its caches, and large enough that
 sharing a pass over it between cores costs less than the pass (measured: 1 MiB takes 1.3 times as long)."""
 FAR = 2**30
 """Beyond every position and segment id."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes that may be tuned: queries and keys of a tile, and what its scores may take."""
+
+    block: int
+    tile_mib: int
 
 
 @dataclass(frozen=True)
@@ -41,14 +55,23 @@ class Tiling:
 
 def tiling(spec: AttentionSpec, platform: str) -> Tiling:
     """Tile sizes for this call on this kind of device."""
-    block = BLOCK.get(platform, 512)
+    default = Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20)
+    chosen = tiles("flash_attention", "xla", dtype=spec.dtype, shape=f"hd{spec.head_dim}", default=default)
+    block = chosen.block
     q_blocks, q_block = _blocks(spec.q_len, block)
     # Few queries (decoding) leave room for more keys.
     kv_blocks, kv_block = _blocks(spec.kv_len, min(max(block, block * block // q_block), 4 * block))
     row_bytes = 4 * spec.heads * q_block * kv_block
-    wanted = max(1, TILE_BYTES.get(platform, 256 * 2**20) // row_bytes)
+    wanted = max(1, chosen.tile_mib * 2**20 // row_bytes)
     rows = max(n for n in range(1, min(wanted, spec.batch) + 1) if spec.batch % n == 0)
     return Tiling(spec.batch // rows, rows, q_blocks, q_block, kv_blocks, kv_block)
+
+
+def _block(spec: AttentionSpec, platform: str) -> int:
+    small = SMALL_BLOCK.get(platform)
+    if small is not None and 4 * spec.batch * spec.heads * min(small, spec.q_len) * small >= SHARED_BYTES:
+        return small
+    return BLOCK.get(platform, 512)
 
 
 def _blocks(length: int, block: int) -> tuple[int, int]:
