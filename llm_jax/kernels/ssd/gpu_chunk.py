@@ -38,6 +38,11 @@ def product(*pairs: tuple[Any, Any]) -> Float[Array, "64 n"]:
     return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
 
 
+def nothing() -> Float[Array, "64 64"]:
+    """Zeros in the layout of wgmma's results."""
+    return plgpu.layout_cast(jnp.zeros(TILE, jnp.float32), plgpu.Layout.WGMMA)
+
+
 def read(ref: Any) -> Float[Array, "64 n"]:
     """A tile from shared or global memory, float32, in the layout of wgmma's results."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32)
