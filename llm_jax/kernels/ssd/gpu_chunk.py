@@ -120,7 +120,9 @@ def same_document(one: Tokens, axis: int, other: Tokens) -> Bool[Array, "64 64"]
     return over(one.run, axis) == over(other.run, 1 - axis)
 
 
-def between(later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"]) -> Float[Array, "64 64"]:
+def between(
+    later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"] | None
+) -> Float[Array, "64 64"]:
     """What is left at the later tokens of the earlier ones; 0 where not seen."""
     total = over(later.total, later_axis) - over(earlier.total, 1 - later_axis)
-    return jnp.exp(jnp.where(seen, total, -jnp.inf))
+    return jnp.exp(total if seen is None else jnp.where(seen, total, -jnp.inf))
