@@ -90,7 +90,6 @@ def run(
             plgpu.barrier_wait(full.at[slot])
             if states is not None:
                 plgpu.copy_smem_to_gmem(state_s.at[w], states.at[batch, head, j, mine])
-            arriving_s[w] = (over(at.until(tokens) * tokens.dt, 0) * read(x_s.at[slot, w])).astype(dtype)
             own_c = [c_s.at[slot, w, panel] for panel in halves]
             from_state = product(*((own_c[panel], state_s.at[panel]) for panel in halves))
             total = over(since(tokens), 0) * from_state
@@ -110,6 +109,7 @@ def run(
             plgpu.wait_smem_to_gmem(0 if states is None else 1, wait_read_only=True)
             total = lax.fori_loop(0, w, lambda _, total: within(0, total, own=False), total)
             total = within(w, total, own=True)
+            arriving_s[w] = (over(at.until(tokens) * tokens.dt, 0) * read(x_s.at[slot, w])).astype(dtype)
             left_s[w] = (total + skip[head] * read(x_s.at[slot, w])).astype(dtype)
             plgpu.commit_smem()
             plgpu.barrier_arrive_and_wait(both)
