@@ -81,7 +81,9 @@ def main() -> int:
     print("| op | shape | | chunks ms | token by token ms | times as fast | MiB | MiB | share | lines |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     all_hold = True
-    for op, shape, packed in [(op, shape, packed) for op in SHAPES for shape in SHAPES[op] for packed in (False, True)]:
+    for op, shape, packed in [
+        (op, shape, packed) for op, shapes in SHAPES.items() for shape in shapes for packed in (False, True)
+    ]:
         sides = {side: program(op, shape, packed, side) for side in SIDES}
         times: dict[str, list[float]] = {side: [] for side in SIDES}
         for i in range(repeats + 1):

@@ -10,10 +10,15 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.documents import runs, starts
-from llm_jax.kernels.selective_scan import reference, tpu, xla
+from llm_jax.kernels.selective_scan import gpu, reference, tpu, xla
 from llm_jax.kernels.selective_scan.spec import ScanSpec, scan_spec
 
-OP = Op("selective_scan", scan_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+OP = Op(
+    "selective_scan",
+    scan_spec,
+    {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference},
+    order=("tpu", "gpu", "xla"),
+)
 
 
 def selective_scan(

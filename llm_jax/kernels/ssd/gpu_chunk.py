@@ -38,6 +38,11 @@ def product(*pairs: tuple[Any, Any]) -> Float[Array, "64 n"]:
     return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
 
 
+def nothing() -> Float[Array, "64 64"]:
+    """Zeros in the layout of wgmma's results."""
+    return plgpu.layout_cast(jnp.zeros(TILE, jnp.float32), plgpu.Layout.WGMMA)
+
+
 def read(ref: Any) -> Float[Array, "64 n"]:
     """A tile from shared or global memory, float32, in the layout of wgmma's results."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32)
@@ -115,7 +120,9 @@ def same_document(one: Tokens, axis: int, other: Tokens) -> Bool[Array, "64 64"]
     return over(one.run, axis) == over(other.run, 1 - axis)
 
 
-def between(later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"]) -> Float[Array, "64 64"]:
+def between(
+    later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"] | None
+) -> Float[Array, "64 64"]:
     """What is left at the later tokens of the earlier ones; 0 where not seen."""
     total = over(later.total, later_axis) - over(earlier.total, 1 - later_axis)
-    return jnp.exp(jnp.where(seen, total, -jnp.inf))
+    return jnp.exp(total if seen is None else jnp.where(seen, total, -jnp.inf))
