@@ -81,6 +81,7 @@ def prepare(node: "Node") -> None:
     tokenizer = load_tokenizer(source.tokenizer)
     model = headed(node.config, source.model)
     extra = {name: value for name, value in source.extra.items() if name not in (PAIRWISE, *LABELS)}
+    # transformers finds a text's last token by this id, and scores were learned at the one before it.
     extra |= {"pad_token_id": tokenizer.pad_id}
     names = node.config.label_names
     if names:
