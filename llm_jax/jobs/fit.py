@@ -20,7 +20,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
 from llm_jax.data.checking import check_lengths
-from llm_jax.data.formats import Kind
+from llm_jax.data.examples import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
 from llm_jax.data.rows import PAIR_COLUMNS
 from llm_jax.jobs.adapting import Adapting, check_adapter, with_loraplus

@@ -8,7 +8,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_classes
-from llm_jax.data.formats import PAIRED, Kind
+from llm_jax.data.examples import PAIRED, Kind
 from llm_jax.jobs.config import RewardConfig
 from llm_jax.jobs.fit import Setup, check_training, fit, packed_rows, pairs_have, prepare_rows, setup
 from llm_jax.jobs.origin import Origin, origin
