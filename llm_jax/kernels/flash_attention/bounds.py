@@ -2,19 +2,35 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, first_position
+from llm_jax.kernels.tiles import tiles
 
 BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
 """Queries and keys of a tile."""
+SMALL_BLOCK = {"cpu": 128}
+"""The same, where all rows of the batch together still fill `SHARED_BYTES`: less is computed of what nobody sees, the
+more so the shorter the documents (answers of 130 tokens, one core: less than half the time)."""
+SHARED_BYTES = 2 * 2**20
+"""Scores of a tile below which sharing a pass between cores costs more than the pass."""
 TILE_BYTES = {"cpu": 16 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the scores of one tile may take. On a CPU a compromise: small enough for its caches, and large enough that
 sharing a pass over it between cores costs less than the pass (measured: 1 MiB takes 1.3 times as long)."""
 FAR = 2**30
 """Beyond every position and segment id."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes that may be tuned: queries and keys of a tile, and what its scores may take."""
+
+    block: int
+    tile_mib: int
 
 
 @dataclass(frozen=True)
@@ -39,14 +55,23 @@ class Tiling:
 
 def tiling(spec: AttentionSpec, platform: str) -> Tiling:
     """Tile sizes for this call on this kind of device."""
-    block = BLOCK.get(platform, 512)
+    default = Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20)
+    chosen = tiles("flash_attention", "xla", dtype=spec.dtype, shape=f"hd{spec.head_dim}", default=default)
+    block = chosen.block
     q_blocks, q_block = _blocks(spec.q_len, block)
     # Few queries (decoding) leave room for more keys.
     kv_blocks, kv_block = _blocks(spec.kv_len, min(max(block, block * block // q_block), 4 * block))
     row_bytes = 4 * spec.heads * q_block * kv_block
-    wanted = max(1, TILE_BYTES.get(platform, 256 * 2**20) // row_bytes)
+    wanted = max(1, chosen.tile_mib * 2**20 // row_bytes)
     rows = max(n for n in range(1, min(wanted, spec.batch) + 1) if spec.batch % n == 0)
     return Tiling(spec.batch // rows, rows, q_blocks, q_block, kv_blocks, kv_block)
+
+
+def _block(spec: AttentionSpec, platform: str) -> int:
+    small = SMALL_BLOCK.get(platform)
+    if small is not None and 4 * spec.batch * spec.heads * min(small, spec.q_len) * small >= SHARED_BYTES:
+        return small
+    return BLOCK.get(platform, 512)
 
 
 def _blocks(length: int, block: int) -> tuple[int, int]:
@@ -77,47 +102,71 @@ def pad_masks(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays) -> MaskArra
     )
 
 
-def block_bounds(
-    spec: AttentionSpec, tiles: Tiling, masks: MaskArrays
-) -> tuple[Int[Array, "groups q_blocks"], Int[Array, "groups q_blocks"]]:
-    """First block of keys that some query of the block may see, and one past the last; equal where there is none.
+class BlockVisibility(NamedTuple):
+    """Of each block of queries and block of keys; numpy where no mask array is involved, so that it is static."""
 
-    Judged by the smallest and largest position, segment and range of each block, so a block within the bounds may
-    still turn out to hold nothing visible; one outside of them never does.
-    """
+    some: Bool[Array, "B|1 q_blocks kv_blocks"]
+    """Whether some query may see some key, judged by the smallest and largest position, segment and range of each
+    block: where True there may still turn out to be nothing visible; where False there never is."""
+    every: Bool[Array, "B|1 q_blocks kv_blocks"]
+    """Whether every query sees every key; where False they may still turn out to."""
+
+
+def block_visibility(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays) -> BlockVisibility:
+    """Which blocks of keys can be skipped, and which need no mask. Padding of the keys counts as not visible."""
     masks = pad_masks(spec, tiles, masks)
     nq, nk = tiles.q_blocks, tiles.kv_blocks
+    xp: Any = np if all(x is None for x in masks) else jnp
 
     def per_block(x: Array, blocks: int) -> Array:
         return x.reshape(x.shape[0], blocks, -1)
 
     q_positions, kv_positions = masks.q_positions, masks.kv_positions
     if q_positions is None:
-        q_positions = jnp.minimum(jnp.arange(tiles.q_padded), spec.q_len - 1)[None] + first_position(spec)
+        q_positions = xp.minimum(xp.arange(tiles.q_padded), spec.q_len - 1)[None] + first_position(spec)
     if kv_positions is None:
-        kv_positions = jnp.minimum(jnp.arange(tiles.kv_padded), spec.kv_len - 1)[None]
+        kv_positions = xp.minimum(xp.arange(tiles.kv_padded), spec.kv_len - 1)[None]
     q_positions, kv_positions = per_block(q_positions, nq), per_block(kv_positions, nk)
     q_min, q_max = q_positions.min(-1)[:, :, None], q_positions.max(-1)[:, :, None]
     kv_min, kv_max = kv_positions.min(-1)[:, None], kv_positions.max(-1)[:, None]
-    may_see = jnp.ones((1, nq, nk), bool)
+    starts = np.arange(nk) * tiles.kv_block
+    some = xp.ones((1, nq, nk), bool)
+    every = some & (starts + tiles.kv_block <= spec.kv_len)
     if spec.causal:
-        may_see &= kv_min <= q_max
+        some &= kv_min <= q_max
+        every &= kv_max <= q_min
     if spec.window is not None:
-        may_see &= kv_max > q_min - spec.window
+        some &= kv_max > q_min - spec.window
+        every &= kv_min > q_max - spec.window
         if not spec.causal:
-            may_see &= kv_min < q_max + spec.window
+            some &= kv_min < q_max + spec.window
+            every &= kv_max < q_min + spec.window
     if spec.chunk is not None:
-        may_see &= (q_min // spec.chunk <= kv_max // spec.chunk) & (kv_min // spec.chunk <= q_max // spec.chunk)
+        q_first, q_last, kv_first, kv_last = (x // spec.chunk for x in (q_min, q_max, kv_min, kv_max))
+        some &= (q_first <= kv_last) & (kv_first <= q_last)
+        every &= (q_first == kv_last) & (kv_first == q_last)
     if masks.q_segments is not None and masks.kv_segments is not None:
         q_segments, kv_segments = per_block(masks.q_segments, nq), per_block(masks.kv_segments, nk)
         q_low, kv_low = (jnp.where(x == 0, FAR, x).min(-1) for x in (q_segments, kv_segments))
         q_high, kv_high = (jnp.where(x == 0, -FAR, x).max(-1) for x in (q_segments, kv_segments))
-        may_see &= (q_low[:, :, None] <= kv_high[:, None]) & (kv_low[:, None] <= q_high[:, :, None])
+        some &= (q_low[:, :, None] <= kv_high[:, None]) & (kv_low[:, None] <= q_high[:, :, None])
+        q_least, q_most = q_segments.min(-1)[:, :, None], q_segments.max(-1)[:, :, None]
+        kv_least, kv_most = kv_segments.min(-1)[:, None], kv_segments.max(-1)[:, None]
+        every &= (q_least == kv_most) & (kv_least == q_most) & (kv_most != 0)
     if masks.kv_ranges is not None:
         ranges = masks.kv_ranges.reshape(masks.kv_ranges.shape[0], nq, -1, 2)
-        starts = jnp.arange(nk) * tiles.kv_block
-        may_see &= ranges[..., 0].min(-1)[:, :, None] < starts + tiles.kv_block
-        may_see &= ranges[..., 1].max(-1)[:, :, None] > starts
+        first, last = ranges[..., 0], ranges[..., 1]
+        some &= (first.min(-1)[:, :, None] < starts + tiles.kv_block) & (last.max(-1)[:, :, None] > starts)
+        every &= (first.max(-1)[:, :, None] <= starts) & (last.min(-1)[:, :, None] >= starts + tiles.kv_block)
+    return BlockVisibility(some, every)
+
+
+def block_bounds(
+    spec: AttentionSpec, tiles: Tiling, masks: MaskArrays
+) -> tuple[Int[Array, "groups q_blocks"], Int[Array, "groups q_blocks"]]:
+    """First block of keys that some query of the block may see, and one past the last; equal where there is none."""
+    nq, nk = tiles.q_blocks, tiles.kv_blocks
+    may_see = block_visibility(spec, tiles, masks).some
     may_see = jnp.broadcast_to(may_see, (spec.batch, nq, nk)).reshape(tiles.groups, tiles.rows, nq, nk).any(1)
     index = jnp.arange(nk)
     low = jnp.where(may_see, index, nk).min(-1)

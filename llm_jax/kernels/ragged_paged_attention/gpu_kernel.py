@@ -15,12 +15,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels.mosaic_gpu import (
+from llm_jax.kernels.mosaic_gpu import matrices
+from llm_jax.kernels.mosaic_gpu_values import (
     LOG2E,
     accumulate,
     constant,
     indices,
-    matrices,
     per_column,
     per_row,
     plgpu,
