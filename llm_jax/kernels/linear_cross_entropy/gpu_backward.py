@@ -66,7 +66,7 @@ def _kernel(
 
             def finish(tile: Array) -> None:
                 tokens = gpu_logits.tokens(row)
-                own = {name: gpu_logits.vector(ref.at[tokens]) for name, ref in rows.items()}
+                own = {name: ref.at[tokens] for name, ref in rows.items()}
                 for i, (part, number) in enumerate(gpu_logits.parts(tile, column)):
                     slot, width = stored.at[wg, i % 2], part.shape[1]
                     gradient = _gradient(spec, part, number, own)
@@ -89,10 +89,11 @@ def _kernel(
 
 
 def _gradient(
-    spec: LossSpec, part: Float[Array, "t v"], number: Int[Array, "t v"], rows: dict[str, Array]
+    spec: LossSpec, part: Float[Array, "t v"], number: Int[Array, "t v"], rows: dict[str, Any]
 ) -> Float[Array, "t v"]:
     z = gpu_logits.finished(spec, part)
-    of = {name: functools.partial(gpu_logits.along_rows, vector, z) for name, vector in rows.items()}
+    # Loaded for every part: vectors that are kept from part to part are spilled.
+    of = {name: functools.partial(gpu_logits.along_rows, gpu_logits.vector(ref), z) for name, ref in rows.items()}
     per_prob = of["constant"]()
     if "slope" in of:
         per_prob = per_prob + of["slope"]() * z

@@ -96,7 +96,9 @@ def _reduced(
         if key in keys:
             made[key] = made[key] + values().sum(1) if key in made else values().sum(1)
 
-    for z, number in parts:
+    for i, (z, number) in enumerate(parts):
+        if i:  # part after part: side by side, they would need more registers than there are
+            z, made = lax.optimization_barrier((z, made))
         highest = gpu_logits.along_rows(top, z)
         finite = jnp.where(number < spec.vocab, z, 0.0) if ragged else z
         if target is not None:

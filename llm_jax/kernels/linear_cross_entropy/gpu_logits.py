@@ -13,7 +13,7 @@ from llm_jax.kernels.linear_cross_entropy.gpu import HEIGHT, Tiles
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.mosaic_gpu import DEPTH, ROWS, WARPGROUP
 
-PART = 64
+PART = 32
 
 
 def operands(hidden: Array, head: Array, tiles: Tiles) -> tuple[Array, Array]:
