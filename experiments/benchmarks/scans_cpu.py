@@ -51,7 +51,7 @@ def arguments(op: str, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
     )
 
 
-def program(op: str, shape: tuple[int, ...], packed: bool, side: str) -> tuple[Any, tuple[jax.Array, ...]]:
+def program(op: str, shape: tuple[int, ...], packed: bool, side: str) -> tuple[Any, tuple[Any, ...]]:
     """Forward and backward pass, compiled, and its arguments."""
     arrays = arguments(op, shape)
     B, T = shape[:2]

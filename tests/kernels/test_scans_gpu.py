@@ -1,4 +1,4 @@
-"""ssd on Hopper GPUs, by the interpreter: uninitialised memory is NaN, races raise."""
+"""selective_scan and ssd on Hopper GPUs, by the interpreter: uninitialised memory is NaN, races raise."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ from tests.kernels.scan_cases import Case, arguments, check_documents, check_num
 CASES = [
     Case("ssd", "bfloat16", True, True, {"heads": (2, 8), "groups": 1}, length=140),
     Case("ssd", "float16", False, False, {"heads": (1, 70), "groups": 1, "states": 70}, length=260),
-    Case("ssd", "bfloat16", False, True, {"heads": (4, 64), "groups": 2}, length=20),
+    Case("ssd", "bfloat16", False, True, {"heads": (4, 64), "groups": 2}),
+    Case("selective_scan", "float32", True, True, {"channels": 5}, length=40),
+    Case("selective_scan", "bfloat16", False, False, {"channels": 130, "states": 9}),
 ]
 
 
@@ -25,18 +27,22 @@ def test_numbers(case):
         check_documents(case, run, got)
 
 
-def test_what_a_gpu_runs():
+@pytest.mark.parametrize(
+    "op, size, refused",
+    [
+        ("ssd", 128, [({"dtype": "float32"}, "not float32"), ({"states": 256}, "at most 128 states")]),
+        ("selective_scan", 32, [({"states": 17}, "at most 16 states")]),
+    ],
+)
+def test_what_a_gpu_runs(op, size, refused):
     def choice(dtype="bfloat16", length=256, chunk_size=None, **sizes):
-        structs = jax.eval_shape(lambda: make_scan("ssd", jnp.dtype(dtype), batch=1, length=length, **sizes))
-        return kernels.explain("ssd", *structs[:6], chunk_size=chunk_size)
+        structs = jax.eval_shape(lambda: make_scan(op, jnp.dtype(dtype), batch=1, length=length, **sizes))
+        return kernels.explain(op, *structs[:6], chunk_size=chunk_size)
 
+    refused = [*refused, ({"length": 1}, "a single token"), ({"chunk_size": 64}, f"chunks of {size} tokens")]
     with devices.target(devices.GPU):
-        assert choice().implementation == choice(chunk_size=128).implementation == "gpu"
-        for refused, words in [
-            (choice("float32"), "not float32"),
-            (choice(length=1), "a single token"),
-            (choice(states=256), "at most 128 states"),
-            (choice(chunk_size=64), "chunks of 128 tokens"),
-        ]:
-            assert refused.implementation == "xla" and words in refused.reasons["gpu"]
+        assert choice().implementation == choice(chunk_size=size).implementation == "gpu"
+        for options, words in refused:
+            made = choice(**options)
+            assert made.implementation == "xla" and words in made.reasons["gpu"]
     assert "not for cpu" in choice().reasons["gpu"]

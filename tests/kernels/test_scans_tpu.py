@@ -31,19 +31,21 @@ def test_numbers(case):
         check_documents(case, run, got)
 
 
-def _structs(op, dtype, length=256, **sizes):
-    return jax.eval_shape(lambda: make_scan(op, jnp.dtype(dtype), batch=1, length=length, **sizes))[:6]
-
-
 @pytest.mark.parametrize("op", TILES)
 def test_what_a_tpu_runs(op):
+    def choice(dtype="bfloat16", length=256, chunk_size=None, **sizes):
+        structs = jax.eval_shape(lambda: make_scan(op, jnp.dtype(dtype), batch=1, length=length, **sizes))
+        return kernels.explain(op, *structs[:6], chunk_size=chunk_size)
+
+    refused = [
+        ({"dtype": "float16"}, "float16"),
+        ({"length": 1}, "a single token"),
+        ({"states": 65536}, "MiB"),
+        ({"chunk_size": 64}, "multiples of 128 tokens"),
+    ]
     with devices.target(devices.TPU):
-        assert kernels.explain(op, *_structs(op, "bfloat16")).implementation == "tpu"
-        for structs, words in [
-            (_structs(op, "float16"), "float16"),
-            (_structs(op, "bfloat16", length=1), "a single token"),
-            (_structs(op, "bfloat16", states=65536), "MiB"),
-        ]:
-            choice = kernels.explain(op, *structs)
-            assert choice.implementation == "xla" and words in choice.reasons["tpu"]
-    assert "not for cpu" in kernels.explain(op, *_structs(op, "bfloat16")).reasons["tpu"]
+        assert choice().implementation == choice(chunk_size=256).implementation == "tpu"
+        for options, words in refused:
+            made = choice(**options)
+            assert made.implementation == "xla" and words in made.reasons["tpu"]
+    assert "not for cpu" in choice().reasons["tpu"]

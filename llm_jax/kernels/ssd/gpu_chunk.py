@@ -18,8 +18,8 @@ TILE = (HALF, HALF)
 
 def matrices(*lead: int, dtype: Any) -> Any:
     """Shared memory of tiles of 64 x 64 in 16 bits, laid out as TMA writes and wgmma reads it."""
-    transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
-    return plgpu.SMEM((*lead, *TILE), dtype, transforms=transforms)
+    tiling, swizzle = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM((*lead, *TILE), dtype, transforms=(tiling, swizzle))
 
 
 def like(x: Array, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -35,7 +35,7 @@ def product(*pairs: tuple[Any, Any]) -> Float[Array, "64 n"]:
             plgpu.wgmma(acc, a, b)
         return acc[...]
 
-    return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+    return pl.run_scoped(body, plgpu.WGMMAAccumulatorRef((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
 
 
 def nothing() -> Float[Array, "64 64"]:
