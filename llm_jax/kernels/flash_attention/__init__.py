@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.flash_attention import reference, xla
+from llm_jax.kernels.flash_attention import gpu, reference, xla
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, attention_spec, mask_arrays
 
-OP = Op("flash_attention", attention_spec, {"xla": xla, "reference": reference}, order=("xla",))
+OP = Op("flash_attention", attention_spec, {"gpu": gpu, "xla": xla, "reference": reference}, order=("gpu", "xla"))
 
 
 def flash_attention(

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, first_position
 
@@ -85,42 +86,140 @@ def block_bounds(
     Judged by the smallest and largest position, segment and range of each block, so a block within the bounds may
     still turn out to hold nothing visible; one outside of them never does.
     """
-    masks = pad_masks(spec, tiles, masks)
-    nq, nk = tiles.q_blocks, tiles.kv_blocks
+    return span(_Extents.of(spec, tiles, masks).may_see(), axis=-1)
 
-    def per_block(x: Array, blocks: int) -> Array:
-        return x.reshape(x.shape[0], blocks, -1)
 
-    q_positions, kv_positions = masks.q_positions, masks.kv_positions
-    if q_positions is None:
-        q_positions = jnp.minimum(jnp.arange(tiles.q_padded), spec.q_len - 1)[None] + first_position(spec)
-    if kv_positions is None:
-        kv_positions = jnp.minimum(jnp.arange(tiles.kv_padded), spec.kv_len - 1)[None]
-    q_positions, kv_positions = per_block(q_positions, nq), per_block(kv_positions, nk)
-    q_min, q_max = q_positions.min(-1)[:, :, None], q_positions.max(-1)[:, :, None]
-    kv_min, kv_max = kv_positions.min(-1)[:, None], kv_positions.max(-1)[:, None]
-    may_see = jnp.ones((1, nq, nk), bool)
-    if spec.causal:
-        may_see &= kv_min <= q_max
-    if spec.window is not None:
-        may_see &= kv_max > q_min - spec.window
-        if not spec.causal:
-            may_see &= kv_min < q_max + spec.window
-    if spec.chunk is not None:
-        may_see &= (q_min // spec.chunk <= kv_max // spec.chunk) & (kv_min // spec.chunk <= q_max // spec.chunk)
-    if masks.q_segments is not None and masks.kv_segments is not None:
-        q_segments, kv_segments = per_block(masks.q_segments, nq), per_block(masks.kv_segments, nk)
-        q_low, kv_low = (jnp.where(x == 0, FAR, x).min(-1) for x in (q_segments, kv_segments))
-        q_high, kv_high = (jnp.where(x == 0, -FAR, x).max(-1) for x in (q_segments, kv_segments))
-        may_see &= (q_low[:, :, None] <= kv_high[:, None]) & (kv_low[:, None] <= q_high[:, :, None])
-    if masks.kv_ranges is not None:
-        ranges = masks.kv_ranges.reshape(masks.kv_ranges.shape[0], nq, -1, 2)
-        starts = jnp.arange(nk) * tiles.kv_block
-        may_see &= ranges[..., 0].min(-1)[:, :, None] < starts + tiles.kv_block
-        may_see &= ranges[..., 1].max(-1)[:, :, None] > starts
-    may_see = jnp.broadcast_to(may_see, (spec.batch, nq, nk)).reshape(tiles.groups, tiles.rows, nq, nk).any(1)
-    index = jnp.arange(nk)
-    low = jnp.where(may_see, index, nk).min(-1)
-    high = jnp.where(may_see, index + 1, 0).max(-1)
-    low = jnp.minimum(low, high)
-    return low.astype(jnp.int32), high.astype(jnp.int32)
+def section_bounds(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, *, of: str) -> Int[Array, "groups blocks 4"]:
+    """(low, full_low, full_high, high): [low, high) as `block_bounds`; in [full_low, full_high) everybody sees all.
+
+    Args:
+        of: "queries": blocks of keys for each block of queries; "keys": the other way round. There, keys past the
+            last one count as visible: their gradients are computed and dropped.
+    """
+    extents = _Extents.of(spec, tiles, masks)
+    shape = (tiles.groups, tiles.q_blocks, tiles.kv_blocks)
+    full = jnp.broadcast_to(extents.all_see(real_keys=of == "queries"), shape)
+    may_see = extents.may_see()
+    if of == "keys":
+        full, may_see = full.mT, may_see.mT
+    low, high = span(may_see, axis=-1)
+    index = jnp.arange(full.shape[-1])
+    full_low = jnp.where(full, index, FAR).min(-1)
+    full_high = jnp.where(full | (index < full_low[..., None]), full.shape[-1], index).min(-1)
+    none = full_low == FAR
+    bounds = (low, jnp.where(none, low, full_low), jnp.where(none, low, full_high), high)
+    return jnp.stack([x.astype(jnp.int32) for x in bounds], -1)
+
+
+def span(visited: Bool[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
+    """First true index along an axis and one past the last; equal where there is none."""
+    visited = jnp.moveaxis(visited, axis, -1)
+    size = visited.shape[-1]
+    index = jnp.arange(size)
+    low = jnp.where(visited, index, size).min(-1)
+    high = jnp.where(visited, index + 1, 0).max(-1)
+    return jnp.minimum(low, high).astype(jnp.int32), high.astype(jnp.int32)
+
+
+class _Span(NamedTuple):
+    """Smallest and largest value of each block; arrays that broadcast over [batch, q_blocks, kv_blocks]."""
+
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class _Extents:
+    """What is known of each block of queries and of keys: the extents of what the mask depends on."""
+
+    spec: AttentionSpec
+    tiles: Tiling
+    q_positions: _Span
+    kv_positions: _Span
+    segments: tuple[Array, Array] | None
+    """Of queries and keys, [batch, blocks, size]."""
+    starts: _Span | None
+    ends: _Span | None
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, tiles: Tiling, masks: MaskArrays) -> "_Extents":
+        masks = pad_masks(spec, tiles, masks)
+        q_positions, kv_positions = masks.q_positions, masks.kv_positions
+        if q_positions is None:
+            q_positions = jnp.minimum(jnp.arange(tiles.q_padded), spec.q_len - 1)[None] + first_position(spec)
+        if kv_positions is None:
+            kv_positions = jnp.minimum(jnp.arange(tiles.kv_padded), spec.kv_len - 1)[None]
+
+        def blocks(x: Array, count: int) -> Array:
+            return x.reshape(x.shape[0], count, -1)
+
+        def of_queries(x: Array) -> _Span:
+            x = blocks(x, tiles.q_blocks)
+            return _Span(x.min(-1)[:, :, None], x.max(-1)[:, :, None])
+
+        def of_keys(x: Array) -> _Span:
+            x = blocks(x, tiles.kv_blocks)
+            return _Span(x.min(-1)[:, None], x.max(-1)[:, None])
+
+        segments = None
+        if masks.q_segments is not None and masks.kv_segments is not None:
+            segments = blocks(masks.q_segments, tiles.q_blocks), blocks(masks.kv_segments, tiles.kv_blocks)
+        ranges = masks.kv_ranges
+        return cls(
+            spec,
+            tiles,
+            of_queries(q_positions),
+            of_keys(kv_positions),
+            segments,
+            None if ranges is None else of_queries(ranges[..., 0]),
+            None if ranges is None else of_queries(ranges[..., 1]),
+        )
+
+    def may_see(self) -> Bool[Array, "groups q_blocks kv_blocks"]:
+        """Whether some query may see some key; a group of rows of the batch is one."""
+        spec, tiles, q, kv = self.spec, self.tiles, self.q_positions, self.kv_positions
+        may_see = jnp.ones((1, tiles.q_blocks, tiles.kv_blocks), bool)
+        if spec.causal:
+            may_see &= kv.low <= q.high
+        if spec.window is not None:
+            may_see &= kv.high > q.low - spec.window
+            if not spec.causal:
+                may_see &= kv.low < q.high + spec.window
+        if spec.chunk is not None:
+            may_see &= (q.low // spec.chunk <= kv.high // spec.chunk) & (kv.low // spec.chunk <= q.high // spec.chunk)
+        if self.segments is not None:
+            q_low, kv_low = (jnp.where(x == 0, FAR, x).min(-1) for x in self.segments)
+            q_high, kv_high = (jnp.where(x == 0, -FAR, x).max(-1) for x in self.segments)
+            may_see &= (q_low[:, :, None] <= kv_high[:, None]) & (kv_low[:, None] <= q_high[:, :, None])
+        if self.starts is not None and self.ends is not None:
+            first = jnp.arange(tiles.kv_blocks) * tiles.kv_block
+            may_see &= (self.starts.low < first + tiles.kv_block) & (self.ends.high > first)
+        may_see = jnp.broadcast_to(may_see, (spec.batch, tiles.q_blocks, tiles.kv_blocks))
+        return may_see.reshape(tiles.groups, tiles.rows, tiles.q_blocks, tiles.kv_blocks).any(1)
+
+    def all_see(self, *, real_keys: bool) -> Bool[Array, "B q_blocks kv_blocks"]:
+        """Whether every query sees every key; with `real_keys`, none of which is padding. For rows == 1."""
+        spec, tiles, q, kv = self.spec, self.tiles, self.q_positions, self.kv_positions
+        first = jnp.arange(tiles.kv_blocks) * tiles.kv_block
+        all_see = jnp.broadcast_to(
+            (first + tiles.kv_block <= spec.kv_len) | (not real_keys), (1, tiles.q_blocks, tiles.kv_blocks)
+        )
+        if spec.causal:
+            all_see &= kv.high <= q.low
+        if spec.window is not None:
+            all_see &= kv.low > q.high - spec.window
+            if not spec.causal:
+                all_see &= kv.high < q.low + spec.window
+        if spec.chunk is not None:
+            same = (q.low // spec.chunk == kv.high // spec.chunk) & (kv.low // spec.chunk == q.high // spec.chunk)
+            all_see &= same
+        if self.segments is not None:
+            (q_low, kv_low), (q_high, kv_high) = (
+                [x.min(-1) for x in self.segments],
+                [x.max(-1) for x in self.segments],
+            )
+            all_see &= (q_low == q_high)[:, :, None] & (q_low[:, :, None] == kv_low[:, None])
+            all_see &= (kv_low == kv_high)[:, None] & (kv_low != 0)[:, None]
+        if self.starts is not None and self.ends is not None:
+            all_see &= (self.starts.high <= first) & (self.ends.low >= first + tiles.kv_block)
+        return all_see

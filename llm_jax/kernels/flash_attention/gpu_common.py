@@ -1,0 +1,231 @@
+"""What the Hopper kernels share: matrix products, sides of a tile of scores, streams of blocks to shared memory."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, Rows, alibi_bias, first_position, visible
+from llm_jax.kernels.platform import interpreted
+
+LOG2E = 1.4426950408889634
+
+
+def matrices(shape: tuple[int, ...], dtype: Any, *, summed: int = 64) -> Any:
+    """Shared memory of matrices in 16 bits, laid out as TMA writes and wgmma reads it.
+
+    `summed`: the sizes of axes that products sum over are multiples of the width of a swizzled tile.
+    """
+    width = 64 if shape[-1] % 64 == 0 and summed % 64 == 0 else 32
+    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width))
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def product(a: Any, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """a @ b in float32, in the layout of wgmma's results; `meanwhile` runs between its start and its end."""
+
+    def body(acc: Any) -> jax.Array:
+        plgpu.wgmma(acc, a, b)
+        meanwhile()
+        return acc[...]
+
+    return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def two_products(
+    first: Sequence[tuple[Any, Any]], second: Sequence[tuple[Any, Any]], between: Callable[[jax.Array], Any]
+) -> tuple[Any, jax.Array]:
+    """(between(sum of a @ b over `first`), the same sum over `second`): `between` runs while the second is computed."""
+
+    def body(first_acc: Any, second_acc: Any) -> tuple[Any, jax.Array]:
+        for a, b in first:
+            plgpu.wgmma(first_acc, a, b)
+        for a, b in second:
+            plgpu.wgmma(second_acc, a, b)
+        result = between(plgpu.wgmma_accumulator_load(first_acc, wait_n=len(second)))
+        return result, second_acc[...]
+
+    shape = (first[0][0].shape[0], first[0][1].shape[1])
+    return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32), plgpu.ACC(shape, jnp.float32))
+
+
+def accumulate(
+    sums: Sequence[jax.Array], pairs: Sequence[tuple[Callable[[], jax.Array], Any]]
+) -> tuple[jax.Array, ...]:
+    """Each sum with a() @ b of its pair added, a in registers; one a() is computed during the products before it."""
+    if interpreted():  # the interpreter has no accumulators that start from a value, and no operands in registers
+        products = [jnp.dot(a(), b[...], preferred_element_type=jnp.float32) for a, b in pairs]
+        plgpu.commit_smem()  # TMA may write there next
+        return tuple(total + added for total, added in zip(sums, products))
+
+    def body(accs: Any) -> None:
+        for acc, (a, b) in zip(accs, pairs):
+            plgpu.wgmma(acc, a(), b)
+
+    return pl.run_state(body)(tuple(plgpu.ACC.init(x) for x in sums))
+
+
+def constant(shape: tuple[int, ...], value: float) -> jax.Array:
+    """A constant in the layout of wgmma's results, or for a vector in that of one per row of them."""
+    layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
+    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+
+def spread(vector: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """A vector along `axis` of a matrix, repeated along the other one."""
+    return lax.broadcast_in_dim(vector, shape, [axis])
+
+
+def load(ref: Any, axis: int) -> jax.Array:
+    """A vector that lies along `axis` of results of wgmma."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A tile of scores: its first query and key, and which of its axes has the queries."""
+
+    spec: AttentionSpec
+    masks: MaskArrays
+    """References to [B, padded length] arrays; ranges as a pair of such."""
+    batch: Any
+    q_start: Any
+    kv_start: Any
+    shape: tuple[int, int]
+    q_axis: int
+
+    def _index(self, axis: int, start: Any) -> jax.Array:
+        return start + plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=plgpu.Layout.WGMMA)
+
+    def _vector(self, ref: Any, axis: int, start: Any) -> jax.Array | None:
+        if ref is None:
+            return None
+        size = self.shape[axis]
+        return spread(load(ref.at[self.batch, pl.ds(start, size)], axis), self.shape, axis)
+
+    def sides(self) -> tuple[Rows, Rows]:
+        """Index, position, segment and range of each query and of each key, over the whole tile."""
+        q_axis, kv_axis, masks = self.q_axis, 1 - self.q_axis, self.masks
+        q_index, kv_index = self._index(q_axis, self.q_start), self._index(kv_axis, self.kv_start)
+        q_position = self._vector(masks.q_positions, q_axis, self.q_start)
+        kv_position = self._vector(masks.kv_positions, kv_axis, self.kv_start)
+        start, end = (None, None) if masks.kv_ranges is None else masks.kv_ranges
+        rows = Rows(
+            q_index,
+            q_index + first_position(self.spec) if q_position is None else q_position,
+            self._vector(masks.q_segments, q_axis, self.q_start),
+            self._vector(start, q_axis, self.q_start),
+            self._vector(end, q_axis, self.q_start),
+        )
+        keys = Rows(
+            kv_index,
+            kv_index if kv_position is None else kv_position,
+            self._vector(masks.kv_segments, kv_axis, self.kv_start),
+        )
+        return rows, keys
+
+    def seen(self, rows: Rows, keys: Rows) -> jax.Array:
+        """Which scores count: who sees whom, and no keys past the last."""
+        real = keys.index < self.spec.kv_len
+        mask = visible(self.spec, rows, keys)
+        return real if mask is None else mask & real
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """From products of queries and keys to logits in base 2."""
+
+    spec: AttentionSpec
+    slope: Any = None
+
+    def of(self, raw: jax.Array, tile: Tile, *, masked: bool) -> tuple[jax.Array, float]:
+        """(logits, factor): the logits are to be multiplied by the factor, which is positive; -inf if not visible."""
+        logits, factor = self.soft_capped(raw)
+        if self.slope is not None or masked:
+            rows, keys = tile.sides()
+            if self.slope is not None:
+                logits = logits * factor + alibi_bias(self.slope * LOG2E, rows, keys)
+                factor = 1.0
+            if masked:
+                logits = jnp.where(tile.seen(rows, keys), logits, -jnp.inf)
+        return logits, factor
+
+    def slope_of_cap(self, raw: jax.Array) -> jax.Array | None:
+        """d capped / d uncapped, where there is a cap."""
+        cap = self.spec.softcap
+        return None if cap is None else 1.0 - jnp.tanh(raw * (self.spec.scale / cap)) ** 2
+
+    def soft_capped(self, raw: jax.Array) -> tuple[jax.Array, float]:
+        """The logits before the bias, with their factor."""
+        scale, cap = self.spec.scale, self.spec.softcap
+        if cap is not None:
+            return jnp.tanh(raw * (scale / cap)), cap * LOG2E
+        if scale > 0:
+            return raw, scale * LOG2E
+        return raw * (scale * LOG2E), 1.0
+
+
+def sections(bounds: tuple[Any, ...], block: Callable[..., Any], state: Any) -> Any:
+    """Runs `block(index, state, masked=)` over blocks of keys: masked ones, those that everybody sees, masked ones."""
+    low, full_low, full_high, high = bounds
+    run = lambda first, last, state, masked: lax.fori_loop(  # noqa: E731
+        first, last, functools.partial(block, masked=masked), state
+    )
+    state = run(low, full_low, state, True)
+    state = run(full_low, full_high, state, False)
+    return run(full_high, high, state, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Blocks that come from global memory in order, through `stages` buffers in turn."""
+
+    stages: int
+    parts: tuple[tuple[Callable[[Any], Any], Any], ...]
+    """Of each part: block number -> its reference in global memory, and its buffers [stages, ...]."""
+    full: Any
+    """A barrier per buffer: its parts have arrived."""
+    empty: Any
+    """A barrier per buffer: every reader is done with it."""
+
+    def slot(self, step: Any) -> Any:
+        return lax.rem(step, jnp.int32(self.stages))
+
+    def fetch(self, step: Any) -> None:
+        """Starts the copies of block `step` once its buffer is free."""
+        slot = self.slot(step)
+
+        @pl.when(step >= self.stages)
+        def _() -> None:
+            plgpu.barrier_wait(self.empty.at[slot])
+
+        for source, buffers in self.parts:
+            plgpu.copy_gmem_to_smem(source(step), buffers.at[slot], self.full.at[slot])
+
+    def start(self, steps: Any) -> None:
+        """Fetches as many of the first blocks as there are buffers."""
+        for step in range(self.stages):
+            pl.when(step < steps)(functools.partial(self.fetch, jnp.int32(step)))
+
+    def refill(self, step: Any, steps: Any) -> None:
+        """Fetches what follows in the buffer of the block before `step`."""
+        after = step + self.stages - 1
+        pl.when((step > 0) & (after < steps))(functools.partial(self.fetch, after))
+
+    def wait(self, step: Any) -> None:
+        """Until block `step` has arrived."""
+        plgpu.barrier_wait(self.full.at[self.slot(step)])
+
+    def at(self, part: int, step: Any) -> Any:
+        """The buffer that holds `part` of block `step`."""
+        return self.parts[part][1].at[self.slot(step)]
+
+    def release(self, step: Any) -> None:
+        """This reader is done with block `step`."""
+        plgpu.barrier_arrive(self.empty.at[self.slot(step)])
