@@ -21,9 +21,9 @@ def make(shape, options, dtype=jnp.float32, seed=0):
         "v": jnp.asarray(rng.normal(size=(B, S, K, Hv)), dtype),
     }
     if options.pop("alibi_slopes", False):
-        arrays["alibi_slopes"] = jnp.asarray(rng.uniform(0.01, 0.3, N), jnp.float32)
+        arrays["alibi_slopes"] = jnp.asarray(rng.uniform(0.01, 0.3, N), dtype)
     if options.pop("sinks", False):
-        arrays["sinks"] = jnp.asarray(rng.normal(size=N), jnp.float32)
+        arrays["sinks"] = jnp.asarray(rng.normal(size=N), dtype)
     segments = np.sort(rng.integers(1, 5, (B, S)), axis=1).astype(np.int32)
     segments[:, -S // 10 :] = 0
     starts = np.array([[np.argmax(row == s) for s in row] for row in segments])
@@ -47,23 +47,24 @@ def positions(options, B, T, S):
 
 
 def numpy_mask(options, B, T, S):
-    """Who sees whom, by loops, from the words of DESIGN."""
-    q_positions, kv_positions = positions(options, B, T, S)
+    """Who sees whom, from the words of DESIGN."""
+    i, j = positions(options, B, T, S)
+    i, j = i[:, :, None], j[:, None]
     segments = options.get("segment_ids")
     q_segments, kv_segments = segments if isinstance(segments, tuple) else (segments, segments)
-    seen = np.zeros((B, T, S), bool)
-    for b, t, s in np.ndindex(B, T, S):
-        i, j = int(q_positions[b, t]), int(kv_positions[b, s])
-        ok = j <= i or not options.get("causal", True)
-        if (window := options.get("window")) is not None:
-            ok &= i - window < j and (j < i + window)
-        if (chunk := options.get("chunk")) is not None:
-            ok &= i // chunk == j // chunk
-        if q_segments is not None:
-            ok &= int(q_segments[b, t]) == int(kv_segments[b, s]) != 0
-        if (ranges := options.get("kv_ranges")) is not None:
-            ok &= int(ranges[b, t, 0]) <= s < int(ranges[b, t, 1])
-        seen[b, t, s] = ok
+    seen = np.ones((B, T, S), bool)
+    if options.get("causal", True):
+        seen &= j <= i
+    if (window := options.get("window")) is not None:
+        seen &= (i - window < j) & (j < i + window)
+    if (chunk := options.get("chunk")) is not None:
+        seen &= i // chunk == j // chunk
+    if q_segments is not None:
+        q_segments, kv_segments = np.asarray(q_segments)[:, :, None], np.asarray(kv_segments)[:, None]
+        seen &= (q_segments == kv_segments) & (kv_segments != 0)
+    if (ranges := options.get("kv_ranges")) is not None:
+        start, end = np.moveaxis(np.asarray(ranges), -1, 0)[..., None]
+        seen &= (start <= np.arange(S)) & (np.arange(S) < end)
     return seen
 
 
@@ -77,15 +78,17 @@ def cotangents(arrays, seed=1):
 
 def results(arrays, options, implementation):
     """{"out", "lse", and the gradient of each array under its name}, of one implementation."""
-
-    @jax.jit
-    def run(arrays, options, cotangents):
-        f = lambda arrays: flash_attention(**arrays, **options, **static, return_lse=True, implementation=implementation)  # noqa: E731
-        (out, lse), pull = jax.vjp(f, arrays)
-        return {"out": out, "lse": lse, **pull(cotangents)[0]}
-
     static = {key: value for key, value in options.items() if not isinstance(value, jax.Array | tuple)}
     data = {key: value for key, value in options.items() if key not in static}
+
+    @jax.jit
+    def run(arrays, data, cotangents):
+        def attend(arrays):
+            return flash_attention(**arrays, **data, **static, return_lse=True, implementation=implementation)
+
+        (out, lse), pull = jax.vjp(attend, arrays)
+        return {"out": out, "lse": lse, **pull(cotangents)[0]}
+
     return run(arrays, data, cotangents(arrays))
 
 

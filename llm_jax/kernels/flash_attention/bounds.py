@@ -107,8 +107,27 @@ def section_bounds(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, *, of:
     full_low = jnp.where(full, index, FAR).min(-1)
     full_high = jnp.where(full | (index < full_low[..., None]), full.shape[-1], index).min(-1)
     none = full_low == FAR
-    bounds = (low, jnp.where(none, low, full_low), jnp.where(none, low, full_high), high)
+    # Where nothing is full, all is masked: after it for queries, as under a causal mask, and before it for keys.
+    instead = low if of == "queries" else high
+    bounds = (low, jnp.where(none, instead, full_low), jnp.where(none, instead, full_high), high)
     return jnp.stack([x.astype(jnp.int32) for x in bounds], -1)
+
+
+def may_take_part(
+    spec: AttentionSpec, masks: MaskArrays
+) -> tuple[Bool[Array, "B T"] | None, Bool[Array, "B S"] | None]:
+    """Queries that may see a key, and keys that a query may see; None where all do.
+
+    Judged by extents as `block_bounds`: what is False takes no part for sure (padding, slots past a length).
+    """
+    data = spec.segments or spec.positions or spec.ranges
+    restricted = spec.causal or spec.window is not None or spec.chunk is not None
+    if not data and not (restricted and spec.q_len != spec.kv_len):
+        return None, None
+    B, T, S = spec.batch, spec.q_len, spec.kv_len
+    queries = _Extents.of(spec, Tiling(B, 1, T, 1, 1, S), masks).may_see()[:, :, 0]
+    keys = _Extents.of(spec, Tiling(B, 1, 1, T, S, 1), masks).may_see()[:, 0]
+    return queries, keys
 
 
 def span(visited: Bool[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
@@ -194,6 +213,7 @@ class _Extents:
         if self.starts is not None and self.ends is not None:
             first = jnp.arange(tiles.kv_blocks) * tiles.kv_block
             may_see &= (self.starts.low < first + tiles.kv_block) & (self.ends.high > first)
+            may_see &= self.starts.low < self.ends.high
         may_see = jnp.broadcast_to(may_see, (spec.batch, tiles.q_blocks, tiles.kv_blocks))
         return may_see.reshape(tiles.groups, tiles.rows, tiles.q_blocks, tiles.kv_blocks).any(1)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks, section_bounds
+from llm_jax.kernels.flash_attention.bounds import Tiling, may_take_part, pad_masks, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, backward_tiles, forward_tiles
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
 from llm_jax.kernels.platform import hopper_refusal
@@ -55,6 +55,7 @@ def forward(
     """Output in q's dtype and float32 log-sum-exp."""
     from llm_jax.kernels.flash_attention import gpu_forward
 
+    v = _only(may_take_part(spec, masks)[1], v)
     q, k, v = (_pad_heads(x) for x in (q, k, v))
     default = forward_tiles(spec, q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu", dtype=spec.dtype, shape=_shape_class(spec), default=default)
@@ -80,22 +81,22 @@ def backward(
     """Gradients of q, k, v and the slopes; probabilities are computed again from `lse`."""
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
+    queries, keys = may_take_part(spec, masks)
+    q, d_out, k, v = _only(queries, q), _only(queries, d_out), _only(keys, k), _only(keys, v)
     q, k, v, d_out = (_pad_heads(x) for x in (q, k, v, d_out))
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
     slopes = _float32(alibi_slopes)
     # exp2(score - inf) is the 0 that a row which sees nothing needs.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * math.log2(math.e))
-
-    def rows(x: Array, size: int, value: float) -> Array:
-        """[B, T, N] -> [B, N, whole blocks]."""
-        return jnp.pad(x.mT, ((0, 0), (0, 0), (0, size - spec.q_len)), constant_values=value)
+    delta = delta if queries is None else jnp.where(queries[..., None], delta, 0.0)
 
     def run(kernel: Any, tiling: Tiling, of: str) -> Any:
         bounds = section_bounds(spec, tiling, masks, of=of)
-        padded = rows(lse, tiling.q_padded, jnp.inf), rows(delta, tiling.q_padded, 0.0)
-        mask_blocks = _padded_masks(spec, tiling, masks)
-        return kernel(spec, sizes, q, k, v, slopes, mask_blocks, bounds, padded[0], d_out, padded[1])
+        padding = ((0, 0), (0, tiling.q_padded - spec.q_len), (0, 0))
+        rows = [jnp.pad(x, padding, constant_values=value) for x, value in ((lse, jnp.inf), (delta, 0.0))]
+        statistics = jnp.stack(rows, 1).transpose(0, 3, 1, 2)
+        return kernel(spec, sizes, q, k, v, slopes, _padded_masks(spec, tiling, masks), bounds, d_out, statistics)
 
     dq, sums = run(gpu_dq.dq, _tiling(spec, WARPGROUPS * sizes.dq_q_block, sizes.dq_kv_block), "queries")
     kv_tile = WARPGROUPS // sizes.dkv_panels * sizes.dkv_kv_block
@@ -116,6 +117,11 @@ def _padded_masks(spec: AttentionSpec, tiling: Tiling, masks: MaskArrays) -> Any
     masks = pad_masks(spec, tiling, masks)
     ranges = masks.kv_ranges
     return masks if ranges is None else masks._replace(kv_ranges=(ranges[..., 0], ranges[..., 1]))
+
+
+def _only(rows: Array | None, x: Float[Array, "B length heads size"]) -> Array:
+    """The rows that take part; a product with 0 of what others hold would not be 0 for NaN."""
+    return x if rows is None else jnp.where(rows[:, :, None, None], x, 0)
 
 
 def _float32(x: Array | None) -> Array | None:

@@ -27,21 +27,24 @@ def matrices(shape: tuple[int, ...], dtype: Any, *, summed: int = 64) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def product(a: Any, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
-    """a @ b in float32, in the layout of wgmma's results; `meanwhile` runs between its start and its end."""
+def product(pairs: Sequence[tuple[Any, Any]], meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """Sum of a @ b in float32, in the layout of wgmma's results; `meanwhile` runs between its start and its end."""
 
     def body(acc: Any) -> jax.Array:
-        plgpu.wgmma(acc, a, b)
+        for a, b in pairs:
+            plgpu.wgmma(acc, a, b)
         meanwhile()
         return acc[...]
 
-    return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+    return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
 
 
 def two_products(
-    first: Sequence[tuple[Any, Any]], second: Sequence[tuple[Any, Any]], between: Callable[[jax.Array], Any]
+    first: Sequence[tuple[Any, Any]],
+    second: Sequence[tuple[Any, Any]],
+    between: Callable[[jax.Array], Any],
 ) -> tuple[Any, jax.Array]:
-    """(between(sum of a @ b over `first`), the same sum over `second`): `between` runs while the second is computed."""
+    """(between(product(first)), product(second)); the second is computed during `between`."""
 
     def body(first_acc: Any, second_acc: Any) -> tuple[Any, jax.Array]:
         for a, b in first:
@@ -131,9 +134,11 @@ class Tile:
         return rows, keys
 
     def seen(self, rows: Rows, keys: Rows) -> jax.Array:
-        """Which scores count: who sees whom, and no keys past the last."""
-        real = keys.index < self.spec.kv_len
+        """Who sees whom, and nobody sees keys past the last; where these are rows, their results are dropped anyway."""
         mask = visible(self.spec, rows, keys)
+        if self.q_axis == 1 and mask is not None:
+            return mask
+        real = keys.index < self.spec.kv_len
         return real if mask is None else mask & real
 
 
@@ -171,24 +176,36 @@ class Scores:
         return raw * (scale * LOG2E), 1.0
 
 
-def sections(bounds: tuple[Any, ...], block: Callable[..., Any], state: Any) -> Any:
-    """Runs `block(index, state, masked=)` over blocks of keys: masked ones, those that everybody sees, masked ones."""
+def masked_ends(spec: AttentionSpec, *, of: str, kv_block: int) -> tuple[bool, bool]:
+    """Whether the blocks before those that everybody sees may need a mask, and those after; `of` as section_bounds."""
+    both = spec.segments or spec.positions or spec.ranges or spec.window is not None or spec.chunk is not None
+    if of == "queries":
+        return both, both or spec.causal or spec.kv_len % kv_block != 0
+    return both or spec.causal, both
+
+
+def sections(bounds: tuple[Any, ...], ends: tuple[bool, bool], block: Callable[..., Any], state: Any) -> Any:
+    """Runs `block(index, state, masked=)` over `section_bounds`: masked blocks, those that everybody sees, masked ones.
+
+    Sections that a mask never has are left out of the program.
+    """
     low, full_low, full_high, high = bounds
-    run = lambda first, last, state, masked: lax.fori_loop(  # noqa: E731
-        first, last, functools.partial(block, masked=masked), state
-    )
-    state = run(low, full_low, state, True)
-    state = run(full_low, full_high, state, False)
-    return run(full_high, high, state, True)
+    head, tail = ends
+    if head:
+        state = lax.fori_loop(low, full_low, functools.partial(block, masked=True), state)
+    state = lax.fori_loop(full_low, full_high, functools.partial(block, masked=False), state)
+    if tail:
+        state = lax.fori_loop(full_high, high, functools.partial(block, masked=True), state)
+    return state
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Blocks that come from global memory in order, through `stages` buffers in turn."""
+    """Blocks that come from global memory in order, one a step, through `stages` buffers in turn."""
 
     stages: int
-    parts: tuple[tuple[Callable[[Any], Any], Any], ...]
-    """Of each part: block number -> its reference in global memory, and its buffers [stages, ...]."""
+    parts: tuple[tuple[Callable[..., Any], Any], ...]
+    """Of each part: indices of a block -> its reference in global memory, and its buffers [stages, ...]."""
     full: Any
     """A barrier per buffer: its parts have arrived."""
     empty: Any
@@ -197,8 +214,8 @@ class Stream:
     def slot(self, step: Any) -> Any:
         return lax.rem(step, jnp.int32(self.stages))
 
-    def fetch(self, step: Any) -> None:
-        """Starts the copies of block `step` once its buffer is free."""
+    def fetch(self, step: Any, *block: Any) -> None:
+        """Starts the copies of the block of this step once its buffer is free."""
         slot = self.slot(step)
 
         @pl.when(step >= self.stages)
@@ -206,17 +223,20 @@ class Stream:
             plgpu.barrier_wait(self.empty.at[slot])
 
         for source, buffers in self.parts:
-            plgpu.copy_gmem_to_smem(source(step), buffers.at[slot], self.full.at[slot])
+            plgpu.copy_gmem_to_smem(source(*block), buffers.at[slot], self.full.at[slot])
 
-    def start(self, steps: Any) -> None:
-        """Fetches as many of the first blocks as there are buffers."""
+    def start(self, steps: Any, block: Callable[[int], tuple[Any, ...]]) -> None:
+        """Fetches as many of the first blocks as there are buffers; `block`: step -> indices."""
         for step in range(self.stages):
-            pl.when(step < steps)(functools.partial(self.fetch, jnp.int32(step)))
+            pl.when(step < steps)(lambda step=step: self.fetch(jnp.int32(step), *block(step)))
 
-    def refill(self, step: Any, steps: Any) -> None:
-        """Fetches what follows in the buffer of the block before `step`."""
-        after = step + self.stages - 1
-        pl.when((step > 0) & (after < steps))(functools.partial(self.fetch, after))
+    def refill(self, step: Any, there: Any, *block: Any) -> None:
+        """Fetches a block, if it is `there`, into the buffer of the step before: the block of step + stages - 1."""
+        pl.when((step > 0) & there)(lambda: self.fetch(step + self.stages - 1, *block))
+
+    def advance(self, step: Any, there: Any, *block: Any) -> None:
+        """Fetches the next block, at the start of `step`. With 3 stages, other warpgroups may be a step behind."""
+        self.refill(step - (self.stages - 2), there, *block)
 
     def wait(self, step: Any) -> None:
         """Until block `step` has arrived."""

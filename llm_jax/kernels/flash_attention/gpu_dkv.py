@@ -22,6 +22,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     accumulate,
     constant,
     load,
+    masked_ends,
     matrices,
     sections,
     spread,
@@ -40,9 +41,8 @@ def dkv(
     slopes: Float[Array, " N"] | None,
     masks: MaskArrays,
     bounds: Int[Array, "B tiles 4"],
-    lse: Float[Array, "B N padded"],
     d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B N padded"],
+    statistics: Float[Array, "B N 2 padded"],
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K Hv"]]:
     """Gradients of keys and values. `bounds` are `section_bounds` of the keys; the rest as for `dq`."""
     rows, q_block, stages, panels = tiles.dkv_kv_block, tiles.dkv_q_block, tiles.dkv_stages, tiles.dkv_panels
@@ -56,9 +56,8 @@ def dkv(
         slopes,
         masks,
         bounds,
-        lse,
         d_out,
-        delta,
+        statistics,
         dk,
         dv,
         *,
@@ -70,11 +69,12 @@ def dkv(
         delta_smem,
         **barriers,
     ):
+        ends = masked_ends(spec, of="keys", kv_block=rows)
         batch, kv_head, warpgroup = lax.axis_index("batch"), lax.axis_index("kv_heads"), lax.axis_index("warpgroup")
         kv_tile = lax.axis_index("kv_tiles")
         low, full_low, full_high, high = (bounds[batch, kv_tile, i] for i in range(4))
-        owner, panel = lax.div(warpgroup, jnp.int32(panels)), lax.rem(warpgroup, jnp.int32(panels))
         steps = (high - low) * spec.group
+        owner, panel = lax.div(warpgroup, jnp.int32(panels)), lax.rem(warpgroup, jnp.int32(panels))
 
         def keys_of(owner: Any) -> Any:
             return batch, pl.ds((kv_tile * owners + owner) * rows, rows), kv_head
@@ -82,23 +82,28 @@ def dkv(
         def columns(panel: Any, size: int) -> Any:
             return pl.ds(panel * size, size)
 
-        def query_head(step: Any) -> Any:
-            return kv_head * spec.group + lax.div(step, high - low)
+        def following(g: Any, j: Any) -> tuple[Any, Any]:
+            """The next block of queries: of this head, or the first one of the next head."""
+            last = j + 1 >= high
+            return g + last.astype(jnp.int32), jnp.where(last, low, j + 1)
 
-        def queries(step: Any) -> Any:
-            return pl.ds((low + lax.rem(step, high - low)) * q_block, q_block)
+        def first(step: int) -> tuple[Any, Any]:
+            return (jnp.int32(0), low) if step == 0 else following(*first(step - 1))
+
+        def queries(j: Any) -> Any:
+            return pl.ds(j * q_block, q_block)
 
         def blocks(ref: Any, panel: int, size: int) -> Any:
-            return lambda step: ref.at[batch, queries(step), query_head(step), columns(panel, size)]
+            return lambda g, j: ref.at[batch, queries(j), kv_head * spec.group + g, columns(panel, size)]
 
-        def vectors(ref: Any) -> Any:
-            return lambda step: ref.at[batch, query_head(step), queries(step)]
+        def vectors(which: int) -> Any:
+            return lambda g, j: statistics.at[batch, kv_head * spec.group + g, which, queries(j)]
 
         parts = (
             *((blocks(q, i, H), q_smem.at[i]) for i in range(panels)),
             *((blocks(d_out, i, Hv), o_smem.at[i]) for i in range(panels)),
-            (vectors(lse), lse_smem),
-            (vectors(delta), delta_smem),
+            (vectors(0), lse_smem),
+            (vectors(1), delta_smem),
         )
         stream = Stream(stages, parts, barriers["full"], barriers["empty"])
 
@@ -109,7 +114,7 @@ def dkv(
                     for ref, buffer, size in ((k, k_smem, H), (v, v_smem, Hv)):
                         source = ref.at[*keys_of(i), columns(j, size)]
                         plgpu.copy_gmem_to_smem(source, buffer.at[i, j], barriers["kv_full"])
-            stream.start(steps)
+            stream.start(steps, first)
 
         plgpu.barrier_wait(barriers["kv_full"])
         kv_start = (kv_tile * owners + owner) * rows
@@ -121,11 +126,11 @@ def dkv(
                 step = g * (high - low) + j - low
                 shape = (rows, q_block)
                 tile = Tile(spec, masks, batch, j * q_block, kv_start, shape, q_axis=1)
+                pl.when(warpgroup == 0)(lambda: stream.advance(step, step + 1 < steps, *following(g, j)))
                 stream.wait(step)
                 slot = stream.slot(step)
 
                 def probabilities(raw: Array) -> tuple[Array, Array]:
-                    pl.when(warpgroup == 0)(lambda: stream.refill(step, steps))
                     logits, factor = scores.of(raw, tile, masked=masked)
                     my_lse = load(lse_smem.at[slot], 1)
                     return jnp.exp2(logits * factor - spread(my_lse, shape, 1)), scores.slope_of_cap(raw)
@@ -147,7 +152,7 @@ def dkv(
                 stream.release(step)
                 return dk, dv
 
-            return sections((low, full_low, full_high, high), block, state)
+            return sections((low, full_low, full_high, high), ends, block, state)
 
         state = constant((rows, H), 0.0), constant((rows, Hv), 0.0)
         d_keys, d_values = lax.fori_loop(0, spec.group, head, state)
@@ -181,4 +186,4 @@ def dkv(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name="llm_jax_flash_attention_dkv",
-    )(q, k, v, slopes, masks, bounds, lse, d_out, delta)
+    )(q, k, v, slopes, masks, bounds, d_out, statistics)

@@ -20,6 +20,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     accumulate,
     constant,
     load,
+    masked_ends,
     matrices,
     sections,
     spread,
@@ -38,11 +39,13 @@ def dq(
     slopes: Float[Array, " N"] | None,
     masks: MaskArrays,
     bounds: Int[Array, "B tiles 4"],
-    lse: Float[Array, "B N padded"],
     d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B N padded"],
+    statistics: Float[Array, "B N 2 padded"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N padded"] | None]:
-    """Gradient of the queries, and per query that of the slope. `lse` in base 2, +inf for rows that see nothing."""
+    """Gradient of the queries, and per query that of the slope.
+
+    `statistics`: log-sum-exp in base 2, +inf for rows that see nothing; sum(out · d_out) less the former's cotangent.
+    """
     rows, kv_block, stages = tiles.dq_q_block, tiles.dq_kv_block, tiles.dq_stages
     H, Hv, dtype = q.shape[3], v.shape[3], q.dtype
     q_tiles = bounds.shape[1]
@@ -54,9 +57,8 @@ def dq(
         slopes,
         masks,
         bounds,
-        lse,
         d_out,
-        delta,
+        statistics,
         dq,
         d_slopes,
         *,
@@ -67,6 +69,7 @@ def dq(
         sums_smem,
         **barriers,
     ):
+        ends = masked_ends(spec, of="queries", kv_block=kv_block)
         batch, head, warpgroup = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("warpgroup")
         q_tile = q_tiles - 1 - lax.axis_index("q_tiles")
         kv_head = lax.div(head, jnp.int32(spec.group))
@@ -75,15 +78,15 @@ def dq(
         queries = (batch, pl.ds(q_start, rows), head)
 
         def blocks(ref: Any) -> Any:
-            return lambda step: ref.at[batch, pl.ds((low + step) * kv_block, kv_block), kv_head]
+            return lambda j: ref.at[batch, pl.ds(j * kv_block, kv_block), kv_head]
 
         parts = ((blocks(k), k_smem), (blocks(v), v_smem))
         stream = Stream(stages, parts, barriers["full"], barriers["empty"])
-        pl.when(warpgroup == 0)(lambda: stream.start(high - low))
+        pl.when(warpgroup == 0)(lambda: stream.start(high - low, lambda step: (low + step,)))
         q_mine, o_mine, ready = q_smem.at[warpgroup], o_smem.at[warpgroup], barriers["q_full"].at[warpgroup]
         plgpu.copy_gmem_to_smem(q.at[queries], q_mine, ready)
         plgpu.copy_gmem_to_smem(d_out.at[queries], o_mine, ready)
-        my_lse, my_delta = (load(x.at[batch, head, pl.ds(q_start, rows)], 0) for x in (lse, delta))
+        my_lse, my_delta = (load(statistics.at[batch, head, i, pl.ds(q_start, rows)], 0) for i in range(2))
         scores = Scores(spec, None if slopes is None else slopes[head])
         plgpu.barrier_wait(ready)
 
@@ -93,10 +96,10 @@ def dq(
             tile = Tile(spec, masks, batch, q_start, j * kv_block, shape, q_axis=0)
 
             def probabilities(raw: Array) -> tuple[Array, Array]:
-                pl.when(warpgroup == 0)(lambda: stream.refill(step, high - low))
                 logits, factor = scores.of(raw, tile, masked=masked)
                 return jnp.exp2(logits * factor - spread(my_lse, shape, 0)), scores.slope_of_cap(raw)
 
+            pl.when(warpgroup == 0)(lambda: stream.advance(step, j + 1 < high, j + 1))
             stream.wait(step)
             keys, values = stream.at(0, step), stream.at(1, step)
             (probs, cap), d_probs = two_products(((q_mine, keys.T),), ((o_mine, values.T),), probabilities)
@@ -113,7 +116,7 @@ def dq(
         state = (constant((rows, H), 0.0),)
         if slopes is not None:
             state += (constant((rows,), 0.0),)
-        total, *sums = sections((low, full_low, full_high, high), block, state)
+        total, *sums = sections((low, full_low, full_high, high), ends, block, state)
         q_mine[...] = (total * spec.scale).astype(dtype)
         if slopes is not None:
             sums_smem.at[warpgroup][...] = sums[0]
@@ -123,10 +126,10 @@ def dq(
             plgpu.copy_smem_to_gmem(sums_smem.at[warpgroup], d_slopes.at[batch, head, pl.ds(q_start, rows)])
         plgpu.wait_smem_to_gmem(0)
 
-    like_lse = jax.ShapeDtypeStruct(lse.shape, jnp.float32)
+    per_query = jax.ShapeDtypeStruct((*statistics.shape[:2], statistics.shape[3]), jnp.float32)
     return plgpu.kernel(
         kernel,
-        out_type=(jax.ShapeDtypeStruct(q.shape, dtype), None if slopes is None else like_lse),
+        out_type=(jax.ShapeDtypeStruct(q.shape, dtype), None if slopes is None else per_query),
         scratch_types=dict(
             q_smem=matrices((WARPGROUPS, rows, H), dtype, summed=kv_block),
             o_smem=matrices((WARPGROUPS, rows, Hv), dtype),
@@ -143,4 +146,4 @@ def dq(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name="llm_jax_flash_attention_dq",
-    )(q, k, v, slopes, masks, bounds, lse, d_out, delta)
+    )(q, k, v, slopes, masks, bounds, d_out, statistics)

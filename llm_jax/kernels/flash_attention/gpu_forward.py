@@ -21,6 +21,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     Tile,
     accumulate,
     constant,
+    masked_ends,
     matrices,
     product,
     sections,
@@ -56,7 +57,7 @@ def forward(
         low, full_low, full_high, high = (bounds[batch, q_tile, i] for i in range(4))
 
         def blocks(ref: Any) -> Any:
-            return lambda step: ref.at[batch, pl.ds((low + step) * kv_block, kv_block), kv_head]
+            return lambda j: ref.at[batch, pl.ds(j * kv_block, kv_block), kv_head]
 
         keys = Stream(stages, ((blocks(k), k_smem),), barriers["k_full"], barriers["k_empty"])
         values = Stream(stages, ((blocks(v), v_smem),), barriers["v_full"], barriers["v_empty"])
@@ -75,7 +76,7 @@ def forward(
                 top, total, acc = state
                 step = j - low
                 keys.wait(step)
-                raw = product(q_mine, keys.at(0, step).T, meanwhile=take_turns)
+                raw = product(((q_mine, keys.at(0, step).T),), meanwhile=take_turns)
                 keys.release(step)
                 tile = Tile(spec, masks, batch, q_start, j * kv_block, raw.shape, q_axis=0)
                 logits, factor = scores.of(raw, tile, masked=masked)
@@ -92,8 +93,8 @@ def forward(
 
                     @pl.when(warpgroup == 0)
                     def _() -> None:  # what is done with by now: these keys, and the values of the step before
-                        keys.refill(step + 1, high - low)
-                        values.refill(step, high - low)
+                        keys.refill(step + 1, j + stages < high, j + stages)
+                        values.refill(step, j + stages - 1 < high, j + stages - 1)
 
                 values.wait(step)
                 take_turns()
@@ -106,7 +107,8 @@ def forward(
             else:
                 state = constant((rows,), 0.0) + sinks[head] * LOG2E, constant((rows,), 1.0)
             pl.when(warpgroup == 1)(take_turns)
-            state = sections((low, full_low, full_high, high), block, (*state, constant((rows, Hv), 0.0)))
+            ends = masked_ends(spec, of="queries", kv_block=kv_block)
+            state = sections((low, full_low, full_high, high), ends, block, (*state, constant((rows, Hv), 0.0)))
             pl.when(warpgroup == 0)(take_turns)
             top, total, acc = state
             acc = acc * spread(jnp.where(total > 0, 1.0 / total, 0.0), acc.shape, 0)
@@ -127,8 +129,8 @@ def forward(
 
                 @pl.when(warpgroup == 0)
                 def _() -> None:
-                    keys.start(high - low)
-                    values.start(high - low)
+                    keys.start(high - low, lambda step: (low + step,))
+                    values.start(high - low, lambda step: (low + step,))
 
             compute()
 
@@ -140,8 +142,8 @@ def forward(
 
                 @pl.loop(0, high - low)
                 def _(step: Array) -> None:
-                    keys.fetch(step)
-                    values.fetch(step)
+                    keys.fetch(step, low + step)
+                    values.fetch(step, low + step)
 
     out_type = (
         jax.ShapeDtypeStruct((*q.shape[:3], Hv), dtype),

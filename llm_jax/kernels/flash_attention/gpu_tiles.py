@@ -27,10 +27,10 @@ class BackwardTiles:
 
     dq_q_block: int = 64
     dq_kv_block: int = 64
-    dq_stages: int = 2
+    dq_stages: int = 3
     dkv_kv_block: int = 64
     dkv_q_block: int = 64
-    dkv_stages: int = 2
+    dkv_stages: int = 3
     dkv_panels: int = 1
     """1: each warpgroup has its own keys; 2: both have the same, and each sums half the columns of the gradients."""
 
@@ -48,7 +48,7 @@ def forward_tiles(spec: AttentionSpec, head_dim: int, value_dim: int) -> Forward
 def backward_tiles(head_dim: int, value_dim: int) -> BackwardTiles:
     """The default for padded head sizes."""
     if value_dim > 128:
-        return BackwardTiles(dq_kv_block=32, dkv_panels=2)
+        return BackwardTiles(dq_kv_block=32, dkv_panels=2, dkv_stages=2)
     if head_dim > 128:
         return BackwardTiles(dkv_panels=2)
     return BackwardTiles()
