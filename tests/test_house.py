@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llm_jax"
 ROWS = [
-    ["__init__", "main", "generate", "convert", "show_data", "report", "describe", "score"],
+    ["__init__", "main", "generate", "convert", "show_data", "report", "describe", "score", "tune"],
     ["jobs"],
     ["training", "inference"],
     ["data", "objectives", "adapters"],

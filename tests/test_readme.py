@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax import describe, generate, main, report, show_data
+from llm_jax import describe, generate, main, report, show_data, tune
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_names
 from llm_jax.jobs.config import JOBS
 from llm_jax.jobs.registry import load_config
+from llm_jax.jobs.tune import read_shape
+from llm_jax.kernels.tuning import tuning_of
 from llm_jax.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +26,7 @@ def arguments(line: str) -> list[str]:
 
 
 def test_the_commands_are_found():
-    doors = ("main", "generate", "show_data", "convert", "describe", "report", "score")
+    doors = ("main", "generate", "show_data", "convert", "describe", "report", "score", "tune")
     assert {module for module, _ in COMMANDS} == {f"llm_jax.{door}" for door in doors}
 
 
@@ -43,6 +45,9 @@ def test_commands_are_accepted(module, line, monkeypatch):
         assert importlib.import_module(module).parse(argv)[0]
     elif module == "llm_jax.describe":
         assert describe.parse(argv)[0]
+    elif module == "llm_jax.tune":
+        op, given, _ = tune.parse(argv)
+        assert read_shape(given["--shape"], tuning_of(op))
     else:
         if module == "llm_jax.main":
             parsed = main.parse(argv)

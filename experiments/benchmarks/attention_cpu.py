@@ -1,39 +1,52 @@
 """Attention on this machine's CPU: ours, `jax.nn`, and (with --peer-python) PyTorch's SDPA, float32, causal.
 
-    python experiments/benchmarks/attention_cpu.py [--peer-python PYTHON_WITH_TORCH] [--repeats 15]
+    python experiments/benchmarks/attention_cpu.py [--peer-python PYTHON_WITH_TORCH] [--repeats 15] [--lengths 256,2048]
 
-Prints a Markdown table of medians (and least) in milliseconds of wall time. Calls of all rows alternate, PyTorch's
-in a process of its own that waits its turn, so that a busy machine disturbs all alike. "packed" rows hold documents
-of 100 tokens; PyTorch and jax.nn, given the mask as an array, compute all of it.
+Prints a Markdown table of medians in milliseconds, of wall time (the least in brackets) and of CPU time, which a busy
+machine disturbs less, and ours over each of the others (medians of the ratios of neighbouring calls, of both times).
+Calls of all rows alternate, PyTorch's in a process of its own that waits for its turn. "packed" rows hold documents of
+100 tokens; PyTorch and jax.nn, given the mask as an array, compute all of it. A second table has the temporary memory of our compiled programs by length.
 """
 
 import argparse
 import importlib
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-SHAPES = ((8, 256, 256, 8, 32), (8, 128, 128, 4, 32), (4, 1024, 1024, 8, 64), (8, 1, 512, 8, 32))
+SHAPES = (
+    (8, 256, 256, 8, 32),
+    (8, 2048, 2048, 8, 32),
+    (8, 128, 128, 4, 32),
+    (4, 1024, 1024, 8, 64),
+    (8, 1, 512, 8, 32),
+)
 """B, T, S, N, H. T = 1 is a decoding step against a full cache."""
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+"""Of the table of memory, B8 N8 H32."""
 MODES = ("forward", "forward+backward")
 DOCUMENT = 100
+LENGTHS_ASKED = "ATTENTION_CPU_LENGTHS"
+"""Set for the worker alone."""
 
 
-def cases() -> list[tuple[tuple[int, ...], bool, str]]:
-    """(shape, packed, mode) of every row."""
+def cases(lengths: str) -> list[tuple[tuple[int, ...], bool, str]]:
+    """(shape, packed, mode) of every row. `lengths`: those of T that are wanted, or "" for all."""
     return [
         (shape, packed, mode)
         for shape in SHAPES
+        if not lengths or str(shape[1]) in lengths.split(",")
         for packed in (False, True)
         for mode in MODES
         if shape[1] > 1 or (mode == "forward" and not packed)
     ]
 
 
-def jax_calls() -> dict[str, list[Callable[[], object]]]:
+def jax_calls(lengths: str) -> dict[str, list[Callable[[], object]]]:
     """One compiled call per case, for our op and for jax.nn."""
     import jax
     import jax.numpy as jnp
@@ -47,15 +60,15 @@ def jax_calls() -> dict[str, list[Callable[[], object]]]:
         k, v = (jax.random.normal(key, (B, S, N, H)) for key in keys[2:])
         segments = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32) // DOCUMENT + 1, (B, S)) if packed else None
 
-        def forward(q, k, v, segments):
+        def forward(q, k, v, segments, g):
             return attend(q, k, v, segments)
 
-        def both(q, k, v, segments):
+        def both(q, k, v, segments, g):
             out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
             return out, pull(g)
 
         run = jax.jit(forward if mode == "forward" else both)
-        return lambda: jax.block_until_ready(run(q, k, v, segments))
+        return lambda: jax.block_until_ready(run(q, k, v, segments, g))
 
     def ours(q, k, v, segments):
         return flash_attention(q, k, v, segment_ids=segments)
@@ -67,16 +80,36 @@ def jax_calls() -> dict[str, list[Callable[[], object]]]:
             mask &= segments[:, :, None] == segments[:, None, :]
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
-    return {name: [call(f, *case) for case in cases()] for name, f in (("llm_jax", ours), ("jax.nn", jax_nn))}
+    return {name: [call(f, *case) for case in cases(lengths)] for name, f in (("llm_jax", ours), ("jax.nn", jax_nn))}
+
+
+def memory_table() -> None:
+    """What XLA sets aside for temporaries; inputs and outputs come on top."""
+    import jax
+
+    from llm_jax.kernels import flash_attention
+
+    def both(q, k, v, g):
+        out, pull = jax.vjp(flash_attention, q, k, v)
+        return out, pull(g)
+
+    print("\n| T | one array MiB | forward MiB | forward+backward MiB | scores of standard attention MiB |")
+    print("|---|---|---|---|---|")
+    for T in LENGTHS:
+        x = jax.ShapeDtypeStruct((8, T, 8, 32), "float32")
+        programs = (jax.jit(flash_attention).lower(x, x, x), jax.jit(both).lower(x, x, x, x))
+        taken = [program.compile().memory_analysis().temp_size_in_bytes for program in programs]
+        figures = (4 * x.size, *taken, 4 * 8 * 8 * T * T)
+        print(f"| {T} | " + " | ".join(f"{f / 2**20:.1f}" for f in figures) + " |")
 
 
 def torch_worker() -> None:
-    """Times case i for every line "i" on stdin; answers in seconds. Runs under the peer's Python."""
+    """Times case i for every line "i" on stdin; answers wall and CPU seconds. Runs under the peer's Python."""
     torch: Any = importlib.import_module("torch")
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     calls = []
-    for (B, T, S, N, H), packed, mode in cases():
+    for (B, T, S, N, H), packed, mode in cases(os.environ[LENGTHS_ASKED]):
         backward = mode != "forward"
         q, k, v = (torch.randn(B, N, L, H, requires_grad=backward) for L in (T, S, S))
         g, mask = torch.randn(B, N, T, H), None
@@ -95,29 +128,32 @@ def torch_worker() -> None:
         calls.append(call)
     print("ready", flush=True)
     for line in sys.stdin:
-        print(_seconds(calls[int(line)]), flush=True)
+        print(*_seconds(calls[int(line)]), flush=True)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall time, and CPU time of all threads of this process."""
+    start, busy = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="a Python that has torch; without it its column is left out")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--lengths", default="", help="of queries, to leave the other rows out")
     options = parser.parse_args()
-    timers: dict[str, Callable[[int], float]] = {}
-    for name, calls in jax_calls().items():
+    timers: dict[str, Callable[[int], tuple[float, float]]] = {}
+    for name, calls in jax_calls(options.lengths).items():
         for call in calls:
             call()
         timers[name] = lambda i, calls=calls: _seconds(calls[i])
     peer = None
     if options.peer_python:
         command = [options.peer_python, os.path.abspath(__file__)]
-        environment = os.environ | {"ATTENTION_CPU_PEER": "1"}
+        environment = os.environ | {LENGTHS_ASKED: options.lengths}
+        environment.pop("PYTHONPATH", None)
         peer = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
         )
@@ -126,27 +162,38 @@ def main() -> None:
         if stdout.readline().strip() != "ready":
             sys.exit(f"error: {options.peer_python} could not run the PyTorch side")
 
-        def ask(i: int) -> float:
+        def ask(i: int) -> tuple[float, float]:
             print(i, file=stdin, flush=True)
-            return float(stdout.readline())
+            wall, cpu = stdout.readline().split()
+            return float(wall), float(cpu)
 
         timers["PyTorch"] = ask
-    print("| B T S N H | mask | | " + " | ".join(f"{name} median (least) ms" for name in timers) + " |")
-    print("|---|---|---|" + "---|" * len(timers))
-    for i, (shape, packed, mode) in enumerate(cases()):
-        times: dict[str, list[float]] = {name: [] for name in timers}
+    others = [name for name in timers if name != "llm_jax"]
+    columns = [f"{name} ms: wall (least), CPU" for name in timers] + [f"ours / {name}: wall, CPU" for name in others]
+    print(f"| B T S N H | mask | | {' | '.join(columns)} |\n|---|---|---|{'---|' * len(columns)}")
+    for i, (shape, packed, mode) in enumerate(cases(options.lengths)):
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
         for _ in range(options.repeats):
             for name, timer in timers.items():
-                times[name].append(1e3 * timer(i))
-        cells = (f"{sorted(t)[len(t) // 2]:.2f} ({min(t):.2f})" for t in times.values())
-        print(f"| {' '.join(map(str, shape))} | {'packed' if packed else 'causal'} | {mode} | {' | '.join(cells)} |")
+                times[name].append(timer(i))
+        cells = []
+        for each in times.values():
+            wall, cpu = ([1e3 * one[k] for one in each] for k in (0, 1))
+            cells.append(f"{statistics.median(wall):.2f} ({min(wall):.2f}), {statistics.median(cpu):.2f}")
+        for name in others:
+            pairs = list(zip(times["llm_jax"], times[name], strict=True))
+            wall, cpu = (statistics.median(ours[k] / other[k] for ours, other in pairs) for k in (0, 1))
+            cells.append(f"{wall:.2f}, {cpu:.2f}")
+        row = " ".join(map(str, shape)), "packed" if packed else "causal", mode, *cells
+        print(f"| {' | '.join(row)} |", flush=True)
+    memory_table()
     if peer is not None and peer.stdin is not None:
         peer.stdin.close()
         peer.wait(timeout=30)
 
 
 if __name__ == "__main__":
-    if os.environ.get("ATTENTION_CPU_PEER"):
+    if LENGTHS_ASKED in os.environ:
         torch_worker()
     else:
         main()

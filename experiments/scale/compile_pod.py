@@ -4,14 +4,16 @@
     python experiments/scale/compile_pod.py --topology v6e:8x8 --rows 1 --microbatches 4
     python experiments/scale/compile_pod.py --topology h200:1x1x8 --rows 1 --microbatches 4
 
-TPUs need the extra `aot` (libtpu), GPUs an environment with `jax[cuda13]`; neither needs an accelerator. Prints whether
-the step fits, bytes per chip, the collectives, and for TPUs the compiler's own estimate of the step's time (that of
-communication, which it does not give, left out) with the share of peak that it implies: model FLOPs (6 per weight of a
-matrix product and token, and causal attention at half of its square; no recomputation) over time and the datasheet's
-bfloat16 peak. Figures that were seen are in `README.md` beside this file.
+TPUs need the extra `aot` (libtpu), GPUs the extra `aot-gpu`; neither needs an accelerator. Prints whether the step
+fits, bytes per chip, how often each of our kernels and each collective stands in the program, and for TPUs the
+compiler's own estimate of the step's time (that of communication, which it does not give, left out) with the share of
+peak that it implies: model FLOPs (6 per weight of a matrix product and token, and causal attention at half of its
+square; no recomputation) over time and the datasheet's bfloat16 peak. Figures that were seen are in `README.md` beside
+this file.
 """
 
 import argparse
+import collections
 import json
 import math
 import os
@@ -24,7 +26,6 @@ from hlo_cycles import program_cycles
 os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="-1")
 
 import jax
-from jax.experimental import topologies
 
 from llm_jax.jobs.registry import load_config
 from llm_jax.jobs.terms import sft_objective
@@ -32,6 +33,7 @@ from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params, declarations
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.sharding import MeshConfig, make_plan
+from llm_jax.sharding.described import custom_calls, devices_of
 from llm_jax.training import abstract_state, make_optimizer, make_train_step
 from llm_jax.training.peaks import peak_flops
 
@@ -40,31 +42,6 @@ GIB = 2**30
 CLOCK = 1.75e9
 """Of v5p and v6e: their datasheets' peak over two operations a cycle of every cell of their matrix units."""
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
-  shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
-  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98  l2_cache_size: 62914560
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  registers_per_core_limit: 65536  registers_per_block_limit: 65536
-  memory_bandwidth: 4800000000000  device_memory_size: 150754820096
-  cuda_compute_capability { major: 9  feature_extension: ACCELERATED_FEATURES }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9  minor: 28 }
-runtime_version { major: 13  minor: 0 }
-device_description_str: "NVIDIA H200"
-"""
-
-
-def devices_of(topology: str) -> list:
-    """`KIND:SHAPE`; for GPUs the shape is slices x hosts x GPUs per host."""
-    kind, _, shape = topology.partition(":")
-    if kind == "h200":
-        described = topologies.get_topology_desc(platform="cuda", target_config=H200, topology=shape)
-    else:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    return list(described.devices)
 
 
 def trips(around: int | None, tokens: int) -> float:
@@ -84,9 +61,11 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--remat", default=None)
     parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the config; repeatable")
     args = parser.parse_args()
 
-    config = load_config(f"{CONFIG}:{args.variant}").resolve([("data.path", "-"), ("tokenizer.path", "-")])
+    changed = [tuple(text.split("=", 1)) for text in args.set]
+    config = load_config(f"{CONFIG}:{args.variant}").resolve([("data.path", "-"), ("tokenizer.path", "-"), *changed])
     devices = devices_of(args.topology)
     mesh = MeshConfig(data=len(devices) // args.tensor, tensor=args.tensor, zero=3)
     plan = make_plan(mesh, devices=devices, compute_dtype=config.train.compute_dtype)
@@ -117,6 +96,7 @@ def main() -> None:
         "compile_seconds": round(seconds, 1),
         "state_gib": round(memory.argument_size_in_bytes / GIB, 2),
         "peak_gib": round(memory.peak_memory_in_bytes / GIB, 2),
+        "kernels": collections.Counter(name for name, _ in custom_calls(text) if name.startswith("llm_jax_")),
         "collectives": {op: len(re.findall(rf" {op}(?:-start)?\(", text)) for op in COLLECTIVES},
         "model_tflop_per_chip": round(flops / 1e12, 1),
         "seconds_at_peak": round(flops / peak, 3) if peak else None,

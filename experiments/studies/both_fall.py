@@ -4,18 +4,19 @@
 
 A pair is the careful solution of a word problem, and the same with one digit of one equation's result changed. Up to
 that digit both are equal, so DPO's gradient there is 0; at the digit it asks for the right one; and behind it there are
-equal tokens again, which it wants likelier after the right digit and less likely after the wrong one. A network can
-hardly tell the two contexts apart, and lowering both is what lowers the loss (Pal et al. 2024, arXiv:2402.13228,
-section 3). Every change of a log-probability is therefore given before, at and behind the digit.
+equal tokens again, which it wants likelier after the right digit and less likely after the wrong one. A network that
+hardly tells the two contexts apart, and is surer of such a token after the right digit, widens the margin by lowering
+its logit in both (Pal et al. 2024, arXiv:2402.13228, section 3). Every change of a log-probability is therefore given
+before, at and behind the digit.
 
 Arms: DPO with three beta; RPO (DPO and the chosen answer's likelihood); DPO-positive; Step-DPO, the same pairs as one
 step each, with what stands before it masked and nothing behind it; and the likelihood of the chosen answers alone. Each
-trains every seed's own first policy at every rate, so that smaller steps are seen beside other losses. The rate of the
-last table is chosen by exact match on other problems than those reported.
+trains every seed's own first policy at every rate, so that smaller steps are seen beside other losses. One of the rates
+is each loss's choice, by exact match on other problems than those reported.
 
-Prints two Markdown tables: log-probabilities on held-out pairs and exact match by rate, means over the seeds; and exact
-match at the chosen rate, its difference to the start with the 95% interval of a bootstrap over problems. The plot has
-exact match by rate.
+Prints two Markdown tables by loss and rate: log-probabilities on held-out pairs, means over the seeds; and exact match,
+its difference to the start and to DPO at the same rate with the 95% interval of a bootstrap over problems, and which
+rate is the chosen one. The plot has exact match by rate.
 """
 
 import argparse
@@ -57,8 +58,9 @@ def dpo(beta: float) -> PreferenceConfig:
     return PreferenceConfig(loss_type="sigmoid", beta=beta)
 
 
+DPO = "DPO"
 ARMS = {
-    "DPO": Arm(dpo(0.1)),
+    DPO: Arm(dpo(0.1)),
     "DPO, beta 0.02": Arm(dpo(0.02)),
     "DPO, beta 0.5": Arm(dpo(0.5)),
     "RPO": Arm(PreferenceConfig(loss_type="rpo", beta=0.1)),
@@ -179,10 +181,12 @@ def main() -> None:
     at_start = np.stack([one.correct for one in begun])
     shares = list(map(float, at_start.mean(axis=1)))
     say(f"start: {cell(shares)}")
-    moves, ends = [], [["start", "", cell(shares), ""]]
+    moves, ends = [], [["start", "", cell(shares), "", "", ""]]
     curves = {"start": [(float(rate), float(at_start.mean())) for rate in options.rates]}
+    of_dpo: dict[float, np.ndarray] = {}
     for name in options.arms:
         found = study.arm(name)
+        chosen = max(found, key=lambda rate: mean(one.chosen_on for one in found[rate]))
         for rate, seeds in found.items():
             places = [
                 " / ".join(signed(getattr(one, side)[:, i].mean() for one in seeds) for i in range(len(WHERE)))
@@ -190,18 +194,19 @@ def main() -> None:
             ]
             sums = [signed(getattr(one, side).sum(1).mean() for one in seeds) for side in ("chosen", "rejected")]
             shares = [f"{mean(getattr(one, what) for one in seeds):.2f}" for what in ("both_fall", "accuracy")]
-            exact = cell([one.correct.mean() for one in seeds])
-            moves.append([name, f"{rate:g}", sums[0], places[0], sums[1], places[1], *shares, exact])
+            moves.append([name, f"{rate:g}", sums[0], places[0], sums[1], places[1], *shares])
+            correct = np.stack([one.correct for one in seeds])
+            if name == DPO:
+                of_dpo[rate] = correct
+            beside = difference(correct, of_dpo[rate]) if of_dpo and name != DPO else ""
+            exact = cell(list(map(float, correct.mean(axis=1))))
+            taken = "chosen" if rate == chosen else ""
+            ends.append([name, f"{rate:g}", exact, difference(correct, at_start), beside, taken])
         curves[name] = [(rate, mean(one.correct.mean() for one in seeds)) for rate, seeds in found.items()]
-        rate = max(found, key=lambda rate: mean(one.chosen_on for one in found[rate]))
-        correct = np.stack([one.correct for one in found[rate]])
-        ends.append(
-            [name, f"{rate:g}", cell([one.correct.mean() for one in found[rate]]), difference(correct, at_start)]
-        )
     of_digit = f"{' / '.join(WHERE)} the digit"
     head = ["loss", "learning rate", "chosen, nats", of_digit, "rejected, nats", of_digit, "both fall", "margin > 0"]
-    print(table([*head, "exact match"], moves) + "\n")
-    print(table(["loss", "learning rate", "exact match", "beside the start"], ends))
+    print(table(head, moves) + "\n")
+    print(table(["loss", "learning rate", "exact match", "beside the start", f"beside {DPO}, same rate", "rate"], ends))
     Path(options.svg).write_text(lines(curves, "learning rate; exact match on held-out problems", log_x=True))
 
 

@@ -12,14 +12,14 @@ copies of prompts, and nothing else; pairs of its own answers are drawn and judg
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import PLAN, Rows, mean
+from common import PLAN, Rows
 
 from llm_jax import objectives
 from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params
@@ -45,6 +45,9 @@ ANSWERS = _answers()
 """int32[answers, LONGEST], filled up with END."""
 LENGTHS = np.minimum((ANSWERS != END).sum(-1) + 1, LONGEST).astype(np.int32)
 """Tokens of each, the one that ends it included."""
+STEMS = np.array([*itertools.product(range(LETTERS), repeat=LONGEST - 1)], np.int32)
+"""All answers but for their last letter: what a model says behind each part of these says all of all answers."""
+_STEM_OF = np.where(ANSWERS == END, 0, ANSWERS)[:, :-1] @ LETTERS ** np.arange(LONGEST - 1)[::-1]
 PROMPTS = np.array([*itertools.product(range(LETTERS), repeat=PLACES)], np.int32)
 
 
@@ -65,9 +68,14 @@ def answer_logps(policy: Decoder, tokens: jax.Array, lengths: jax.Array) -> jax.
 
 @functools.partial(jax.jit, static_argnames="decoder")
 def _table(decoder: Decoder, params: Any, prompts: jax.Array) -> jax.Array:
+    policy = bind(decoder, params)
+
     def one(prompt: jax.Array) -> jax.Array:
-        before = jnp.broadcast_to(prompt, (len(ANSWERS), PLACES))
-        return answer_logps(bind(decoder, params), jnp.concatenate([before, ANSWERS], axis=1), jnp.asarray(LENGTHS))
+        before = jnp.broadcast_to(prompt, (len(STEMS), PLACES))
+        hidden, _, _ = policy(jnp.concatenate([before, STEMS], axis=1))
+        logps = jax.nn.log_softmax(policy.logits(hidden[:, PLACES - 1 :]))
+        own = logps[_STEM_OF[:, None], np.arange(LONGEST), ANSWERS]
+        return jnp.where(np.arange(LONGEST) < LENGTHS[:, None], own, 0.0).sum(-1)
 
     return jax.lax.map(one, prompts)
 
@@ -122,7 +130,8 @@ def win_rates(ref_logps: np.ndarray, values: np.ndarray, certain: bool = False) 
 class Feed(Protocol):
     """What is trained on: so many examples, and rows of some of them."""
 
-    count: int
+    @property
+    def count(self) -> int: ...
 
     def rows(self, index: np.ndarray) -> Rows: ...
 
@@ -209,12 +218,11 @@ class World:
         """Of a policy, on held-out prompts."""
         return point(table(params, self.held_out), self.held_out_logps, rewards(self.held_out))
 
-    def optimum(self, utility: np.ndarray) -> list[Point]:
+    def optimum(self, utility: np.ndarray, strengths: Iterable[float] = OPTIMA[::-1]) -> list[Point]:
         """Policies tilted by `utility`, least KL first; by the reward itself no policy is better at the same KL."""
         values = rewards(self.held_out)
         return [
-            point(tilted(self.held_out_logps, utility, strength), self.held_out_logps, values)
-            for strength in OPTIMA[::-1]
+            point(tilted(self.held_out_logps, utility, strength), self.held_out_logps, values) for strength in strengths
         ]
 
 
@@ -346,33 +354,3 @@ class Aligner:
             if step in looks:
                 found.append(jax.device_get(weights_in_use(state)["policy"]))
         return found
-
-
-def hull(points: Sequence[Point]) -> list[Point]:
-    """The least concave curve over the points, least KL first.
-
-    What lies on a line between two of them is attained by drawing one of the two policies for each answer: the reward
-    is then the mean, and the KL at most the mean, since it is convex.
-    """
-    found: list[Point] = []
-    for new in sorted(points):
-        while len(found) > 1 and _below(found[-2], found[-1], new):
-            found.pop()
-        found.append(new)
-    best = max(range(len(found)), key=lambda i: found[i].reward)
-    return found[: best + 1]
-
-
-def _below(a: Point, b: Point, c: Point) -> bool:
-    """Whether the one in the middle lies below the line between the others."""
-    return (b.reward - a.reward) * (c.kl - a.kl) <= (c.reward - a.reward) * (b.kl - a.kl)
-
-
-def attained(points: Sequence[Point], kl: float) -> float:
-    """The reward at most so far from the reference."""
-    line = hull(points)
-    return float(np.interp(kl, [one.kl for one in line], [one.reward for one in line]))
-
-
-def mean_attained(points: Sequence[Point], kls: Sequence[float]) -> float:
-    return mean(attained(points, kl) for kl in kls)

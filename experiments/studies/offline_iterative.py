@@ -28,8 +28,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import PLAN, cell, changed, make_parser, mean, say, table
-from known_reward import Aligner, Pairs, Point, World, attained, make_world, of_pairs, rewards
+from common import PLAN, cell, make_parser, say, table
+from frontiers import DENSE, HEAD, KLS, OTHER_WORLD, best_rate, cells, frontier
+from known_reward import Aligner, Pairs, Point, World, make_world, of_pairs, rewards
 from known_reward import table as logps_of_all
 from plot import lines
 
@@ -38,8 +39,6 @@ from llm_jax.training import init_state, weights_in_use
 
 RATES = (3e-4, 1e-3, 3e-3)
 BETAS = (0.1, 0.3, 1.0, 3.0)
-KLS = (0.5, 1.0, 2.0, 3.0)
-OTHER_WORLD = 1000
 QUARTERS, PASSES = 4, 4
 
 
@@ -119,25 +118,19 @@ class Study:
         self.betas = BETAS[1:3] if self.small else BETAS
 
     def frontier(self, seed: int, found: list[Point], kls: Any) -> list[float]:
-        """Reward at each KL, of points and the first policy."""
-        own = world(seed, self.small)
-        return [attained([own.at(own.params), *found], kl) for kl in kls]
+        return frontier(world(seed, self.small), found, kls)
 
     def points(self, arm: Arm, beta: float, rate: float, pairs: int, seed: int) -> list[Point]:
         return train(world(seed, self.small), arm, aligner(beta, rate, self.options.steps), pairs, seed)
 
     def best_rate(self, name: str, pairs: int) -> float:
-        """By mean reward over KLS in the other world, of the two beta in the middle."""
-        scores = {}
-        for rate in self.options.rates:
-            found = [
-                one
-                for beta in self.betas[-3:-1] or self.betas
-                for one in self.points(ARMS[name], beta, rate, pairs, OTHER_WORLD)
-            ]
-            scores[rate] = mean(self.frontier(OTHER_WORLD, found, KLS))
-        say(f"{pairs} pairs, {name}: " + ", ".join(f"rate {rate:g} {score:.3f}" for rate, score in scores.items()))
-        return max(scores, key=lambda rate: scores[rate])
+        """By the two beta in the middle."""
+
+        def points(rate: float) -> list[Point]:
+            betas = self.betas[-3:-1] or self.betas
+            return [one for beta in betas for one in self.points(ARMS[name], beta, rate, pairs, OTHER_WORLD)]
+
+        return best_rate(f"{pairs} pairs, {name}", self.options.rates, world(OTHER_WORLD, self.small), points)
 
     def optimum(self, seed: int) -> list[Point]:
         own = world(seed, self.small)
@@ -154,10 +147,9 @@ def main() -> None:
             parser.error(f"--steps has to be a multiple of {QUARTERS} and a divisor of {PASSES} times --pairs")
     study, seeds = Study(options), range(options.seeds)
     ends, body, curves = [], [], {}
-    dense = np.linspace(0, 4, 33).tolist()
     for pairs in options.pairs:
         at: dict[str, list[list[float]]] = {OPTIMUM: [study.frontier(s, study.optimum(s), KLS) for s in seeds]}
-        curves = {OPTIMUM: [study.frontier(s, study.optimum(s), dense) for s in seeds]}
+        curves = {OPTIMUM: [study.frontier(s, study.optimum(s), DENSE) for s in seeds]}
         rates = {}
         for name, arm in ARMS.items():
             rates[name] = study.best_rate(name, pairs)
@@ -170,18 +162,14 @@ def main() -> None:
                 ends.append([pairs, name, f"{beta:g}", *last])
                 say(" | ".join(map(str, ends[-1])))
             at[name], curves[name] = (
-                [study.frontier(s, one, kls) for s, one in zip(seeds, found, strict=True)] for kls in (KLS, dense)
+                [study.frontier(s, one, kls) for s, one in zip(seeds, found, strict=True)] for kls in (KLS, DENSE)
             )
         for name, each in at.items():
-            row = [pairs, name, f"{rates[name]:g}" if name in rates else ""]
-            for i in range(len(KLS)):
-                beside = [a[i] - b[i] for a, b in zip(each, at[OFFLINE], strict=True)]
-                told = f" {mean(beside):+.3f} {changed(beside)}" if name not in (OFFLINE, OPTIMUM) else ""
-                row.append(cell([one[i] for one in each], 2) + told)
-            body.append(row)
+            others = at[OFFLINE] if name not in (OFFLINE, OPTIMUM) else None
+            body.append([pairs, name, f"{rates[name]:g}" if name in rates else "", *cells(each, others)])
     print(table(["pairs", "arm", "beta", "KL at the end", "reward at the end"], ends) + "\n")
-    print(table(["pairs", "arm", "learning rate", *(f"reward at KL {kl:g}" for kl in KLS)], body))
-    drawn_curves = {name: list(zip(dense, np.mean(each, axis=0).tolist())) for name, each in curves.items()}
+    print(table(["pairs", "arm", "learning rate", *HEAD], body))
+    drawn_curves = {name: list(zip(DENSE, np.mean(each, axis=0).tolist())) for name, each in curves.items()}
     Path(options.svg).write_text(lines(drawn_curves, "KL(policy || first policy), nats an answer; mean true reward"))
 
 

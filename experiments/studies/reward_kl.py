@@ -19,15 +19,14 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-from common import cell, changed, make_parser, mean, say, table
-from known_reward import Aligner, Method, Point, World, attained, make_world, of_answers, of_pairs, rewards, win_rates
+from common import cell, make_parser, say, table
+from frontiers import DENSE, HEAD, KLS, OTHER_WORLD, best_rate, cells, frontier
+from known_reward import Aligner, Method, Point, World, make_world, of_answers, of_pairs, rewards, win_rates
 from plot import lines
 
 from llm_jax import objectives
 
 RATES = (3e-4, 1e-3, 3e-3)
-KLS = (0.5, 1.0, 2.0, 3.0)
-OTHER_WORLD = 1000
 PER_TOKEN = "IPO per token"
 
 
@@ -71,22 +70,14 @@ def points(options: Namespace, name: str, strength: float, rate: float, seed: in
     return [own.at(params) for params in policies]
 
 
-def frontier(own: World, found: list[Point], kls: tuple[float, ...]) -> list[float]:
-    """Reward at each KL, of points and the reference."""
-    return [attained([own.at(own.params), *found], kl) for kl in kls]
+def chosen_rate(options: Namespace, name: str) -> float:
+    """By the two strengths in the middle."""
 
+    def found(rate: float) -> list[Point]:
+        middle = strengths(options, name)[1:3]
+        return [one for s in middle for one in points(options, name, s, rate, OTHER_WORLD)]
 
-def best_rate(options: Namespace, name: str) -> float:
-    """By mean reward over KLS in the other world."""
-    if len(options.rates) == 1:
-        return options.rates[0]
-    own, middle = world(options, OTHER_WORLD), strengths(options, name)[1:3]
-    scores = {}
-    for rate in options.rates:
-        found = [one for s in middle for one in points(options, name, s, rate, OTHER_WORLD)]
-        scores[rate] = mean(frontier(own, found, KLS))
-    say(f"{name}: " + ", ".join(f"rate {rate:g} {score:.3f}" for rate, score in scores.items()))
-    return max(scores, key=lambda rate: scores[rate])
+    return best_rate(name, options.rates, world(options, OTHER_WORLD), found)
 
 
 def strengths(options: Namespace, name: str) -> tuple[float, ...]:
@@ -107,14 +98,13 @@ def main() -> None:
 
 def study(options: Namespace) -> None:
     seeds = range(options.seeds)
-    dense = tuple(np.linspace(0, 4, 33))
     curves: dict[str, list[list[float]]] = {}
     at: dict[str, list[list[float]]] = {}
 
     def keep(name: str, found: list[list[Point]]) -> None:
         """Frontiers of a method, of one world after the other."""
         worlds = [world(options, seed) for seed in seeds]
-        curves[name] = [frontier(own, each, dense) for own, each in zip(worlds, found)]
+        curves[name] = [frontier(own, each, DENSE) for own, each in zip(worlds, found)]
         at[name] = [frontier(own, each, KLS) for own, each in zip(worlds, found)]
 
     optima: dict[str, list[list[Point]]] = {OPTIMUM: [], IPO_OPTIMUM: []}
@@ -127,7 +117,7 @@ def study(options: Namespace) -> None:
         keep(name, found)
     rates, ends = {}, []
     for name in options.methods:
-        rates[name] = best_rate(options, name)
+        rates[name] = chosen_rate(options, name)
         found: list[list[Point]] = [[] for _ in seeds]
         for strength in strengths(options, name):
             last = []
@@ -141,15 +131,11 @@ def study(options: Namespace) -> None:
     print(table(["method", "strength", "KL at the end", "reward at the end"], ends) + "\n")
     body = []
     for name, each in at.items():
-        body.append([name, f"{rates[name]:g}" if name in rates else ""])
-        for i in range(len(KLS)):
-            own = [one[i] for one in each]
-            beside = [a - b[i] for a, b in zip(own, at["DPO"])] if name in rates and name != "DPO" else []
-            told = f" {mean(beside):+.3f} {changed(beside)}" if beside else ""
-            body[-1].append(cell(own, 2) + told)
-    print(table(["method", "learning rate", *(f"reward at KL {kl:g}" for kl in KLS)], body))
+        others = at["DPO"] if name in rates and name != "DPO" else None
+        body.append([name, f"{rates[name]:g}" if name in rates else "", *cells(each, others)])
+    print(table(["method", "learning rate", *HEAD], body))
     drawn = {
-        name: list(zip(dense, np.mean(each, axis=0).tolist())) for name, each in sorted(curves.items(), key=_height)
+        name: list(zip(DENSE, np.mean(each, axis=0).tolist())) for name, each in sorted(curves.items(), key=_height)
     }
     Path(options.svg).write_text(lines(drawn, "KL(policy || reference), nats an answer; mean true reward"))
 

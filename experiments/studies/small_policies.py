@@ -58,6 +58,12 @@ class Size:
     rate: float = 6e-3
 
 
+def demonstrations(config: EmbeddedConfig, demonstrate: Demonstrate, count: int) -> list[Completion]:
+    """Of the same problems, whatever the answers."""
+    chance = random.Random("demonstrations")
+    return [Completion(asked(one), demonstrate(one, chance)) for one in problems(config, "demonstrations", count)]
+
+
 class Ground:
     """Problems, a tokenizer, an architecture and demonstrations.
 
@@ -66,16 +72,23 @@ class Ground:
       demonstrate: how the first policy learns to answer.
       size: of the model.
       window: tokens of a row, which has to hold a pair, two answers with a prompt each.
+      vocab_size: of the tokenizer.
+      texts: what the tokenizer is trained on beside demonstrations.
     """
 
-    def __init__(self, config: EmbeddedConfig, demonstrate: Demonstrate, size: Size, window: int = 192):
+    def __init__(
+        self,
+        config: EmbeddedConfig,
+        demonstrate: Demonstrate,
+        size: Size,
+        window: int = 192,
+        vocab_size: int = 512,
+        texts: Sequence[str] = (),
+    ):
         self.config, self.window = config, window
-        chance = random.Random("demonstrations")
-        shown = problems(config, "demonstrations", size.demonstrations)
-        answered = [Completion(asked(problem), demonstrate(problem, chance)) for problem in shown]
-        self.tokenizer = train_bpe([f"{one.prompt}{one.completion}" for one in answered[:2000]], 512)
-        encoded = encode_examples("sft", [(str(i), one) for i, one in enumerate(answered)], self.tokenizer)
-        self._sequences = [one.sequences[0] for one in encoded]
+        self._answered = demonstrations(config, demonstrate, size.demonstrations)
+        shown = [f"{one.prompt}{one.completion}" for one in self._answered[:2000]]
+        self.tokenizer = train_bpe([*shown, *texts], vocab_size)
         model = ModelConfig(
             vocab_size=len(self.tokenizer.token_bytes),
             hidden_size=size.width,
@@ -90,14 +103,21 @@ class Ground:
         self._trainer = Trainer(model, Recipe(size.steps, batch=16, rate=size.rate, looks=1))
 
     @functools.cached_property
-    def _rows(self) -> Rows:
-        packed = best_fit_decreasing([len(one.ids) for one in self._sequences], self.window)
-        return stacked(self.tokenizer, self.window, [[self._sequences[i] for i in row] for row in packed])
+    def rows(self) -> Rows:
+        """The demonstrations, packed."""
+        return self.packed(self._answered)
+
+    def packed(self, answered: Sequence[Completion]) -> Rows:
+        """Of further demonstrations; the answers are targets."""
+        encoded = encode_examples("sft", [(str(i), one) for i, one in enumerate(answered)], self.tokenizer)
+        sequences = [one.sequences[0] for one in encoded]
+        packed = best_fit_decreasing([len(one.ids) for one in sequences], self.window)
+        return stacked(self.tokenizer, self.window, [[sequences[i] for i in row] for row in packed])
 
     def start(self, seed: int) -> Params:
         """The first policy: random weights and the order of demonstrations are of the seed."""
-        held_out = {name: x[:16] for name, x in self._rows.items()}
-        return self._trainer(self._rows, held_out, seed).params
+        held_out = {name: x[:16] for name, x in self.rows.items()}
+        return self._trainer(self.rows, held_out, seed).params
 
     def pairs(self, pairs: Iterable[Pair | StepPair]) -> Rows:
         """A row per pair."""
@@ -149,7 +169,7 @@ class Aligner:
         options = OptimizerConfig(
             learning_rate=1.0, warmup_steps=steps // 10, schedule="constant", weight_decay=0.0, beta2=0.99
         )
-        self.optimizer = _with_rate(make_optimizer(options, self.declared, steps))
+        self.optimizer = with_rate(make_optimizer(options, self.declared, steps))
         self.step = make_train_step(objective, self.optimizer, PLAN(), self.declared)
 
     def begin(self, params: Params, rate: float) -> "Run":
@@ -192,7 +212,7 @@ class Run:
         return jax.device_get(weights_in_use(self.state)["policy"])
 
 
-def _with_rate(optimizer: Optimizer) -> Optimizer:
+def with_rate(optimizer: Optimizer) -> Optimizer:
     """An optimizer without decay, whose learning rate is one more number of its state.
 
     The update of every rule is a multiple of the rate, so that of a rate of 1 is multiplied.

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from llm_jax.kernels.matmul import QuantizedArray as QuantizedArray
     from llm_jax.kernels.matmul import matmul as matmul
     from llm_jax.kernels.matmul import quantize as quantize
+    from llm_jax.kernels.ragged_paged_attention import Pages as Pages
+    from llm_jax.kernels.ragged_paged_attention import init_pages as init_pages
+    from llm_jax.kernels.ragged_paged_attention import ragged_paged_attention as ragged_paged_attention
+    from llm_jax.kernels.ragged_paged_attention import write_pages as write_pages
     from llm_jax.kernels.selective_scan import selective_scan as selective_scan
     from llm_jax.kernels.ssd import ssd as ssd
 
@@ -33,6 +37,7 @@ OPS = (
     "grouped_matmul",
     "linear_cross_entropy",
     "matmul",
+    "ragged_paged_attention",
     "selective_scan",
     "ssd",
 )
@@ -42,6 +47,9 @@ __getattr__ = lazy_exports(
     {op: f"llm_jax.kernels.{op}" for op in OPS}
     | {
         "partial_linear_cross_entropy": "llm_jax.kernels.linear_cross_entropy",
+        "Pages": "llm_jax.kernels.ragged_paged_attention.pages",
+        "init_pages": "llm_jax.kernels.ragged_paged_attention.pages",
+        "write_pages": "llm_jax.kernels.ragged_paged_attention.pages",
         "QuantizedArray": "llm_jax.kernels.matmul.quantized",
         "quantize": "llm_jax.kernels.matmul.quantized",
         "explain": "llm_jax.kernels.choice",

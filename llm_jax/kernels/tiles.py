@@ -22,7 +22,20 @@ TABLES = Path(__file__).parent / "tables"
 VARIABLE = "LLM_JAX_TILES"
 KEYS = ("op", "implementation", "device", "dtype", "shape", "tiles")
 
-_tried: contextvars.ContextVar[dict[tuple[str, str], Any]] = contextvars.ContextVar("tried")
+_tried: contextvars.ContextVar[dict[tuple[str, str, str | None], Any]] = contextvars.ContextVar("tried")
+_heard: contextvars.ContextVar[list["Asked"] | None] = contextvars.ContextVar("heard", default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a kernel asked for: the row that would answer, and the default."""
+
+    op: str
+    implementation: str
+    device: str
+    dtype: str
+    shape: str
+    default: Any
 
 
 def tiles[T](op: str, implementation: str, *, dtype: str, shape: str, default: T) -> T:
@@ -31,10 +44,14 @@ def tiles[T](op: str, implementation: str, *, dtype: str, shape: str, default: T
     Raises:
         UserError: a table that can't be read, or a row that names a field which `default` does not have.
     """
-    tried = _tried.get({}).get((op, implementation))
-    if tried is not None:
-        return tried
     wanted = (op, implementation, target_device_kind(), dtype, shape)
+    heard = _heard.get()
+    if heard is not None:
+        heard.append(Asked(*wanted, default))
+    tried = _tried.get({})
+    for key in ((op, implementation, shape), (op, implementation, None)):
+        if key in tried:
+            return tried[key]
     for path in _paths(op):
         row = _read(path, path.stat().st_mtime_ns).get(wanted)
         if row is not None:
@@ -43,13 +60,27 @@ def tiles[T](op: str, implementation: str, *, dtype: str, shape: str, default: T
 
 
 @contextlib.contextmanager
-def trying(op: str, implementation: str, sizes: Any) -> Iterator[None]:
-    """Within, the kernel takes these tile sizes whatever the tables say. Code traced before is not traced again."""
-    token = _tried.set({**_tried.get({}), (op, implementation): sizes})
+def trying(op: str, implementation: str, sizes: Any, shape: str | None = None) -> Iterator[None]:
+    """Within, the kernel takes these tile sizes whatever the tables say; for one class of shapes, or for all.
+
+    Code traced before is not traced again.
+    """
+    token = _tried.set({**_tried.get({}), (op, implementation, shape): sizes})
     try:
         yield
     finally:
         _tried.reset(token)
+
+
+@contextlib.contextmanager
+def hearing() -> Iterator[list[Asked]]:
+    """What kernels that are traced within ask for, in order."""
+    heard: list[Asked] = []
+    token = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(token)
 
 
 def _paths(op: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What the tests of the three state-space ops share: calls of both implementations, compared tensor by tensor."""
+"""What the tests of the three state-space ops share: calls of all implementations, compared tensor by tensor."""
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,96 @@ def normal(rng, *shape, dtype=jnp.float32):
     return jnp.asarray(rng.normal(size=shape), dtype)
 
 
-def value_and_grads(op, arrays, implementation, **options):
-    """Output and final state of `op(*arrays, initial_state=last of the arrays)`, and the gradients of all arrays."""
-    rng = np.random.default_rng(9)
+def make_scan(
+    op: str, dtype=jnp.float32, *, batch, length, channels=5, heads=(4, 8), groups=2, states=6, steepness=1.0, seed=0
+):
+    """Arguments of `selective_scan` (of `channels`) or `ssd` (of `heads`: number, size) with the initial state last.
+
+    With `steepness`, a third of the steps stay small.
+    """
+    rng = np.random.default_rng(seed)
+    lead = (batch, length)
+    mamba2 = op == "ssd"
+    inner = heads if mamba2 else (channels,)
+    dt = jax.nn.softplus(normal(rng, *lead, *inner[:1]))
+    dt = jnp.where(jnp.asarray(rng.uniform(size=dt.shape)) < 1 / 3, dt / steepness, dt)
+    selected = (groups, states) if mamba2 else (states,)
+    rates = -steepness * jnp.exp(normal(rng, *(heads[:1] if mamba2 else (channels, states))))
+    b, c = (normal(rng, *lead, *selected, dtype=dtype) for _ in range(2))
+    return (
+        normal(rng, *lead, *inner, dtype=dtype),
+        dt,
+        rates,
+        b,
+        c,
+        normal(rng, *inner[:1]),
+        normal(rng, batch, *inner, states),
+    )
+
+
+def _with_grads(scan, arrays, dtype):
+    """Output and final state of `scan(arrays)`, and the gradients of all arrays for fixed cotangents.
+
+    The output's cotangent has values that `dtype` holds.
+    """
 
     def loss(arrays):
-        *inputs, state = arrays
-        y, final = op(*inputs, initial_state=state, return_final_state=True, implementation=implementation, **options)
-        weights = [normal(rng, *x.shape) for x in (y, final)]
-        return sum(jnp.sum(w * x.astype(jnp.float32)) for w, x in zip(weights, (y, final))), (y, final)
+        rng = np.random.default_rng(9)
+        y, final = scan(arrays)
+        weights = normal(rng, *y.shape).astype(dtype), normal(rng, *final.shape)
+        made = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (y, final)]
+        return sum(jnp.sum(w.astype(x.dtype) * x) for w, x in zip(weights, made)), (y, final)
 
-    (_, made), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tuple(arrays))
+    (_, made), grads = jax.value_and_grad(loss, has_aux=True)(tuple(arrays))
     return *made, *grads
+
+
+def value_and_grads(op, arrays, implementation, **options):
+    """Output and final state of `op(*arrays, initial_state=last of the arrays)`, and the gradients of all arrays."""
+
+    def scan(arrays):
+        *inputs, state = arrays
+        return op(*inputs, initial_state=state, return_final_state=True, implementation=implementation, **options)
+
+    return jax.jit(lambda arrays: _with_grads(scan, arrays, arrays[0].dtype))(tuple(arrays))
+
+
+def exact(op: str, arrays, segment_ids=None):
+    """What `value_and_grads` makes of these values, by the recurrence in float64."""
+    lead = arrays[0].shape[:2]
+    ids = np.ones(lead, int) if segment_ids is None else np.asarray(segment_ids)
+    begins = np.zeros(lead, bool)
+    for row, places in enumerate(ids):
+        real = np.flatnonzero(places)
+        begins[row, real[1:][places[real[1:]] != places[real[:-1]]]] = True
+    real = ids > 0
+    with jax.enable_x64(True):
+        wide = tuple(jnp.asarray(np.asarray(x, np.float64)) for x in arrays)
+
+        def scan(arrays):
+            *tokens, skip, state = arrays
+            x, dt, A, b, c = tokens
+            x, dt, b, c = (jnp.where(real.reshape(lead + (1,) * (y.ndim - 2)), y, 0) for y in (x, dt, b, c))
+            if op == "ssd":
+                b, c = (jnp.repeat(y, x.shape[2] // y.shape[2], axis=2)[:, :, :, None] for y in (b, c))
+                dt, A, skip = dt[..., None], A[:, None, None], skip[:, None]
+            else:
+                b, c = b[:, :, None], c[:, :, None]
+
+            def token(state, xs):
+                x, dt, b, c, begin, is_real = xs
+                over = (slice(None), *(None,) * (state.ndim - 1))
+                state = jnp.where(begin[over], 0.0, state)
+                after = jnp.exp(dt[..., None] * A) * state + (dt * x)[..., None] * b
+                y = jnp.sum(after * c, axis=-1) + skip * x
+                return jnp.where(is_real[over], after, state), jnp.where(is_real[over[:-1]], y, 0.0)
+
+            xs = (x, dt, b, c, jnp.asarray(begins), jnp.asarray(real))
+            final, y = jax.lax.scan(token, state, tuple(jnp.swapaxes(y, 0, 1) for y in xs))
+            return jnp.swapaxes(y, 0, 1), final
+
+        run = jax.jit(lambda wide: _with_grads(scan, wide, arrays[0].dtype))
+        return jax.tree.map(np.asarray, run(wide))
 
 
 def error(got, want):

@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import flash_attention
-from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds
+from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds, tiling
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
 
 OPTIONS = {
@@ -351,6 +351,13 @@ def test_bounds_leave_out_only_what_nobody_sees(name):
     if name == "segments":
         causal_blocks = 2 * np.ceil(np.minimum(np.arange(1, 11) * 32, 300) / 24).sum()
         assert visited.sum() < 0.8 * causal_blocks
+
+
+@pytest.mark.parametrize(("rows", "length", "block"), [(6, 768, 128), (8, 256, 128), (2, 2048, 256), (1, 768, 256)])
+def test_blocks_on_a_cpu_are_small_where_the_rows_still_fill_a_tile(rows, length, block):
+    q = jax.ShapeDtypeStruct((rows, length, 8, 32), jnp.float32)
+    tiles = tiling(attention_spec(q, q, q), "cpu")
+    assert (tiles.q_block, tiles.kv_block, tiles.rows) == (block, block, rows)
 
 
 def test_dropout_of_the_weights():

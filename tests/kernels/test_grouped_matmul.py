@@ -7,50 +7,23 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import grouped_matmul
+from tests.kernels.grouped import SIZES, arrays, compiled, formula
 
-M, K, N = 45, 12, 20
-SIZES = {
-    "uneven": [3, 17, 1, 9, 15],
-    "empty groups": [0, 20, 0, 25, 0],
-    "one group": [0, 0, 45, 0, 0],
-    "rows behind": [7, 0, 11, 0, 5],
-    "nothing": [0, 0, 0, 0, 0],
-}
-
-
-def arrays(dtype, seed=0):
-    rng = np.random.default_rng(seed)
-    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((M, K), (5, K, N), (M, N)))
-
-
-def formula(x, w, g, sizes):
-    """Products of the groups one after another, and both gradients."""
-    x, w, g = (np.asarray(a, np.float64) for a in (x, w, g))
-    out, d_x, d_w = np.zeros((M, N)), np.zeros_like(x), np.zeros_like(w)
-    for e, end in enumerate(np.cumsum(sizes)):
-        rows = slice(end - sizes[e], end)
-        out[rows], d_x[rows], d_w[e] = x[rows] @ w[e], g[rows] @ w[e].T, x[rows].T @ g[rows]
-    return out, d_x, d_w
+K, N = 12, 20
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("implementation", ["xla", "reference", None])
 @pytest.mark.parametrize("dtype, bound", [("float32", 1e-6), ("bfloat16", 6e-3), ("float16", 1e-3)])
 def test_products_and_gradients(dtype, bound, implementation, sizes):
-    x, w, g = arrays(dtype)
-
-    @jax.jit
-    def run(x, w, g, sizes):
-        out, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), x, w)
-        return out, *pull(g)
-
-    for got, want in zip(run(x, w, g, jnp.asarray(sizes, jnp.int32)), formula(x, w, g, sizes)):
+    x, w, g = arrays(dtype, K, N)
+    for got, want in zip(compiled(implementation)(x, w, g, sizes), formula(x, w, g, sizes)):
         assert got.dtype == dtype
         assert np.linalg.norm(np.asarray(got, np.float64) - want) <= bound * np.linalg.norm(want)
 
 
 def test_more_groups_than_rows():
-    x, _, g = arrays("float32")
+    x, _, g = arrays("float32", K, N)
     w = jnp.asarray(np.random.default_rng(1).normal(size=(64, K, N)), jnp.float32)
     sizes = np.zeros(64, np.int32)
     sizes[[3, 40, 63]] = 2, 1, 4
@@ -61,7 +34,7 @@ def test_more_groups_than_rows():
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_rows_behind_the_last_group_may_hold_anything(implementation):
-    x, w, g = arrays("float32")
+    x, w, g = arrays("float32", K, N)
     sizes = jnp.asarray(SIZES["rows behind"], jnp.int32)
     bad = x.at[23:].set(jnp.nan), g.at[23:].set(jnp.nan)
     out, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), bad[0], w)
@@ -80,6 +53,6 @@ def test_rows_behind_the_last_group_may_hold_anything(implementation):
     ],
 )
 def test_bad_calls_name_the_argument(change, message):
-    x, w, _ = arrays("float32")
+    x, w, _ = arrays("float32", K, N)
     with pytest.raises(UserError, match=message):
         grouped_matmul(*change(x, w, jnp.asarray(SIZES["uneven"])))

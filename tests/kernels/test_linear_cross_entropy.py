@@ -8,38 +8,13 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import linear_cross_entropy, partial_linear_cross_entropy
+from tests.kernels.losses import ALL, arrays, combine, relative, value_and_grads
 
-ALL = ("logps", "loss", "lse", "entropy", "argmax", "mean_logit", "log_sum_sq_probs")
 M, D, V = 700, 16, 9000  # several chunks on a CPU
 
 
 def make(dtype=jnp.float32, m=M, v=V):
-    rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(m, D)), dtype)
-    head = jnp.asarray(rng.normal(size=(D, v)) * 0.5, dtype)
-    return hidden, head, jnp.asarray(rng.integers(0, v, m), jnp.int32), jnp.asarray(rng.uniform(size=m) < 0.3)
-
-
-def value_and_grads(hidden, head, targets, implementation, **options):
-    rng = np.random.default_rng(1)
-    outputs = options.get("outputs", ("logps",))
-    weights = {name: jnp.asarray(rng.normal(size=targets.shape), jnp.float32) for name in outputs}
-
-    @jax.jit
-    def run(hidden, head):
-        def loss(hidden, head):
-            made = linear_cross_entropy(hidden, head, targets, implementation=implementation, **options)
-            return sum(jnp.sum(weights[name] * made[name]) for name in outputs if name != "argmax"), made
-
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
-
-    (_, made), grads = run(hidden, head)
-    return made, grads
-
-
-def relative(a, b):
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
+    return arrays(m, D, v, dtype)
 
 
 @pytest.mark.parametrize(
@@ -114,17 +89,7 @@ def test_shards_of_the_vocabulary_combine():
             partial_linear_cross_entropy(hidden, head[:, i : i + 200], targets - i, softcap=4.0, outputs=names)
             for i in range(0, 800, 200)
         ]
-        s = {name: jnp.stack([part[name] for part in parts]) for name in names}
-        lse = jax.nn.logsumexp(s["lse"], 0)
-        expected = jnp.sum(jnp.exp(s["lse"] - lse) * s["expected_logit"], 0)
-        best = jnp.argmax(s["max"], 0)
-        return {
-            "logps": s["target_logit"].sum(0) - lse,
-            "entropy": lse - expected,
-            "mean_logit": s["sum_logit"].sum(0) / 800,
-            "log_sum_sq_probs": jax.nn.logsumexp(s["lse2"], 0) - 2 * lse,
-            "argmax": jnp.take_along_axis(s["argmax"], best[None], 0)[0] + 200 * best,
-        }
+        return combine(parts, 800)
 
     outputs = ("logps", "entropy", "mean_logit", "log_sum_sq_probs", "argmax")
     whole = lambda h, w: linear_cross_entropy(h, w, targets, softcap=4.0, outputs=outputs)  # noqa: E731

@@ -9,31 +9,13 @@ import pytest
 
 from llm_jax import kernels
 from llm_jax.base.errors import UserError
-from tests.kernels.recurrences import RAGGED, documents, error, errors, normal, value_and_grads
+from tests.kernels.recurrences import RAGGED, documents, error, errors, make_scan, value_and_grads
 
 BATCH, LENGTH = 2, 45
 OPS = {"selective_scan": kernels.selective_scan, "ssd": kernels.ssd}
 
 
-def make(op, dtype=jnp.float32, steepness=1.0, batch=BATCH, length=LENGTH, seed=0):
-    """Arguments with the initial state last. With `steepness`, a third of the steps stay small."""
-    rng = np.random.default_rng(seed)
-    lead = (batch, length)
-    inner = {"selective_scan": (5,), "ssd": (4, 8)}[op]
-    dt = jax.nn.softplus(normal(rng, *lead, *inner[:1]))
-    dt = jnp.where(jnp.asarray(rng.uniform(size=dt.shape)) < 1 / 3, dt / steepness, dt)
-    states = {"selective_scan": (6,), "ssd": (2, 6)}[op]
-    rates = -steepness * jnp.exp(normal(rng, *((5, 6) if op == "selective_scan" else (4,))))
-    b, c = (normal(rng, *lead, *states, dtype=dtype) for _ in range(2))
-    return (
-        normal(rng, *lead, *inner, dtype=dtype),
-        dt,
-        rates,
-        b,
-        c,
-        normal(rng, *inner[:1]),
-        normal(rng, batch, *inner, 6),
-    )
+make = partial(make_scan, batch=BATCH, length=LENGTH)
 
 
 @pytest.fixture(params=OPS)

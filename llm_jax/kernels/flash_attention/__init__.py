@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.flash_attention import gpu, reference, xla
+from llm_jax.kernels.flash_attention import gpu, reference, tpu, xla
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, attention_spec, mask_arrays
 
-OP = Op("flash_attention", attention_spec, {"gpu": gpu, "xla": xla, "reference": reference}, order=("gpu", "xla"))
+IMPLEMENTATIONS = {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference}
+OP = Op("flash_attention", attention_spec, IMPLEMENTATIONS, order=("tpu", "gpu", "xla"))
 
 
 def flash_attention(
@@ -57,7 +58,7 @@ def flash_attention(
         dropout_rate: share of the softmax's weights set to 0, the others divided by 1 - dropout_rate; the log-sum-exp
             is without. `dropout_keys`: data of a Threefry key per row and query head. Only "reference" has it.
         return_lse: also return float32[B, T, N], the log-sum-exp of the row with its sink, in nats.
-        implementation: "xla" or "reference"; None takes the best one for the machine. See `kernels.explain`.
+        implementation: "tpu", "xla" or "reference"; None takes the best one for the machine. See `kernels.explain`.
 
     Returns:
         [B, T, N, Hv] in q's dtype, or that and the log-sum-exp. A query that sees no key gives 0, log-sum-exp -inf

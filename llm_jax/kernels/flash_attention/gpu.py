@@ -1,18 +1,19 @@
 """Attention on Hopper GPUs (sm_90a): TMA, wgmma and warp specialization, by Pallas' Mosaic GPU.
 
-Outside the kernels: head sizes are padded to a multiple of 32, and keys and values that no query may see are set to
-zero where the mask is data, so that what they hold (NaN in unused slots) can't reach a product.
+Outside the kernels: head sizes are padded to a multiple of 32; where there may be keys that nobody sees, values that
+are not finite are taken out of the products. Pallas is imported when a kernel is traced, not before.
 """
 
+import functools
 import math
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from llm_jax.kernels.flash_attention.bounds import Tiling, may_take_part, pad_masks, section_bounds
+from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, backward_tiles, forward_tiles
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, may_hold_unseen
 from llm_jax.kernels.platform import hopper_refusal
 from llm_jax.kernels.tiles import tiles
 
@@ -55,7 +56,8 @@ def forward(
     """Output in q's dtype and float32 log-sum-exp."""
     from llm_jax.kernels.flash_attention import gpu_forward
 
-    v = _only(may_take_part(spec, masks)[1], v)
+    if may_hold_unseen(spec):
+        k, v = _finite(k, jnp.nan, v), _finite(v, 0)
     q, k, v = (_pad_heads(x) for x in (q, k, v))
     default = forward_tiles(spec, q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu", dtype=spec.dtype, shape=_shape_class(spec), default=default)
@@ -81,15 +83,14 @@ def backward(
     """Gradients of q, k, v and the slopes; probabilities are computed again from `lse`."""
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
-    queries, keys = may_take_part(spec, masks)
-    q, d_out, k, v = _only(queries, q), _only(queries, d_out), _only(keys, k), _only(keys, v)
+    if may_hold_unseen(spec):  # what is not finite has made the log-sum-exp of those who see it NaN
+        q, k, v = _finite(q, 0), _finite(k, 0), _finite(v, 0)
     q, k, v, d_out = (_pad_heads(x) for x in (q, k, v, d_out))
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
     slopes = _float32(alibi_slopes)
     # exp2(score - inf) is the 0 that a row which sees nothing needs.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * math.log2(math.e))
-    delta = delta if queries is None else jnp.where(queries[..., None], delta, 0.0)
 
     def run(kernel: Any, tiling: Tiling, of: str) -> Any:
         bounds = section_bounds(spec, tiling, masks, of=of)
@@ -119,9 +120,14 @@ def _padded_masks(spec: AttentionSpec, tiling: Tiling, masks: MaskArrays) -> Any
     return masks if ranges is None else masks._replace(kv_ranges=(ranges[..., 0], ranges[..., 1]))
 
 
-def _only(rows: Array | None, x: Float[Array, "B length heads size"]) -> Array:
-    """The rows that take part; a product with 0 of what others hold would not be 0 for NaN."""
-    return x if rows is None else jnp.where(rows[:, :, None, None], x, 0)
+def _finite(x: Float[Array, "B length heads size"], instead: float, *marks: Array) -> Array:
+    """x with `instead` in rows in which it, or one of the `marks`, is not finite.
+
+    Where nobody sees a row, 0 · NaN must not reach a sum: products take 0 for it. That of a value that somebody does
+    see still reaches all who see it: its key becomes NaN, and with it their scores.
+    """
+    finite = [jnp.isfinite(y).all(-1, keepdims=True) for y in (x, *marks)]
+    return jnp.where(functools.reduce(jnp.logical_and, finite), x, instead)
 
 
 def _float32(x: Array | None) -> Array | None:

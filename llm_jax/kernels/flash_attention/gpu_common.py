@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,31 +13,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, Rows, alibi_bias, first_position, visible
+from llm_jax.kernels.mosaic_gpu import swizzled
+from llm_jax.kernels.mosaic_gpu_values import LOG2E, accumulate, indices
 from llm_jax.kernels.platform import interpreted
 
-LOG2E = 1.4426950408889634
 
+def matrices(shape: tuple[int, ...], dtype: Any, *, summed: int) -> Any:
+    """Shared memory of matrices in 16 bits, laid out as TMA writes it and wgmma reads it.
 
-def matrices(shape: tuple[int, ...], dtype: Any, *, summed: int = 64) -> Any:
-    """Shared memory of matrices in 16 bits, laid out as TMA writes and wgmma reads it.
-
-    `summed`: the sizes of axes that products sum over are multiples of the width of a swizzled tile.
+    `summed`: the size of the axis that a product sums over, a multiple of the width of a swizzled tile.
     """
-    width = 64 if shape[-1] % 64 == 0 and summed % 64 == 0 else 32
-    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
-
-
-def product(pairs: Sequence[tuple[Any, Any]], meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
-    """Sum of a @ b in float32, in the layout of wgmma's results; `meanwhile` runs between its start and its end."""
-
-    def body(acc: Any) -> jax.Array:
-        for a, b in pairs:
-            plgpu.wgmma(acc, a, b)
-        meanwhile()
-        return acc[...]
-
-    return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+    return plgpu.SMEM(shape, dtype, transforms=swizzled(math.gcd(shape[-1], summed)))
 
 
 def two_products(
@@ -58,26 +45,19 @@ def two_products(
     return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32), plgpu.ACC(shape, jnp.float32))
 
 
-def accumulate(
-    sums: Sequence[jax.Array], pairs: Sequence[tuple[Callable[[], jax.Array], Any]]
+def accumulate_both(
+    sums: tuple[jax.Array, jax.Array], pairs: tuple[tuple[jax.Array, Any], tuple[Callable[[], jax.Array], Any]]
 ) -> tuple[jax.Array, ...]:
-    """Each sum with a() @ b of its pair added, a in registers; one a() is computed during the products before it."""
-    if interpreted():  # the interpreter has no accumulators that start from a value, and no operands in registers
-        products = [jnp.dot(a(), b[...], preferred_element_type=jnp.float32) for a, b in pairs]
-        plgpu.commit_smem()  # TMA may write there next
-        return tuple(total + added for total, added in zip(sums, products))
+    """sums[0] + a @ b and sums[1] + a() @ b, a in registers; the second a() is computed during the first product."""
+    (a, b), (later_a, later_b) = pairs
+    if interpreted():
+        return accumulate(sums[0], a, b), accumulate(sums[1], later_a(), later_b)
 
     def body(accs: Any) -> None:
-        for acc, (a, b) in zip(accs, pairs):
-            plgpu.wgmma(acc, a(), b)
+        plgpu.wgmma(accs[0], a, b)
+        plgpu.wgmma(accs[1], later_a(), later_b)
 
     return pl.run_state(body)(tuple(plgpu.ACC.init(x) for x in sums))
-
-
-def constant(shape: tuple[int, ...], value: float) -> jax.Array:
-    """A constant in the layout of wgmma's results, or for a vector in that of one per row of them."""
-    layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
-    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
 def spread(vector: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
@@ -104,7 +84,7 @@ class Tile:
     q_axis: int
 
     def _index(self, axis: int, start: Any) -> jax.Array:
-        return start + plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=plgpu.Layout.WGMMA)
+        return start + indices(self.shape, axis)
 
     def _vector(self, ref: Any, axis: int, start: Any) -> jax.Array | None:
         if ref is None:
@@ -134,7 +114,7 @@ class Tile:
         return rows, keys
 
     def seen(self, rows: Rows, keys: Rows) -> jax.Array:
-        """Who sees whom, and nobody sees keys past the last; where these are rows, their results are dropped anyway."""
+        """Who sees whom, and nobody sees keys past the last; where keys are the rows, these are dropped later."""
         mask = visible(self.spec, rows, keys)
         if self.q_axis == 1 and mask is not None:
             return mask
@@ -181,7 +161,7 @@ def masked_ends(spec: AttentionSpec, *, of: str, kv_block: int) -> tuple[bool, b
     both = spec.segments or spec.positions or spec.ranges or spec.window is not None or spec.chunk is not None
     if of == "queries":
         return both, both or spec.causal or spec.kv_len % kv_block != 0
-    return both or spec.causal, both
+    return both or spec.causal or spec.kv_len % kv_block != 0, both
 
 
 def sections(bounds: tuple[Any, ...], ends: tuple[bool, bool], block: Callable[..., Any], state: Any) -> Any:

@@ -19,8 +19,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     Scores,
     Stream,
     Tile,
-    accumulate,
-    constant,
+    accumulate_both,
     load,
     masked_ends,
     matrices,
@@ -30,6 +29,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
 )
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, BackwardTiles
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
+from llm_jax.kernels.mosaic_gpu_values import constant
 
 
 def dkv(
@@ -145,9 +145,9 @@ def dkv(
                     return (result if cap is None else result * cap).astype(dtype)
 
                 dk, dv = state
-                dv, dk = accumulate(
+                dv, dk = accumulate_both(
                     (dv, dk),
-                    ((lambda: probs.astype(dtype), o_smem.at[panel, slot]), (d_logits, q_smem.at[panel, slot])),
+                    ((probs.astype(dtype), o_smem.at[panel, slot]), (d_logits, q_smem.at[panel, slot])),
                 )
                 stream.release(step)
                 return dk, dv

@@ -17,8 +17,6 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     Scores,
     Stream,
     Tile,
-    accumulate,
-    constant,
     load,
     masked_ends,
     matrices,
@@ -28,6 +26,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
 )
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, BackwardTiles
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias
+from llm_jax.kernels.mosaic_gpu_values import accumulate, constant
 
 
 def dq(
@@ -109,7 +108,7 @@ def dq(
                 sums = [sums[0] + (d_logits * alibi_bias(jnp.float32(1), *tile.sides())).sum(1)]
             if cap is not None:
                 d_logits = d_logits * cap
-            (total,) = accumulate((total,), ((lambda: d_logits.astype(dtype), keys),))
+            total = accumulate(total, d_logits.astype(dtype), keys)
             stream.release(step)
             return total, *sums
 
@@ -132,9 +131,9 @@ def dq(
         out_type=(jax.ShapeDtypeStruct(q.shape, dtype), None if slopes is None else per_query),
         scratch_types=dict(
             q_smem=matrices((WARPGROUPS, rows, H), dtype, summed=kv_block),
-            o_smem=matrices((WARPGROUPS, rows, Hv), dtype),
+            o_smem=matrices((WARPGROUPS, rows, Hv), dtype, summed=Hv),
             k_smem=matrices((stages, kv_block, H), dtype, summed=kv_block),
-            v_smem=matrices((stages, kv_block, Hv), dtype),
+            v_smem=matrices((stages, kv_block, Hv), dtype, summed=Hv),
             sums_smem=None if slopes is None else plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
             q_full=plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
             full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),

@@ -15,20 +15,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.flash_attention.gpu_common import (
-    LOG2E,
     Scores,
     Stream,
     Tile,
-    accumulate,
-    constant,
     masked_ends,
     matrices,
-    product,
     sections,
     spread,
 )
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, ForwardTiles
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
+from llm_jax.kernels.mosaic_gpu_values import LOG2E, accumulate, constant, product
 
 
 def forward(
@@ -76,7 +73,7 @@ def forward(
                 top, total, acc = state
                 step = j - low
                 keys.wait(step)
-                raw = product(((q_mine, keys.at(0, step).T),), meanwhile=take_turns)
+                raw = product(q_mine, keys.at(0, step).T, meanwhile=take_turns)
                 keys.release(step)
                 tile = Tile(spec, masks, batch, q_start, j * kv_block, raw.shape, q_axis=0)
                 logits, factor = scores.of(raw, tile, masked=masked)
@@ -98,7 +95,7 @@ def forward(
 
                 values.wait(step)
                 take_turns()
-                (acc,) = accumulate((acc,), ((lambda: probs, values.at(0, step)),))
+                acc = accumulate(acc, probs, values.at(0, step))
                 values.release(step)
                 return new_top, total, acc
 
@@ -150,10 +147,10 @@ def forward(
         jax.ShapeDtypeStruct((q.shape[0], spec.heads, q_tiles * WARPGROUPS * rows), jnp.float32),
     )
     scratch = dict(
-        q_smem=matrices((WARPGROUPS, rows, H), dtype),
-        k_smem=matrices((stages, kv_block, H), dtype),
+        q_smem=matrices((WARPGROUPS, rows, H), dtype, summed=H),
+        k_smem=matrices((stages, kv_block, H), dtype, summed=H),
         v_smem=matrices((stages, kv_block, Hv), dtype, summed=kv_block),
-        out_smem=None if Hv == H else matrices((WARPGROUPS, rows, Hv), dtype),
+        out_smem=None if Hv == H else matrices((WARPGROUPS, rows, Hv), dtype, summed=Hv),
         lse_smem=plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
         q_full=plgpu.Barrier(num_barriers=WARPGROUPS),
         k_full=plgpu.Barrier(num_barriers=stages),

@@ -5,7 +5,8 @@ Tokens outside the mask are sorted behind the others and the loop ends before th
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,23 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.kernels import manual_axes
+from llm_jax.kernels.linear_cross_entropy.order import TokenOrder, token_order
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.platform import target_platform
+from llm_jax.kernels.tiles import tiles
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the float32 logits of a chunk may take."""
 CHUNK_TOKENS = {"cpu": 128, "gpu": 1024, "tpu": 1024}
 """The least tokens of a chunk: each chunk reads the whole head."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The size of a chunk: what its logits may take, and the least tokens."""
+
+    logits_mib: int
+    tokens: int
 
 
 def supports(spec: LossSpec, platform: str) -> str | None:
@@ -36,7 +47,7 @@ def forward(
 ) -> dict[str, Array]:
     """The statistics that `spec` names, 0 where masked."""
     size, count = _chunks(spec)
-    order = _order(spec, mask, size * count)
+    order = token_order(mask, size * count - spec.tokens)
     head = head.astype(hidden.dtype)
     inputs = order.gather((hidden, targets))
 
@@ -66,7 +77,7 @@ def backward(
 ) -> tuple[Float[Array, "M D"], Float[Array, "D V"]]:
     """Gradients of hidden and head from the statistics (at least "lse") and their cotangents; logits made again."""
     size, count = _chunks(spec)
-    order = _order(spec, mask, size * count)
+    order = token_order(mask, size * count - spec.tokens)
     cast_head = head.astype(hidden.dtype)
     if mask is not None:
         cotangents = {name: jnp.where(mask, g, 0.0) for name, g in cotangents.items()}
@@ -149,55 +160,16 @@ def _dot(equation: str, a: Array, b: Array) -> Array:
 def _chunks(spec: LossSpec) -> tuple[int, int]:
     """Tokens of a chunk and number of chunks; of equal size, so that little is padding."""
     platform = target_platform()
-    fitting = CHUNK_BYTES.get(platform, 256 * 2**20) // (4 * spec.vocab)
-    count = max(1, math.ceil(spec.tokens / max(fitting, CHUNK_TOKENS.get(platform, 1024))))
+    default = Tiles(CHUNK_BYTES.get(platform, 256 * 2**20) // 2**20, CHUNK_TOKENS.get(platform, 1024))
+    shape = f"D{spec.width} V{spec.vocab}"
+    chosen = tiles("linear_cross_entropy", "xla", dtype=spec.dtype, shape=shape, default=default)
+    fitting = chosen.logits_mib * 2**20 // (4 * spec.vocab)
+    count = max(1, math.ceil(spec.tokens / max(fitting, chosen.tokens)))
     size = math.ceil(spec.tokens / count)
     return (size if count == 1 else math.ceil(size / 8) * 8), count
 
 
-class _Order(NamedTuple):
-    """Tokens with those of the mask first, padded to whole chunks."""
-
-    positions: Array | None
-    """Where each token goes; None: where it is."""
-    active: Array | None
-    padding: int
-
-    def gather(self, tree: Any) -> Any:
-        """Arrays over tokens in the new order, 0 behind the active ones."""
-
-        def move(x: Array) -> Array:
-            x = jnp.pad(x, ((0, self.padding), *((0, 0),) * (x.ndim - 1)))
-            if self.positions is None or self.active is None:
-                return x
-            x = jnp.zeros_like(x).at[self.positions].set(x, unique_indices=True)
-            active = jnp.arange(x.shape[0]) < self.active
-            # Whatever a masked token holds, NaN included, stays out of the head's gradient.
-            return jnp.where(active.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
-
-        return jax.tree.map(move, tree)
-
-    def scatter(self, tree: Any) -> Any:
-        """The inverse, without the padding."""
-
-        def move(x: Array) -> Array:
-            x = x if self.positions is None else x[self.positions]
-            return x[: x.shape[0] - self.padding]
-
-        return jax.tree.map(move, tree)
-
-
-def _order(spec: LossSpec, mask: Array | None, padded: int) -> _Order:
-    padding = padded - spec.tokens
-    if mask is None:
-        return _Order(None, None, padding)
-    mask = jnp.pad(mask, (0, padding))
-    active = mask.sum()
-    positions = jnp.where(mask, jnp.cumsum(mask) - 1, active + jnp.cumsum(~mask) - 1)
-    return _Order(positions, active, padding)
-
-
-def _loop(order: _Order, size: int, count: int, chunk: Callable[[Array, Any], Any], state: Any) -> Any:
+def _loop(order: TokenOrder, size: int, count: int, chunk: Callable[[Array, Any], Any], state: Any) -> Any:
     stop = count if order.active is None else (order.active + size - 1) // size
     return lax.fori_loop(0, stop, chunk, state)
 

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.documents import runs, starts
-from llm_jax.kernels.selective_scan import reference, xla
+from llm_jax.kernels.selective_scan import reference, tpu, xla
 from llm_jax.kernels.selective_scan.spec import ScanSpec, scan_spec
 
-OP = Op("selective_scan", scan_spec, {"xla": xla, "reference": reference}, order=("xla",))
+OP = Op("selective_scan", scan_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
 
 
 def selective_scan(
@@ -74,11 +74,11 @@ def selective_scan(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan(name: str, spec: ScanSpec, *arrays: Any) -> tuple[Array, Array]:
-    return OP.implementations[name].forward(spec, *arrays)[:2]
+    return OP.implementations[name].forward(spec, *arrays, keep_states=False)[:2]
 
 
 def _forward(name: str, spec: ScanSpec, *arrays: Any) -> tuple[tuple[Array, Array], tuple]:
-    y, final, states = OP.implementations[name].forward(spec, *arrays)
+    y, final, states = OP.implementations[name].forward(spec, *arrays, keep_states=True)
     return (y, final), (*arrays[:-1], states)
 
 

@@ -43,8 +43,10 @@ def forward(
     skip: Float[Array, " D"],
     starts: Bool[Array, "B T"] | None,
     initial_state: Float[Array, "B D N"],
-) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"], Float[Array, "chunks B N D"]]:
-    """Output in u's dtype, float32 final state, and the states before each chunk."""
+    *,
+    keep_states: bool,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"], Float[Array, "chunks B N D"] | None]:
+    """Output in u's dtype, float32 final state, and if asked for the states before each chunk."""
     rates, skip = A.astype(jnp.float32).T, skip.astype(jnp.float32)
 
     def token(state: Array, x: _Token) -> tuple[Array, Array]:
@@ -57,7 +59,7 @@ def forward(
 
     state = jnp.swapaxes(initial_state, 1, 2)
     final, (states, y) = jax.lax.scan(chunk, state, _chunks(spec, u, delta, B, C, starts))
-    return _whole(spec, y), jnp.swapaxes(final, 1, 2), states
+    return _whole(spec, y), jnp.swapaxes(final, 1, 2), states if keep_states else None
 
 
 def backward(

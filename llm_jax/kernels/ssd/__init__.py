@@ -10,10 +10,15 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.documents import runs, starts
-from llm_jax.kernels.ssd import reference, xla
+from llm_jax.kernels.ssd import gpu, reference, tpu, xla
 from llm_jax.kernels.ssd.spec import SsdSpec, ssd_spec
 
-OP = Op("ssd", ssd_spec, {"xla": xla, "reference": reference}, order=("xla",))
+OP = Op(
+    "ssd",
+    ssd_spec,
+    {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference},
+    order=("tpu", "gpu", "xla"),
+)
 
 
 def ssd(
@@ -76,11 +81,11 @@ def ssd(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan(name: str, spec: SsdSpec, *arrays: Any) -> tuple[Array, Array]:
-    return OP.implementations[name].forward(spec, *arrays)[:2]
+    return OP.implementations[name].forward(spec, *arrays, keep_states=False)[:2]
 
 
 def _forward(name: str, spec: SsdSpec, *arrays: Any) -> tuple[tuple[Array, Array], tuple]:
-    y, final, states = OP.implementations[name].forward(spec, *arrays)
+    y, final, states = OP.implementations[name].forward(spec, *arrays, keep_states=True)
     return (y, final), (*arrays[:-1], states)
 
 

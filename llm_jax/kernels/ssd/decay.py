@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 GRID = 512.0
 LEAST = -100.0
@@ -29,21 +29,39 @@ class Decay(NamedTuple):
     """From token s to the state after the chunk."""
 
 
-def decay(dt: Float[Array, "B G R Q"], A: Float[Array, "G R"], starts: Bool[Array, "B Q"] | None) -> Decay:
+class Sums(NamedTuple):
+    """Running sums of a[t] over each document of a chunk, the two parts apart."""
+
+    coarse: Float[Array, "B G R Q"]
+    fine: Float[Array, "B G R Q"]
+    run: Int[Array, "B Q"] | None
+    """Documents that began within the chunk up to a token."""
+    seen: Bool[Array, "b Q Q"]
+    """As in `Decay`."""
+
+
+def sums(dt: Float[Array, "B G R Q"], A: Float[Array, "G R"], starts: Bool[Array, "B Q"] | None) -> Sums:
     """Of a chunk, with `starts` the tokens that begin a document."""
     size = dt.shape[-1]
     seen = jnp.tril(jnp.ones((1, size, size), bool))
-    reached, lasting = None, None
+    run = None
     exponent = jnp.maximum(dt * A[:, :, None], LEAST)
     if starts is not None:
         run = jnp.cumsum(starts.astype(jnp.int32), axis=1)
         seen = seen & (run[:, :, None] == run[:, None, :])
-        reached, lasting = (run == 0)[:, None, None], (run == run[:, -1:])[:, None, None]
         exponent = jnp.where(starts[:, None, None], 0.0, exponent)
     coarse = jnp.round(exponent * GRID) / GRID
     # Sums within each document by a product with the mask: another document's numbers do not even touch the rounding.
     mask = seen.astype(jnp.float32)
-    coarse, fine = (_sums(mask, part) for part in (coarse, exponent - coarse))
+    return Sums(_sums(mask, coarse), _sums(mask, exponent - coarse), run, seen)
+
+
+def decay(dt: Float[Array, "B G R Q"], A: Float[Array, "G R"], starts: Bool[Array, "B Q"] | None) -> Decay:
+    """Of a chunk, with `starts` the tokens that begin a document."""
+    coarse, fine, run, seen = sums(dt, A, starts)
+    reached, lasting = None, None
+    if run is not None:
+        reached, lasting = (run == 0)[:, None, None], (run == run[:, -1:])[:, None, None]
 
     def left(coarse: Array, fine: Array, where: Array | None) -> Array:
         total = coarse + fine

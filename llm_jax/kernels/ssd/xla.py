@@ -44,8 +44,10 @@ def forward(
     skip: Float[Array, " H"],
     starts: Bool[Array, "B T"] | None,
     initial_state: Float[Array, "B H P N"],
-) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"], Float[Array, "chunks B G R P N"]]:
-    """Output in x's dtype, float32 final state, and the states before each chunk."""
+    *,
+    keep_states: bool,
+) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"], Float[Array, "chunks B G R P N"] | None]:
+    """Output in x's dtype, float32 final state, and if asked for the states before each chunk."""
     rates, skip = _per_head(spec, A), _per_head(spec, skip)
 
     def chunk(state: Array, at: _Chunk) -> tuple[Array, tuple[Array, Array]]:
@@ -61,7 +63,7 @@ def forward(
 
     state = initial_state.reshape(spec.batch, spec.groups, spec.per_group, spec.head_dim, spec.states)
     final, (states, y) = _over_chunks(chunk, state, _chunks(spec, x, dt, B, C, starts))
-    return _of_heads(spec, y), final.reshape(initial_state.shape), states
+    return _of_heads(spec, y), final.reshape(initial_state.shape), states if keep_states else None
 
 
 def backward(

@@ -1,0 +1,84 @@
+"""TPU kernels (Mosaic): a grid over the tiles of each group, known only at run time, and tiles of the weights."""
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Array, Float, Int
+
+from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
+from llm_jax.kernels.platform import tpu_refusal
+from llm_jax.kernels.tiles import tiles
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Rows, and the two dimensions of the weights as the product sees them: summed over, and made."""
+
+    rows: int
+    summed: int
+    made: int
+
+
+def supports(spec: GroupedSpec, platform: str) -> str | None:
+    """bfloat16 and float32 of any shape."""
+    if refusal := tpu_refusal(platform):
+        return refusal
+    if spec.dtype == "float16":
+        return "TPUs multiply bfloat16 and float32, not float16"
+    if 0 in (spec.rows, spec.groups, spec.inputs, spec.outputs):
+        return "there is nothing to multiply"
+    return None
+
+
+def product(
+    spec: GroupedSpec, x: Float[Array, "M K"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "M N"]:
+    """Rows of x times the weights of their group, 0 behind the last group."""
+    from llm_jax.kernels.grouped_matmul import tpu_product
+
+    return tpu_product.rows_times(x, w, group_sizes, product_tiles(spec), transposed=False)
+
+
+def input_gradient(
+    spec: GroupedSpec, g: Float[Array, "M N"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "M K"]:
+    """Rows of g times the transposed weights of their group."""
+    from llm_jax.kernels.grouped_matmul import tpu_product
+
+    return tpu_product.rows_times(g, w, group_sizes, product_tiles(spec), transposed=True)
+
+
+def weight_gradient(
+    spec: GroupedSpec, x: Float[Array, "M K"], g: Float[Array, "M N"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "E K N"]:
+    """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
+    from llm_jax.kernels.grouped_matmul import tpu_weight_gradient
+
+    return tpu_weight_gradient.sums_of_groups(x, g, group_sizes, gradient_tiles(spec))
+
+
+def product_tiles(spec: GroupedSpec) -> Tiles:
+    """Tiles of the product and of the input gradient.
+
+    A tile at the edge of a group is multiplied whole, so tiles are not larger than a group on average. The weights of
+    a group stay in VMEM from tile to tile if one tile sums over the whole dimension.
+    """
+    summed, made = (4096, 1024) if spec.dtype == "bfloat16" else (1024, 512)
+    default = Tiles(rows=_rows_of_a_tile(spec), summed=summed, made=made)
+    return tiles("grouped_matmul", "tpu", dtype=spec.dtype, shape=f"product {_shape_class(spec)}", default=default)
+
+
+def gradient_tiles(spec: GroupedSpec) -> Tiles:
+    """Tiles of the weight gradient: `made` in both dimensions of the weights, summed over rows."""
+    default = Tiles(rows=_rows_of_a_tile(spec), summed=0, made=1024 if spec.dtype == "bfloat16" else 512)
+    return tiles(
+        "grouped_matmul", "tpu", dtype=spec.dtype, shape=f"weight gradient {_shape_class(spec)}", default=default
+    )
+
+
+def _rows_of_a_tile(spec: GroupedSpec) -> int:
+    return min(512, max(128, 2 ** int(math.log2(max(1, spec.rows // spec.groups)))))
+
+
+def _shape_class(spec: GroupedSpec) -> str:
+    return f"{_rows_of_a_tile(spec)} rows"

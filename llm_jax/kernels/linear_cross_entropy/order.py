@@ -1,0 +1,49 @@
+"""Tokens that count come first, so that the work ends with them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+
+class TokenOrder(NamedTuple):
+    """Tokens with those of the mask first, padded to whole chunks."""
+
+    positions: Array | None
+    """Where each token goes; None: where it is."""
+    active: Array | None
+    padding: int
+
+    def gather(self, tree: Any) -> Any:
+        """Arrays over tokens in the new order, 0 behind the active ones."""
+
+        def move(x: Array) -> Array:
+            x = jnp.pad(x, ((0, self.padding), *((0, 0),) * (x.ndim - 1)))
+            if self.positions is None or self.active is None:
+                return x
+            x = jnp.zeros_like(x).at[self.positions].set(x, unique_indices=True)
+            active = jnp.arange(x.shape[0]) < self.active
+            # Whatever a masked token holds, NaN included, stays out of the head's gradient.
+            return jnp.where(active.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+        return jax.tree.map(move, tree)
+
+    def scatter(self, tree: Any) -> Any:
+        """The inverse, without the padding."""
+
+        def move(x: Array) -> Array:
+            x = x if self.positions is None else x[self.positions]
+            return x[: x.shape[0] - self.padding]
+
+        return jax.tree.map(move, tree)
+
+
+def token_order(mask: Bool[Array, " M"] | None, padding: int) -> TokenOrder:
+    """The order for a call with this mask, with `padding` empty places at the end."""
+    if mask is None:
+        return TokenOrder(None, None, padding)
+    mask = jnp.pad(mask, (0, padding))
+    active = mask.sum()
+    positions = jnp.where(mask, jnp.cumsum(mask) - 1, active + jnp.cumsum(~mask) - 1)
+    return TokenOrder(positions, active, padding)

@@ -1,0 +1,49 @@
+"""Whole training steps, by the real compilers: our kernels are in the program, and nothing took their place.
+
+Llama 8B and Mixtral 8x7B with two of their layers: layers are scanned, so that more of them give the same program.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "experiments" / "scale" / "compile_pod.py"
+MIXTRAL = {
+    "model.family": "mixtral",
+    "model.vocab_size": 32000,
+    "model.experts.num": 8,
+    "model.experts.top_k": 2,
+    "train.balancing.load_balance": 0.01,
+}
+MODELS = {"llama": {}, "mixtral": MIXTRAL}
+ATTENTION = {f"llm_jax_flash_attention_{part}" for part in ("forward", "dq", "dkv")}
+LOSS = {f"llm_jax_linear_cross_entropy_{part}" for part in ("forward", "hidden_gradient", "head_gradient")}
+EXPERTS = {f"llm_jax_grouped_matmul{part}" for part in ("", "_input_gradient", "_weight_gradient")}
+WANTED = {"llama": ATTENTION | LOSS, "mixtral": ATTENTION | LOSS | EXPERTS}
+
+
+def kernels(topology: str, model: str) -> set[str]:
+    changed = {"model.num_layers": 2, "data.window": 4096} | MODELS[model]
+    options = [f"--set={name}={value}" for name, value in changed.items()]
+    command = [sys.executable, str(SCRIPT), f"--topology={topology}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return set(json.loads(done.stdout[done.stdout.index("{") :])["kernels"])
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("model", MODELS)
+def test_tpu(topology, model):
+    pytest.importorskip("libtpu")
+    assert kernels(topology, model) == WANTED[model]
+
+
+@pytest.mark.aot_gpu
+@pytest.mark.parametrize("model", MODELS)
+def test_gpu(model):
+    pytest.importorskip("jax_cuda13_plugin")
+    assert kernels("h200:1x1x8", model) == WANTED[model]

@@ -1,0 +1,35 @@
+"""The TPU kernel of ragged_paged_attention in the interpreter: memory that starts as NaN, races that raise."""
+
+import jax
+import pytest
+
+from llm_jax.kernels import ragged_paged_attention
+from llm_jax.kernels.ragged_paged_attention.tpu import Sizes
+from llm_jax.kernels.tiles import trying
+from tests.kernels import devices, paged
+from tests.kernels.numerics import assert_float32, assert_half
+from tests.kernels.pairwise import covering
+
+OPTIONS = paged.OPTIONS | {"dtype": ("bfloat16", "float32"), "page": (32, 64)}
+CASES = covering(OPTIONS, paged.allowed)
+
+
+def run(args, options, implementation, **more):
+    with devices.interpreter(implementation), trying("ragged_paged_attention", "tpu", Sizes(rows=16, block=32)):
+        return jax.jit(lambda *args: ragged_paged_attention(*args, implementation=implementation, **options, **more))(
+            *args
+        )
+
+
+@pytest.mark.parametrize("case", CASES, ids=paged.name)
+def test_equals_the_formula(case):
+    args, options, kept = paged.make(case, multiple=128)
+    want_out, want_lse = paged.formula(args, options, kept)
+    got = run(args, options, "tpu", return_lse=case["lse"])
+    out, lse = got if case["lse"] else (got, None)
+    if case["dtype"] == "float32":
+        assert_float32("out", out, want_out)
+    else:
+        assert_half("out", out, run(args, options, "reference"), want_out)
+    if lse is not None:
+        assert_float32("lse", lse, want_lse, 1e-5 if case["dtype"] == "float32" else 3e-3)

@@ -1,0 +1,169 @@
+"""`python -m llm_jax.tune`: candidates are run, wrong ones are told, the row is written and read again."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import tune as door
+from llm_jax.base.errors import UserError
+from llm_jax.kernels import cases, choice, tuning
+from llm_jax.kernels.cases import Case
+from llm_jax.kernels.choice import ArgumentError
+from llm_jax.kernels.flash_attention import tuning as attention
+from llm_jax.kernels.flash_attention.bounds import Tiles
+from llm_jax.kernels.tiles import tiles
+
+TINY = "batch=1,q_len=32,heads=1,head_dim=8"
+
+
+def test_the_row_is_written_and_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"block": (8, 16)},)})
+    path = tmp_path / "tiles.json"
+    other = {"op": "ssd", "implementation": "gpu", "device": "x", "dtype": "float32", "shape": "s", "tiles": {}}
+    path.write_text(json.dumps([other]))
+    for _ in range(2):  # the second run replaces the first one's row
+        door.main(["flash_attention", f"--shape={TINY}", "--repeats=2", f"--write={path}"])
+    kept, row = json.loads(path.read_text())
+    assert kept == other
+    assert (row["op"], row["implementation"], row["shape"], row["dtype"]) == (
+        "flash_attention",
+        "xla",
+        "hd8",
+        "float32",
+    )
+    assert row["device"] == jax.devices()[0].device_kind and row["tiles"].keys() == {"block", "tile_mib"}
+    assert 0 < row["ms"] <= row["default_ms"]
+    printed = capsys.readouterr().out
+    assert "forward and backward" in printed and printed.count("default") >= 2
+    assert all(f"| {block} | 16 |" in printed for block in (8, 16, 256))
+
+    monkeypatch.setenv("LLM_JAX_TILES", str(path))
+    asked = tiles("flash_attention", "xla", dtype="float32", shape="hd8", default=Tiles(0, 0))
+    assert dataclasses.asdict(asked) == row["tiles"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    rows: int = 1
+
+
+def made_up_case() -> Case:
+    """An op whose forward pass asks for one row and whose backward pass for another; sizes 3 are wrong, 4 refused."""
+
+    def sizes(shape: str) -> int:
+        return tiles("flash_attention", "xla", dtype="float32", shape=shape, default=Sizes()).rows
+
+    @jax.custom_vjp
+    def double(x):
+        rows = sizes("forward")
+        if rows == 4:
+            raise ArgumentError("rows=4 is too many")
+        return x * (2.1 if rows == 3 else 2)
+
+    double.defvjp(lambda x: (double(x), None), lambda _, g: (g * 2 * (sizes("backward") != 3),))
+    return Case((jnp.arange(3.0) + 1,), lambda x, implementation: double(x), (0,))
+
+
+def test_each_pass_tunes_its_own_row_and_no_wrong_size_is_timed(monkeypatch):
+    monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"rows": (2, 3, 4), "columns": (1, 2)},)})
+    forward, backward = tuning.tune("flash_attention", made_up_case(), None, repeats=1)
+    assert (forward.asked.shape, forward.measured) == ("forward", "forward")
+    assert (backward.asked.shape, backward.measured) == ("backward", "backward")
+    assert [c.sizes.rows for c in forward.candidates] == [1, 2, 3, 4]
+    ran, wrong, refused = forward.candidates[:2], forward.candidates[2], forward.candidates[3]
+    assert all(c.seconds for c in ran) and forward.best in ran
+    assert wrong.seconds is None and wrong.refusal.startswith("wrong: 5.0e-02")
+    assert refused.refusal == "refused: rows=4 is too many"
+    assert backward.candidates[2].seconds is None and backward.candidates[3].seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Two:
+    first: int = 1
+    second: int = 1
+
+
+def test_groups_are_tuned_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"first": (1, 2, 3)}, {"second": (1, 2)})})
+    monkeypatch.setattr(cases, "enough", lambda call: 1)
+    monkeypatch.setattr(cases, "seconds_of", lambda call, count: float(call()[0]))
+
+    def call(x, implementation):
+        sizes = tiles("flash_attention", "xla", dtype="", shape="", default=Two())
+        return x * (sizes.second + abs(sizes.first - 2)) * 1e-6 + 1
+
+    monkeypatch.setitem(tuning.TOLERANCE, "float32", 1.0)
+    (tuned,) = tuning.tune("flash_attention", Case((jnp.ones(1),), call), None, repeats=1)
+    tried = [(c.sizes.first, c.sizes.second) for c in tuned.candidates]
+    assert tried == [(1, 1), (2, 1), (3, 1), (2, 2)] and tuned.best.sizes == Two(2, 1)
+
+
+def test_a_default_that_fails_is_no_candidate_among_others(monkeypatch):
+    monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"rows": (1,)},)})
+
+    def call(x, implementation):
+        assert tiles("flash_attention", "xla", dtype="", shape="", default=Sizes(4)).rows != 4, "no room"
+        return x
+
+    with pytest.raises(AssertionError, match="no room"):
+        tuning.tune("flash_attention", Case((jnp.ones(3),), call), None, repeats=1)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "one op"),
+        (["nothing"], "no op named 'nothing'"),
+        (["decode_attention"], "decode_attention has no tile sizes"),
+        (["flash_attention", "--implementation=reference", f"--shape={TINY}"], "reference has no tile sizes"),
+        (["flash_attention", "--implementation=cuda", f"--shape={TINY}"], "'cuda' is unknown"),
+        (["flash_attention", "--shape=head=2"], "'head' is none of .*nearest is heads"),
+        (["flash_attention", "--shape=heads=two"], "heads=N"),
+        (["flash_attention", f"--shape={TINY},kv_heads=3,heads=2"], "3 heads"),
+        (["flash_attention", "--dtype=int8"], "--dtype=int8"),
+        (["flash_attention", "--repeats=0"], "--repeats=0"),
+        (["flash_attention", "--write=pyproject.toml"], "not a table"),
+    ],
+)
+def test_bad_input_is_one_line(words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        door.main(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_visible_pairs_are_those_of_the_mask():
+    shape = dict(attention.SHAPE, batch=1, heads=1, q_len=13)
+    for changes in ({}, {"causal": 0}, {"kv_len": 20}, {"window": 4}, {"causal": 0, "window": 3}, {"document": 5}):
+        asked = {**shape, **changes}
+        T, S = asked["q_len"], asked["kv_len"] or asked["q_len"]
+        i, j = np.arange(T)[:, None] + S - T, np.arange(S)
+        mask = np.ones((T, S), bool)
+        if asked["causal"]:
+            mask &= j <= i
+        if asked["window"]:
+            mask &= (j > i - asked["window"]) & (j < i + asked["window"])
+        if asked["document"]:
+            mask &= i // asked["document"] == j // asked["document"]
+        assert attention.visible_pairs(asked) == mask.sum(), changes
+
+
+OPS = ("flash_attention", "linear_cross_entropy", "grouped_matmul", "ssd", "selective_scan", "ragged_paged_attention")
+SMALL = {"tokens": 8, "rows": 8, "vocab": 16, "states": 4, "groups": 1}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_make_calls_that_the_op_takes(op):
+    made = tuning.tuning_of(op)
+    case = made.make_case({name: SMALL.get(name, min(value, 8)) for name, value in made.SHAPE.items()}, "float32")
+    shapes = jax.eval_shape(lambda *arrays: case.call(*arrays, implementation="xla"), *case.arrays)
+    outputs = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    inputs = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(case.arrays))
+    # Pages that no request has are not read.
+    assert case.bytes == inputs + outputs if op != "ragged_paged_attention" else case.bytes <= inputs + outputs
+    assert all(jnp.issubdtype(case.arrays[i].dtype, jnp.floating) for i in case.differentiable)
+    for name, groups in made.CANDIDATES.items():
+        assert name in choice.find(op).implementations and isinstance(groups, tuple)
