@@ -56,19 +56,21 @@ def tile_scores(
     at = (inner(step), outer(step)) if blocks.by_keys else (outer(step), inner(step))
     rows = _side(spec, at[0], tiles.q_block, q_axis, first_position(spec), given.q_marks)
     keys = _side(spec, at[1], tiles.kv_block, kv_axis, 0, given.kv_marks)
+    seen = visible(spec, rows, keys) if masked else None
+    if masked and tiles.kv_padded > spec.kv_len:
+        real = keys.index < spec.kv_len
+        seen = real if seen is None else seen & real
     raw = mosaic_tpu.dot(k, q, 1, 1) if blocks.by_keys else mosaic_tpu.dot(q, k, 1, 1)
     tanh = None
     if spec.softcap is None:
         final = raw * (spec.scale * LOG2_E)
     else:
+        if seen is not None and may_hold_unseen(spec):
+            raw = jnp.where(seen, raw, 0.0)  # its slope multiplies a gradient that is 0 where not visible
         tanh = jnp.tanh(raw * (spec.scale / spec.softcap))
         final = tanh * (spec.softcap * LOG2_E)
     if given.slopes is not None:
         final += alibi_bias(given.slopes[head] * LOG2_E, rows, keys)
-    seen = visible(spec, rows, keys) if masked else None
-    if masked and tiles.kv_padded > spec.kv_len:
-        real = keys.index < spec.kv_len
-        seen = real if seen is None else seen & real
     if seen is not None:
         final = jnp.where(seen, final, -jnp.inf)
     return Scores(final, tanh, seen, rows, keys)
