@@ -1,5 +1,6 @@
 """Values of wgmma in registers, in its layouts: products, constants, and vectors along one axis of a matrix."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ from llm_jax.kernels.platform import interpreted
 LOG2E = 1.4426950408889634
 
 
-def product(a: Any, b: Any) -> jax.Array:
-    """a @ b in float32, in the layout of wgmma's results."""
+def product(a: Any, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """a @ b in float32, in the layout of wgmma's results; `meanwhile` runs between its start and its end."""
 
     def body(acc: Any) -> jax.Array:
         plgpu.wgmma(acc, a, b)
+        meanwhile()
         return acc[...]
 
     return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
