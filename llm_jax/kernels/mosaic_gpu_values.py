@@ -1,5 +1,6 @@
 """Values of wgmma in registers, in its layouts: products, constants, and vectors along one axis of a matrix."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +16,12 @@ plgpu: Any = mosaic_gpu
 LOG2E = 1.4426950408889634
 
 
-def product(a: Any, b: Any) -> jax.Array:
-    """a @ b in float32, in the layout of wgmma's results."""
+def product(a: Any, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """a @ b in float32, in the layout of wgmma's results; `meanwhile` runs between its start and its end."""
 
     def body(acc: Any) -> jax.Array:
         plgpu.wgmma(acc, a, b)
+        meanwhile()
         return acc[...]
 
     return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))

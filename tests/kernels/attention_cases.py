@@ -11,8 +11,7 @@ from llm_jax.kernels import flash_attention
 OPTIONS: dict[str, list] = {
     "mask": ["causal", "full", "window", "window_both_sides"],
     "data": ["none", "segments", "positions", "ranges"],
-    "sizes": [(64, 64), (96, 96), (192, 128), (256, 256)],
-    "heads": [(4, 2), (2, 1), (2, 2)],
+    "heads": [(4, 2, 64, 64), (2, 1, 96, 96), (2, 2, 192, 128), (2, 1, 256, 256)],
     "lengths": [(150, 150), (130, 270), (200, 140)],
     "softcap": [None, 2.0],
     "alibi": [False, True],
@@ -20,7 +19,8 @@ OPTIONS: dict[str, list] = {
     "chunk": [None, 70],
     "dtype": ["bfloat16", "float16"],
 }
-"""Lengths are of queries and of keys: several blocks of 128, the last one not whole."""
+"""Heads: how many of queries, of keys, size of queries and keys, of values. Lengths are of queries and of keys: several
+blocks of 128, the last one not whole."""
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
     "full": {"causal": False},
@@ -30,9 +30,9 @@ MASKS: dict[str, dict[str, Any]] = {
 BATCH = 2
 
 
-def make_case(mask, data, sizes, heads, lengths, softcap, alibi, sinks, chunk, dtype, seed=0):
+def make_case(mask, data, heads, lengths, softcap, alibi, sinks, chunk, dtype, seed=0):
     """Arrays with a gradient, and the other arguments of a call, by values of OPTIONS."""
-    (T, S), (N, K), (H, Hv) = lengths, heads, sizes
+    (T, S), (N, K, H, Hv) = lengths, heads
     rng = np.random.default_rng(seed)
 
     def normal(*shape):

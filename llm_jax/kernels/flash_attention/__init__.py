@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.flash_attention import reference, tpu, xla
+from llm_jax.kernels.flash_attention import gpu, reference, tpu, xla
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, attention_spec, mask_arrays
 
-OP = Op("flash_attention", attention_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+IMPLEMENTATIONS = {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference}
+OP = Op("flash_attention", attention_spec, IMPLEMENTATIONS, order=("tpu", "gpu", "xla"))
 
 
 def flash_attention(

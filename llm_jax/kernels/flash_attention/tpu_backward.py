@@ -13,14 +13,13 @@ from jaxtyping import Array, Float
 
 from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias, may_hold_unseen
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads, by_length, extras, rows_by_heads
 from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, schedule
 from llm_jax.kernels.flash_attention.tpu_tile import (
     LANES,
     column,
     finite_base_2,
-    may_hold_unseen,
     on_tile,
     row,
     tile_scores,

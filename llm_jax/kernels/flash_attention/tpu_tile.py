@@ -87,11 +87,6 @@ def _side(spec: AttentionSpec, block: Any, size: int, axis: int, first: int, mar
     return Rows(index, position, segment, *given)
 
 
-def may_hold_unseen(spec: AttentionSpec) -> bool:
-    """Whether there can be keys that no query sees, or queries that see no key: their content must not matter."""
-    return spec.segments or spec.positions or spec.ranges or spec.q_len != spec.kv_len
-
-
 def used(x: Float[Array, "inner D"], weights: Float[Array, "outer inner"]) -> Float[Array, "inner D"]:
     """x with 0 in the rows that have no weight: what nobody sees may be NaN, and 0 · NaN is NaN."""
     return jnp.where(column(weights.max(0, keepdims=True))[:, :1] > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
