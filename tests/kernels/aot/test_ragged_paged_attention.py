@@ -66,9 +66,7 @@ def test_tpu(case, topology):
 
 
 @pytest.mark.aot_gpu
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case[0] != "latent"], ids=[i for i in ids if "latent" not in i]
-)
+@pytest.mark.parametrize("case", CASES, ids=ids)
 def test_gpu(case):
     pytest.importorskip("jax_cuda13_plugin")
     program = gpu_compile(*call(*case, "gpu", multiple=1))
