@@ -24,7 +24,6 @@ from hlo_cycles import program_cycles
 os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="-1")
 
 import jax
-from jax.experimental import topologies
 
 from llm_jax.jobs.registry import load_config
 from llm_jax.jobs.terms import sft_objective
@@ -32,6 +31,7 @@ from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params, declarations
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.sharding import MeshConfig, make_plan
+from llm_jax.sharding.described import devices_of
 from llm_jax.training import abstract_state, make_optimizer, make_train_step
 from llm_jax.training.peaks import peak_flops
 
@@ -40,31 +40,6 @@ GIB = 2**30
 CLOCK = 1.75e9
 """Of v5p and v6e: their datasheets' peak over two operations a cycle of every cell of their matrix units."""
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
-  shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
-  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98  l2_cache_size: 62914560
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  registers_per_core_limit: 65536  registers_per_block_limit: 65536
-  memory_bandwidth: 4800000000000  device_memory_size: 150754820096
-  cuda_compute_capability { major: 9  feature_extension: ACCELERATED_FEATURES }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9  minor: 28 }
-runtime_version { major: 13  minor: 0 }
-device_description_str: "NVIDIA H200"
-"""
-
-
-def devices_of(topology: str) -> list:
-    """`KIND:SHAPE`; for GPUs the shape is slices x hosts x GPUs per host."""
-    kind, _, shape = topology.partition(":")
-    if kind == "h200":
-        described = topologies.get_topology_desc(platform="cuda", target_config=H200, topology=shape)
-    else:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    return list(described.devices)
 
 
 def trips(around: int | None, tokens: int) -> float:

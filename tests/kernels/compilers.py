@@ -1,0 +1,158 @@
+"""The real TPU and GPU compilers, for one device that is not there: which kernels a program holds, and what they take.
+
+`tpu_compile` needs the extra `aot` (tests marked `aot`), `gpu_compile` the extra `aot-gpu` (tests marked `aot_gpu`).
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax.sharding.described import compile_for
+
+REGISTERS, SHARED_MEMORY, THREADS = 65536, 233472, 2048
+"""Of a Hopper multiprocessor, the memory in bytes."""
+RESERVED = 1024
+"""Bytes of shared memory that CUDA takes for each block."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one GPU kernel takes: registers per thread, bytes per thread (spills, stack) and per block (smem)."""
+
+    kernel: str
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    stack: int
+    smem: int
+    threads: int
+    """Of a block."""
+    warnings: tuple[str, ...]
+    """Lines in which ptxas tells of a loss of performance, without their prefix."""
+
+    @property
+    def occupancy(self) -> float:
+        """Threads on a multiprocessor at a time, as a share of the most it can hold."""
+        warps = self.threads // 32
+        by_registers = REGISTERS // (warps * -(-self.registers * 32 // 256) * 256)
+        by_memory = SHARED_MEMORY // (self.smem + RESERVED)
+        return min(by_registers, by_memory, THREADS // self.threads) * self.threads / THREADS
+
+    def __str__(self) -> str:
+        spills = f"{self.spill_stores}/{self.spill_loads}"
+        return (
+            f"| {self.kernel} | {self.registers} | {spills} | {self.smem} | {self.threads} | {self.occupancy:.0%} "
+            f"| {'; '.join(self.warnings)} |"
+        )
+
+
+COLUMNS = ("kernel", "registers", "spill stores/loads B", "smem B", "threads", "occupancy", "warnings")
+TABLE = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+"""Header of a table whose rows are `str(resources)`."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program."""
+
+    compiled: jax.stages.Compiled
+    kernels: tuple[str, ...]
+    """Names of Pallas kernels (`name=`) and targets of other custom calls, as the HLO has them, repeats included."""
+    resources: tuple[Resources, ...] = ()
+    """Of the different GPU kernels."""
+
+
+def tpu_compile(f: Callable[..., Any], *shapes: Any, topology: str = "v5e:2x2") -> Program:
+    """`f` compiled by libtpu for the first device of `topology`. `shapes`: pytrees of ShapeDtypeStructs."""
+    with _environment(TPU_SKIP_MDS_QUERY="1"):
+        compiled = compile_for(topology, f, *shapes)
+    return Program(compiled, custom_calls(compiled.as_text() or ""))
+
+
+def gpu_compile(f: Callable[..., Any], *shapes: Any) -> Program:
+    """`f` compiled for one H200: XLA, and ptxas for sm_90a. `shapes`: pytrees of ShapeDtypeStructs."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = dict.fromkeys(("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_RESOURCES"), "1")
+        with _environment(CUDA_VISIBLE_DEVICES="-1", MOSAIC_GPU_DUMP_TO=folder, **asked):
+            compiled = compile_for("h200:1x1x1", f, *shapes)
+        calls = _custom_calls(compiled.as_text() or "")
+        return Program(compiled, tuple(name for name, _ in calls), _resources(calls, Path(folder)))
+
+
+def custom_calls(text: str) -> tuple[str, ...]:
+    """Names of the custom calls in the text of an optimized HLO module: of Pallas kernels their `name`."""
+    return tuple(name for name, _ in _custom_calls(text))
+
+
+def _custom_calls(text: str) -> list[tuple[str, str]]:
+    """(name, hash of the GPU kernel or "") of each custom call."""
+    calls = []
+    for line in text.splitlines():
+        target = re.search(r'custom_call_target="([^"]+)"', line)
+        if target is None:
+            continue
+        kernel = re.search(r'op_name="(?:[^"]*/)?([^/"]+)/(?:pallas_call|mpmd_map)"', line)
+        digest = re.search(r'kernel_hash = "((?:[^"\\]|\\.)*)"', line)
+        calls.append((kernel[1] if kernel else target[1], digest[1] if digest else ""))
+    return calls
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_known: dict[str, Resources] = {}
+"""By a kernel's hash: one that was compiled before is not compiled again, and nothing is dumped."""
+
+
+def _resources(calls: list[tuple[str, str]], folder: Path) -> tuple[Resources, ...]:
+    """Of each different kernel. Of several new ones with one name it is not known which is which."""
+    kernels = dict.fromkeys((name, digest) for name, digest in calls if digest)
+    files: dict[str, list[Path]] = {}
+    for path in folder.glob("*.ptxas"):
+        files.setdefault(path.stem.rpartition("_")[0], []).append(path)
+    for name, digest in kernels:
+        if digest not in _known:
+            _known[digest] = _parse(name, files[name].pop())
+    return tuple(_known[digest] for _, digest in kernels)
+
+
+def _parse(name: str, path: Path) -> Resources:
+    ptxas = path.read_text()
+    taken = path.with_suffix(".resources.txt").read_text()
+
+    def number(pattern: str, text: str = ptxas) -> int:
+        found = re.search(pattern, text)
+        assert found is not None, f"{path}: no {pattern!r} in\n{text}"
+        return int(found[1])
+
+    barriers = sum(
+        int(barriers) * int(count) for barriers, count in re.findall(r"num_barriers=(\d+)[^)]*\): (\d+)", taken)
+    )
+    return Resources(
+        kernel=name,
+        registers=number(r"Used (\d+) registers"),
+        spill_stores=number(r"(\d+) bytes spill stores"),
+        spill_loads=number(r"(\d+) bytes spill loads"),
+        stack=number(r"(\d+) bytes stack frame"),
+        smem=number(r"smem_scratch_bytes=(\d+)", taken) + 8 * barriers,
+        threads=number(r"\.maxntid (\d+)", path.with_suffix(".ptx").read_text()),
+        warnings=tuple(sorted(set(re.findall(r"\(C\d+\) [^\n]*|[^\n]*[Ww]arning[^\n]*", ptxas)))),
+    )
