@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,17 @@ class Case(NamedTuple):
         ids = [1] * 5 + [2] * 9 + [3] * 6, [0] * 2 + [4] * 4 + [2] * 12 + [0] * 2
         places = np.arange(self.length) * 20 // self.length
         return np.array(ids)[:, places] if self.packed else None
+
+
+def product(sizes: dict[str, list[dict[str, Any]]], dtypes: list[str], length: int = 20) -> list[Case]:
+    """Every op, size and dtype, packed or not, from an initial state or nothing."""
+    options = itertools.product(dtypes, (False, True), (False, True))
+    return [
+        Case(op, dtype, packed, initial, size, length)
+        for dtype, packed, initial in options
+        for op, of_op in sizes.items()
+        for size in of_op
+    ]
 
 
 def arguments(case: Case) -> tuple[Any, ...]:

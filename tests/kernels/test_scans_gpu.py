@@ -7,7 +7,7 @@ import pytest
 from llm_jax import kernels
 from tests.kernels import devices
 from tests.kernels.recurrences import make_scan
-from tests.kernels.scan_cases import Case, arguments, check_documents, check_numbers, program
+from tests.kernels.scan_cases import Case, arguments, check_documents, check_numbers, product, program
 
 CASES = [
     Case("ssd", "bfloat16", True, True, {"heads": (2, 8), "groups": 1}, length=140),
@@ -18,6 +18,14 @@ CASES = [
 ]
 
 
+SSD_SIZES = [
+    {"heads": (2, 8), "groups": 1},
+    {"heads": (4, 64), "groups": 2},
+    {"heads": (1, 70), "states": 70, "groups": 1},
+]
+SCAN_SIZES = [{"channels": 5}, {"channels": 130, "states": 9}]
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_numbers(case):
     run = program(case, "gpu", None)
@@ -25,6 +33,19 @@ def test_numbers(case):
     check_numbers(case, got)
     if case.packed:
         check_documents(case, run, got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        *product({"ssd": SSD_SIZES}, ["bfloat16", "float16"], length=140),
+        *product({"selective_scan": SCAN_SIZES}, ["float32", "bfloat16", "float16"], length=40),
+    ],
+    ids=str,
+)
+def test_all_numbers(case):
+    test_numbers(case)
 
 
 @pytest.mark.parametrize(

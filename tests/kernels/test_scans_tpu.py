@@ -9,7 +9,7 @@ from llm_jax.kernels.selective_scan import tpu as selective_scan_tpu
 from llm_jax.kernels.ssd import tpu as ssd_tpu
 from tests.kernels import devices
 from tests.kernels.recurrences import make_scan
-from tests.kernels.scan_cases import Case, arguments, check_documents, check_numbers, program
+from tests.kernels.scan_cases import Case, arguments, check_documents, check_numbers, product, program
 
 TILES = {"ssd": ssd_tpu.Tiles(chunk=8, lanes=128), "selective_scan": selective_scan_tpu.Tiles(chunk=16, lanes=128)}
 CASES = [
@@ -22,6 +22,17 @@ CASES = [
 ]
 
 
+SIZES = {
+    "ssd": [
+        {"heads": (4, 8), "groups": 1},
+        {"heads": (4, 8), "groups": 2},
+        {"heads": (3, 20), "groups": 3},
+        {"heads": (2, 70), "groups": 1, "states": 130},
+    ],
+    "selective_scan": [{"channels": 5}, {"channels": 200, "states": 9}],
+}
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_numbers(case):
     run = program(case, "tpu", TILES[case.op])
@@ -29,6 +40,12 @@ def test_numbers(case):
     check_numbers(case, got)
     if case.packed:
         check_documents(case, run, got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", product(SIZES, ["float32", "bfloat16"]), ids=str)
+def test_all_numbers(case):
+    test_numbers(case)
 
 
 @pytest.mark.parametrize("op", TILES)
