@@ -130,7 +130,7 @@ def dkv(
                 stream.wait(step)
                 slot = stream.slot(step)
 
-                def probabilities(raw: Array) -> tuple[Array, Array]:
+                def probabilities(raw: Array) -> tuple[Array, Array | None]:
                     logits, factor = scores.of(raw, tile, masked=masked)
                     my_lse = load(lse_smem.at[slot], 1)
                     return jnp.exp2(logits * factor - spread(my_lse, shape, 1)), scores.slope_of_cap(raw)

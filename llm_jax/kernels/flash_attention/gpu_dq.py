@@ -94,7 +94,7 @@ def dq(
             shape = (rows, kv_block)
             tile = Tile(spec, masks, batch, q_start, j * kv_block, shape, q_axis=0)
 
-            def probabilities(raw: Array) -> tuple[Array, Array]:
+            def probabilities(raw: Array) -> tuple[Array, Array | None]:
                 logits, factor = scores.of(raw, tile, masked=masked)
                 return jnp.exp2(logits * factor - spread(my_lse, shape, 0)), scores.slope_of_cap(raw)
 

@@ -75,7 +75,7 @@ def forward(
                 keys.wait(step)
                 raw = product(q_mine, keys.at(0, step).T, meanwhile=take_turns)
                 keys.release(step)
-                tile = Tile(spec, masks, batch, q_start, j * kv_block, raw.shape, q_axis=0)
+                tile = Tile(spec, masks, batch, q_start, j * kv_block, (rows, kv_block), q_axis=0)
                 logits, factor = scores.of(raw, tile, masked=masked)
                 new_top = jnp.maximum(top, logits.max(1) * factor)
                 # A row that has seen no key yet keeps -inf; exp2(-inf - 0) is the 0 that it needs.
