@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.kernels import flash_attention
+from llm_jax.kernels.tiles import trying
+from tests.kernels import devices
+from tests.kernels.numerics import assert_float32, assert_half, distance
 
 OPTIONS: dict[str, list] = {
     "mask": ["causal", "full", "window", "window_both_sides"],
@@ -20,7 +23,8 @@ OPTIONS: dict[str, list] = {
     "chunk": [None, 70],
     "dtype": ["bfloat16", "float16"],
 }
-"""Lengths are of queries and of keys: several blocks of 128, the last one not whole."""
+"""Sizes are of the heads of queries and keys, and of values; heads and lengths of queries, and of keys. The lengths are
+several blocks of 128, the last one not whole."""
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
     "full": {"causal": False},
@@ -28,6 +32,10 @@ MASKS: dict[str, dict[str, Any]] = {
     "window_both_sides": {"causal": False, "window": 30},
 }
 BATCH = 2
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+"""Interpreters compile longer than they run."""
+PER_HEAD = {"bfloat16": 1e-2, "float16": 2e-3}
+"""Gradients of slopes and sinks are few numbers, sums that cancel; the saved output that they need is rounded."""
 
 
 def make_case(mask, data, sizes, heads, lengths, softcap, alibi, sinks, chunk, dtype, seed=0):
@@ -151,3 +159,34 @@ def formula(arrays, options, seen, d_out, d_lse):
     if "sinks" in arrays:
         result["sinks"] = -(sink / total * delta).sum((0, 2))
     return result
+
+
+def check(case, implementation, sizes):
+    """Against the formula, with NaN in all that nobody sees; then again with numbers there and one key far larger:
+    queries that may not see this key get the same bits."""
+    arrays, options = make_case(**case)
+    d_out, d_lse = cotangents(arrays)
+    (B, T), S = arrays["q"].shape[:2], arrays["k"].shape[1]
+    seen = numpy_mask(options, B, T, S)
+    unseen = {"q": ~seen.any(2), "k": ~seen.any(1), "v": ~seen.any(1)}
+    holes = {name: jnp.where(unseen[name][:, :, None, None], jnp.nan, arrays[name]) for name in "qkv"}
+    key = int(np.abs(seen.sum((0, 1)) - B * T / 2).argmin())  # that some see and some do not, if there is one
+    changed = {name: arrays[name].at[:, key].multiply(1e4) for name in "kv"}
+    run = compiled(options, implementation, None if implementation == "xla" else QUICK)
+    with devices.interpreter(implementation), trying("flash_attention", implementation, sizes):
+        got = run(arrays | holes, d_out, d_lse)
+        again = run(arrays | changed, d_out, d_lse)
+    exact = formula(arrays, options, seen, d_out, d_lse)
+    plain = compiled(options, "reference")(arrays, d_out, d_lse)
+    for name, x in got.items():
+        assert x.dtype == plain[name].dtype
+        if name == "lse" or case["dtype"] == "float32":
+            assert_float32(name, x, exact[name])
+        elif name in "qkv" or name == "out":
+            assert_half(name, x, plain[name], exact[name])
+        else:
+            assert distance(x, exact[name]) < PER_HEAD[case["dtype"]], name
+    untouched = ~seen[:, :, key]
+    for name in ("out", "lse", "q"):
+        np.testing.assert_array_equal(np.asarray(again[name])[untouched], np.asarray(got[name])[untouched], name)
+    assert not untouched.all() and not np.array_equal(again["out"], got["out"])

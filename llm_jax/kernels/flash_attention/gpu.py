@@ -1,10 +1,8 @@
 """Attention on Hopper GPUs (sm_90a): TMA, wgmma and warp specialization, by Pallas' Mosaic GPU.
 
-Outside the kernels: head sizes are padded to a multiple of 32; where there may be keys that nobody sees, values that
-are not finite are taken out of the products. Pallas is imported when a kernel is traced, not before.
+Outside the kernels, head sizes are padded to a multiple of 32. Pallas is imported when a kernel is traced, not before.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -14,7 +12,7 @@ from jaxtyping import Array, Float
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, backward_tiles, forward_tiles
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, may_hold_unseen
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
 from llm_jax.kernels.platform import hopper_refusal
 from llm_jax.kernels.tiles import tiles
 
@@ -57,8 +55,6 @@ def forward(
     """Output in q's dtype and float32 log-sum-exp."""
     from llm_jax.kernels.flash_attention import gpu_forward
 
-    if may_hold_unseen(spec):
-        k, v = _finite(k, jnp.nan, v), _finite(v, 0)
     q, k, v = (_pad_heads(x) for x in (q, k, v))
     default = forward_tiles(spec, q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu", dtype=spec.dtype, shape=_shape_class(spec), default=default)
@@ -86,8 +82,6 @@ def backward(
     """Gradients of q, k, v and the slopes; probabilities are computed again from `lse`."""
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
-    if may_hold_unseen(spec):  # what is not finite has made the log-sum-exp of those who see it NaN
-        q, k, v = _finite(q, 0), _finite(k, 0), _finite(v, 0)
     q, k, v, d_out = (_pad_heads(x) for x in (q, k, v, d_out))
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
@@ -122,16 +116,6 @@ def _padded_masks(spec: AttentionSpec, tiling: Tiling, masks: MaskArrays) -> Any
     masks = pad_masks(spec, tiling, masks)
     ranges = masks.kv_ranges
     return masks if ranges is None else masks._replace(kv_ranges=(ranges[..., 0], ranges[..., 1]))
-
-
-def _finite(x: Float[Array, "B length heads size"], instead: float, *marks: Array) -> Array:
-    """x with `instead` in rows in which it, or one of the `marks`, is not finite.
-
-    Where nobody sees a row, 0 · NaN must not reach a sum: products take 0 for it. That of a value that somebody does
-    see still reaches all who see it: its key becomes NaN, and with it their scores.
-    """
-    finite = [jnp.isfinite(y).all(-1, keepdims=True) for y in (x, *marks)]
-    return jnp.where(functools.reduce(jnp.logical_and, finite), x, instead)
 
 
 def _float32(x: Array | None) -> Array | None:

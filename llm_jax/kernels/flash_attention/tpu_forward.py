@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, may_hold_unseen
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads, by_length, extras
 from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, schedule
 from llm_jax.kernels.flash_attention.tpu_tile import (
@@ -18,7 +18,6 @@ from llm_jax.kernels.flash_attention.tpu_tile import (
     on_tile,
     row,
     tile_scores,
-    used,
     widened,
 )
 
@@ -62,9 +61,7 @@ def forward(
             shrink = jnp.exp2(old - finite)
             top[...] = new
             total[...] = total[...] * shrink + probs.sum(1, keepdims=True)
-            seen = used(v[...], probs) if masked and may_hold_unseen(spec) else v[...]
-            product = mosaic_tpu.dot(probs.astype(seen.dtype), seen, 1, 0)
-            values[...] = values[...] * widened(shrink, Hv) + product
+            values[...] = values[...] * widened(shrink, Hv) + mosaic_tpu.dot(probs.astype(v.dtype), v[...], 1, 0)
 
         on_tile(blocks, step, body)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
@@ -36,8 +36,6 @@ class Scores(NamedTuple):
     """In base 2; -inf where not visible."""
     tanh: Float[Array, "outer inner"] | None
     """Where there is a soft cap."""
-    seen: Bool[Array, "outer inner"] | None
-    """None: everything is visible."""
     rows: Rows
     keys: Rows
 
@@ -63,24 +61,22 @@ def tile_scores(
     at = (inner(step), outer(step)) if blocks.by_keys else (outer(step), inner(step))
     rows = _side(spec, at[0], tiles.q_block, q_axis, first_position(spec), given.q_marks)
     keys = _side(spec, at[1], tiles.kv_block, kv_axis, 0, given.kv_marks)
-    seen = visible(spec, rows, keys) if masked else None
-    if masked and tiles.kv_padded > spec.kv_len:
-        real = keys.index < spec.kv_len
-        seen = real if seen is None else seen & real
     raw = mosaic_tpu.dot(k, q, 1, 1) if blocks.by_keys else mosaic_tpu.dot(q, k, 1, 1)
     tanh = None
     if spec.softcap is None:
         final = raw * (spec.scale * LOG2_E)
     else:
-        if seen is not None and may_hold_unseen(spec):
-            raw = jnp.where(seen, raw, 0.0)  # its slope multiplies a gradient that is 0 where not visible
         tanh = jnp.tanh(raw * (spec.scale / spec.softcap))
         final = tanh * (spec.softcap * LOG2_E)
     if given.slopes is not None:
         final += alibi_bias(given.slopes[head] * LOG2_E, rows, keys)
+    seen = visible(spec, rows, keys) if masked else None
+    if masked and tiles.kv_padded > spec.kv_len:
+        real = keys.index < spec.kv_len
+        seen = real if seen is None else seen & real
     if seen is not None:
         final = jnp.where(seen, final, -jnp.inf)
-    return Scores(final, tanh, seen, rows, keys)
+    return Scores(final, tanh, rows, keys)
 
 
 def _side(spec: AttentionSpec, block: Any, size: int, axis: int, first: int, marks: Any) -> Rows:
@@ -92,11 +88,6 @@ def _side(spec: AttentionSpec, block: Any, size: int, axis: int, first: int, mar
     position = given.pop(0) if spec.positions else index + first
     segment = given.pop(0) if spec.segments else None
     return Rows(index, position, segment, *given)
-
-
-def used(x: Float[Array, "inner D"], weights: Float[Array, "outer inner"]) -> Float[Array, "inner D"]:
-    """x with 0 in the rows that have no weight: what nobody sees may be NaN, and 0 · NaN is NaN."""
-    return jnp.where(column(weights.max(0, keepdims=True))[:, :1] > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
 
 
 def column(row: Float[Array, "1 n"]) -> Float[Array, "n 128"]:
