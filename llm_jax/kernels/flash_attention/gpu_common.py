@@ -71,6 +71,12 @@ def load(ref: Any, axis: int) -> jax.Array:
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
 
 
+def read_bounds(bounds: Any, batch: Any, block: Any) -> tuple[jax.Array, ...]:
+    """`section_bounds` of a block. Inside `shard_map` what is read has a type that loops in a kernel do not keep; what
+    is computed has not."""
+    return tuple(bounds[batch, block, i] + 0 for i in range(4))
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """A tile of scores: its first query and key, and which of its axes has the queries."""
