@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,14 +12,11 @@ import workload
 from sides import serve
 
 from llm_jax.base.runtime import keep_memory
-from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.paired import paired_objective
-from llm_jax.jobs.preference_loss import preference_loss
 from llm_jax.jobs.scoring import score_rows
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.models import Decoder, ModelConfig, bind, declarations, init_params, load
 from llm_jax.sharding import MeshConfig, make_plan
-from llm_jax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
+from llm_jax.training import Objective, OptimizerConfig, init_state, make_optimizer, make_train_step
 
 Step = Callable[[], float]
 ROW = ("tokens", "segment_ids", "positions", "loss_mask")
@@ -40,17 +37,24 @@ def make_decoder(name: str, **more: Any) -> Decoder:
     )
 
 
-def stepper(
-    decoder: Decoder, objective: Any, batch: dict[str, np.ndarray], live: bool = False, params: Any = None
+def stepper(decoder: Decoder, objective: Objective, batch: dict[str, np.ndarray], params: Any = None) -> Step:
+    """A step that trains all of a model. `params`: None draws them."""
+    params = init_params(decoder, seed=0) if params is None else params
+    return step_of(objective, batch, {"policy": params}, {"policy": declarations(decoder)})
+
+
+def step_of(
+    objective: Objective,
+    batch: dict[str, np.ndarray],
+    trained: dict[str, Any],
+    declared: dict[str, Any],
+    frozen: dict[str, Any] | None = None,
 ) -> Step:
-    """What `training.loop` does for a step, with its result fetched. `params`: None draws them."""
+    """What `training.loop` does for a step, with its result fetched; parameters and declarations by role."""
     plan = make_plan(MeshConfig())
-    declared = {"policy": declarations(decoder)} | ({"ref": declarations(decoder)} if live else {})
     config = OptimizerConfig(**workload.OPTIMIZER, schedule="constant")
     optimizer = make_optimizer(config, {"policy": declared["policy"]}, 1000)
-    params = init_params(decoder, seed=0) if params is None else params
-    frozen = {"ref": init_params(decoder, seed=0)} if live else {}
-    state = init_state({"policy": params}, optimizer, declared, plan, frozen=frozen)
+    state = init_state(trained, optimizer, declared, plan, frozen=frozen)
     train_step = make_train_step(objective, optimizer, plan, declared)
     rows = plan.activation_sharding((None, "batch"))
 
@@ -82,40 +86,6 @@ def packed_rows(documents: list[list[tuple[np.ndarray, int]]], length: int) -> d
     return out | {"loss_mask": out["loss_mask"].astype(np.uint8)}
 
 
-def pair_rows(model: str, length: int) -> dict[str, np.ndarray]:
-    """Pairs packed into windows, first fit by size, as `llm_jax.data` does."""
-    windows: list[list[dict[str, list[int]]]] = []
-
-    def size(pair: dict[str, list[int]]) -> int:
-        return 2 * len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
-
-    for pair in sorted(workload.pairs(model), key=size, reverse=True):
-        fits = (w for w in windows if sum(map(size, w)) + size(pair) <= length)
-        window = next(fits, None)
-        if window is None:
-            windows.append(window := [])
-        window.append(pair)
-    documents = [
-        [
-            (np.array(pair["prompt_ids"] + pair[side]), len(pair["prompt_ids"]))
-            for pair in window
-            for side in ("chosen_ids", "rejected_ids")
-        ]
-        for window in windows
-    ]
-    out = packed_rows(documents, length)
-    segments = out["segment_ids"]
-    most, number = max(map(len, windows)), 0
-    out |= {"pair_id": (segments + 1) // 2, "side": np.where(segments == 0, 0, 2 - segments % 2).astype(np.int32)}
-    out["pair_index"] = np.full((len(windows), most), -1, np.int32)
-    for r, window in enumerate(windows):
-        out["pair_index"][r, : len(window)] = number + np.arange(len(window))
-        number += len(window)
-    for side in ("chosen", "rejected"):
-        out[f"ref_{side}_logps"] = np.full((len(windows), most), -600.0, np.float32)
-    return out
-
-
 def one_microbatch(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x[None] for name, x in rows.items()}
 
@@ -129,7 +99,7 @@ def train_step(model: str, rows: int, length: int) -> Step:
 def train_folder(folder: str, vocab: int, rows: int, length: int) -> Step:
     model = load(folder)
     batch = one_microbatch(language_rows(workload.random_tokens(vocab, rows, length)))
-    return stepper(model.decoder, sft_objective(model.decoder), batch, params=model.params)
+    return stepper(model.decoder, sft_objective(model.decoder), batch, model.params)
 
 
 def sft_packed(model: str, rows: int, length: int) -> Step:
@@ -137,14 +107,6 @@ def sft_packed(model: str, rows: int, length: int) -> Step:
     return stepper(
         decoder, sft_objective(decoder), one_microbatch(packed_rows(workload.documents(model, rows, length), length))
     )
-
-
-def preference(model: str, live: bool, length: int) -> Step:
-    decoder = make_decoder(model)
-    batch = one_microbatch(pair_rows(model, length))
-    loss = preference_loss(PreferenceConfig(beta=workload.BETA))
-    objective = paired_objective(decoder, loss, "live" if live else "stored")
-    return stepper(decoder, objective, batch, live)
 
 
 def handwritten(model: str, rows: int, length: int) -> Step:
@@ -183,12 +145,17 @@ TASKS = {
     "train_step": train_step,
     "train_folder": train_folder,
     "sft_packed": sft_packed,
-    "preference": preference,
     "handwritten": handwritten,
 }
 
-if __name__ == "__main__":
+
+def work(tasks: Mapping[str, Callable[..., Step]]) -> None:
+    """A worker's whole life: its first argument names the task and its options."""
     keep_memory()  # As every command of llm_jax does.
     options = json.loads(sys.argv[1])
     task = options.pop("task")
-    serve(task, TASKS[task](**options))
+    serve(task, tasks[task](**options))
+
+
+if __name__ == "__main__":
+    work(TASKS)

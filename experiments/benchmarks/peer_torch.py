@@ -37,7 +37,7 @@ def make_model(name: str) -> LlamaForCausalLM:
 def make_optimizer(model) -> torch.optim.Optimizer:
     o = workload.OPTIMIZER
     return torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=o["learning_rate"],
         betas=(o["beta1"], o["beta2"]),
         eps=o["eps"],
@@ -48,12 +48,13 @@ def make_optimizer(model) -> torch.optim.Optimizer:
 
 def stepper(model, loss_of):
     optimizer = make_optimizer(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
 
     def step() -> float:
         loss = loss_of()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), workload.OPTIMIZER["clip_norm"])
+        torch.nn.utils.clip_grad_norm_(trained, workload.OPTIMIZER["clip_norm"])
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.detach())
@@ -115,32 +116,13 @@ def sft_packed(model: str, rows: int, length: int):
     return stepper(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch)))
 
 
-def preference(model: str, live: bool):
-    """TRL's DPOTrainer; `live` False is precompute_ref_log_probs=True, its numbers already in the batch."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    llama, reference = make_model(model), make_model(model)
-    args = DPOConfig(
-        tempfile.mkdtemp(),
-        beta=workload.BETA,
-        max_length=None,
-        per_device_train_batch_size=workload.PAIRS,
-        precompute_ref_log_probs=not live,
-        **ARGUMENTS,
-    )
-    record = Dataset.from_list([{"prompt": "a", "chosen": " a", "rejected": " a"}] * 4)
-    trainer = DPOTrainer(llama, reference, args=args, train_dataset=record, processing_class=make_tokenizer())
-    records = workload.pairs(model)
-    if not live:
-        records = [dict(each, ref_chosen_logps=-600.0, ref_rejected_logps=-600.0) for each in records]
-    batch = trainer._prepare_inputs(trainer.data_collator(records))
-    return stepper(trainer.model, lambda: trainer._compute_loss(trainer.model, dict(batch), False))
-
-
-if __name__ == "__main__":
+def work(tasks) -> None:
+    """A worker's whole life: its first argument names the task and its options."""
     options = json.loads(sys.argv[1])
     torch.set_num_threads(THREADS)
     name = options.pop("task")
-    tasks = {"train_step": train_step, "train_folder": train_folder, "sft_packed": sft_packed, "preference": preference}
     serve(name, tasks[name](**options))
+
+
+if __name__ == "__main__":
+    work({"train_step": train_step, "train_folder": train_folder, "sft_packed": sft_packed})

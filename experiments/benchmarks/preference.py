@@ -1,10 +1,12 @@
-"""A DPO step on this CPU against TRL's: 16 pairs, the reference live on both sides, then precomputed on both.
+"""Training steps on preferences on this CPU against TRL's: DPO, KTO and a reward model, the same setting on both sides.
 
     python experiments/benchmarks/preference.py [--peer-python PYTHON_WITH_TRL] [--repeats 9]
-        [--model 6.8M] [--window 512]
+        [--model 6.8M] [--window 768] [--cases "DPO live;reward"]
 
-TRL pads every answer to the longest of the batch; ours packs the same pairs into windows. Tokens are those of the
-pairs, prompts once per answer.
+16 pairs a step, for KTO as 32 answers with a label. The reference is a live copy, precomputed, or of an adapter (LoRA
+on all linear layers) the model with the adapter off. TRL pads every answer to the longest of the batch; ours packs the
+same answers into windows. Tokens are those of the answers with their prompts, once each, the same number on both sides:
+what KTO's estimate of the KL reads besides is not counted.
 """
 
 import argparse
@@ -13,23 +15,33 @@ import sys
 import workload
 from sides import Side, compare, header, no_peer
 
+CASES = {
+    "DPO live": {"task": "dpo", "reference": "live"},
+    "DPO precomputed": {"task": "dpo", "reference": "stored"},
+    "DPO LoRA, adapter off": {"task": "dpo", "reference": "adapter"},
+    "reward": {"task": "reward"},
+    "KTO live": {"task": "kto", "reference": "live"},
+    "KTO precomputed": {"task": "kto", "reference": "stored"},
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="a Python that has torch, transformers and trl")
+    parser.add_argument("--peer-python", help="a Python that has torch, transformers, peft and trl")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--model", default="6.8M", choices=workload.MODELS)
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--window", type=int, default=768)
+    parser.add_argument("--cases", default=";".join(CASES), help="names of the table's first column, with ; between")
     options = parser.parse_args()
-    lengths = [{name: len(ids) for name, ids in pair.items()} for pair in workload.pairs(options.model)]
-    tokens = sum(2 * n["prompt_ids"] + n["chosen_ids"] + n["rejected_ids"] for n in lengths)
+    answers = workload.answers(options.model)
+    tokens = sum(len(each["prompt_ids"]) + len(each["completion_ids"]) for each in answers)
     header()
-    for live in (True, False):
-        task = {"task": "preference", "model": options.model, "live": live}
-        sides = [Side("llm_jax", sys.executable, "ours.py", task | {"length": options.window})]
+    for case in options.cases.split(";"):
+        task = CASES[case] | {"model": options.model}
+        sides = [Side("llm_jax", sys.executable, "ours_preference.py", task | {"window": options.window})]
         if options.peer_python:
-            sides.append(Side("TRL", options.peer_python, "peer_torch.py", task))
-        compare(f"reference {'live' if live else 'precomputed'}", tokens, sides, options.repeats)
+            sides.append(Side("TRL", options.peer_python, "peer_trl.py", task))
+        compare(case, tokens, sides, options.repeats)
     if not options.peer_python:
         no_peer()
 

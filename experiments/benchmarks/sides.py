@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-THREADS = 2
+THREADS = min(2, len(os.sched_getaffinity(0)))
 PAUSE = 0.25
 """Seconds between turns: OpenMP's threads keep spinning for 0.2."""
 HERE = Path(__file__).parent

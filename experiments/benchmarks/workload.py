@@ -14,6 +14,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 OPTIMIZER = dict(learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
 BETA = 0.1
+LORA: dict[str, Any] = dict(r=8, lora_alpha=16, target_modules="all-linear")
+"""Fields of PEFT's `LoraConfig` and of ours."""
 PAIRS = 16
 """Preference pairs of a batch: prompts of 32 to 96 tokens, answers of 16 to 128."""
 
@@ -51,3 +53,15 @@ def pairs(model: str) -> list[dict[str, list[int]]]:
         return draw.randint(3, MODELS[model]["vocab"], draw.randint(low, high + 1)).tolist()
 
     return [{"prompt_ids": ids(32, 96), "chosen_ids": ids(16, 128), "rejected_ids": ids(16, 128)} for _ in range(PAIRS)]
+
+
+def answers(model: str) -> list[dict[str, Any]]:
+    """The same answers unpaired, with TRL's names: `prompt_ids`, `completion_ids`, `label`, and
+    `KL_completion_ids`, the last answer to the prompt before."""
+    out, records = [], pairs(model)
+    for number, pair in enumerate(records):
+        for label, side in ((True, "chosen_ids"), (False, "rejected_ids")):
+            other = records[number - 1]["rejected_ids"]
+            prompt = pair["prompt_ids"]
+            out.append({"prompt_ids": prompt, "completion_ids": pair[side], "label": label, "KL_completion_ids": other})
+    return out

@@ -42,7 +42,8 @@ def attained(points: Sequence[Point], kl: float) -> float:
 
 def frontier(own: World, found: Sequence[Point], kls: Sequence[float]) -> list[float]:
     """Reward at each KL, of points and the reference."""
-    return [attained([own.at(own.params), *found], kl) for kl in kls]
+    every = [own.at(own.params), *found]
+    return [attained(every, kl) for kl in kls]
 
 
 def best_rate(name: str, rates: Sequence[float], own: World, points: Callable[[float], list[Point]]) -> float:

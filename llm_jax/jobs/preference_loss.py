@@ -7,7 +7,7 @@ from typing import Any
 from llm_jax import objectives
 from llm_jax.base.errors import UserError
 from llm_jax.base.nearest import nearest
-from llm_jax.data.formats import Kind
+from llm_jax.data.examples import Kind
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.objectives.preference.named import LOSSES, Named
 
@@ -15,7 +15,7 @@ OF_PAIRS = ("ld_alpha", "use_weighting")
 """Options that any loss on pairs takes: they change its log-probabilities or weigh its pairs."""
 SMOOTHED_BY_PAIR = ("dpo",)
 """Losses that take a `label_smoothing` of each pair, where its record has one."""
-WITHOUT = {"dpo": "cpo", "sigmoid_norm": "simpo"}
+WITHOUT = {"dpo": "cpo", "hinge": "cpo_hinge", "ipo": "cpo_ipo", "sigmoid_norm": "simpo"}
 """Losses of the same form on log-probabilities alone."""
 SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
 

@@ -1,5 +1,9 @@
 """The device that the code being traced is for."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 
 HOPPER = ("H100", "H200", "GH200", "H800", "H20")
@@ -29,3 +33,21 @@ def hopper_refusal(platform: str) -> str | None:
 def tpu_refusal(platform: str) -> str | None:
     """Why TPU kernels can't run on `platform`; None if they can."""
     return None if platform == "tpu" else f"written for TPUs, not for {platform}"
+
+
+_interpreted = contextvars.ContextVar("interpreted", default=False)
+
+
+def interpreted() -> bool:
+    """Whether kernels are traced for an interpreter, which lacks a few of the operations that compilers have."""
+    return _interpreted.get()
+
+
+@contextlib.contextmanager
+def interpreting() -> Iterator[None]:
+    """Kernels traced within are for an interpreter."""
+    token = _interpreted.set(True)
+    try:
+        yield
+    finally:
+        _interpreted.reset(token)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llm_jax.objectives.preference.bco_unpaired import bco_delta as bco_delta
     from llm_jax.objectives.preference.bco_unpaired import bco_unpaired as bco_unpaired
     from llm_jax.objectives.preference.cpo import cpo as cpo
+    from llm_jax.objectives.preference.cpo_hinge import cpo_hinge as cpo_hinge
+    from llm_jax.objectives.preference.cpo_ipo import cpo_ipo as cpo_ipo
     from llm_jax.objectives.preference.discopop import discopop as discopop
     from llm_jax.objectives.preference.divergence import f_divergence as f_divergence
     from llm_jax.objectives.preference.dpo import dpo as dpo
@@ -76,6 +78,8 @@ __getattr__ = lazy_exports(
         "bco_delta": "llm_jax.objectives.preference.bco_unpaired",
         "bco_unpaired": "llm_jax.objectives.preference.bco_unpaired",
         "cpo": "llm_jax.objectives.preference.cpo",
+        "cpo_hinge": "llm_jax.objectives.preference.cpo_hinge",
+        "cpo_ipo": "llm_jax.objectives.preference.cpo_ipo",
         "discopop": "llm_jax.objectives.preference.discopop",
         "f_divergence": "llm_jax.objectives.preference.divergence",
         "dpo": "llm_jax.objectives.preference.dpo",

@@ -143,6 +143,18 @@ def test_log_probabilities_around_the_digit_are_parts_of_the_answers(study):
         np.testing.assert_allclose(each.sum(axis=1), sums[f"{name}_logps"][:, 0], rtol=1e-5)
 
 
+def test_unused_slots_of_pages_and_pieces(study):
+    waste = study("page_waste")
+    trace = waste.Trace(np.array([5, 30]), np.array([3, 4]))
+    lengths = [6, 7, 8, 31, 32, 33, 34]
+    held = sum(-(-length // 16) * 16 for length in lengths)
+    assert waste.used(trace) == sum(lengths)
+    assert waste.waste_of_pages(trace, 16) == pytest.approx(1 - sum(lengths) / held)
+    assert waste.waste_of_pieces(trace, 64) == pytest.approx(1 - sum(lengths) / (7 * 64))
+    drawn = waste.trace("Alpaca", 1.0, 20_000, seed=0)
+    assert drawn.prompts.mean() == pytest.approx(19, rel=0.05) and drawn.outputs.mean() == pytest.approx(58, rel=0.05)
+
+
 COMMANDS = {
     "experts": ["--steps", "4", "--parts", "dense"],
     "blocks": ["--steps", "4", "--rates", "4e-3"],
@@ -156,6 +168,7 @@ COMMANDS = {
     "kto_imbalance": ["--steps", "4", "--rates", "1e-3", "--arms", "DPO", "KTO, 1:1, unpaired", "KTO, 10:1, weighted"],
     "lora_rank": ["--steps", "4", "--rates", "3e-3", "--arms", "full", "all, r 1", "all, r 4"],
     "both_fall": ["--steps", "4", "--rates", "3e-5", "--arms", "DPO", "Step-DPO"],
+    "page_waste": [],
     "loops": ["--rates", "3e-5", "--rounds", "2", "--arms", "offline DPO", "iterative DPO", "SPIN"],
 }
 

@@ -7,6 +7,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from llm_jax.kernels.platform import interpreting
+
 TPU = AbstractDevice("TPU v5e", 1, "tpu")
 GPU = AbstractDevice("NVIDIA H200", 132, "gpu")
 
@@ -23,7 +25,7 @@ def interpreter(implementation: str) -> Iterator[None]:
         with target(TPU), pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
             yield
     elif implementation == "gpu":
-        with target(GPU), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+        with target(GPU), interpreting(), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
             yield
     else:
         yield

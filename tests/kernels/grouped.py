@@ -18,10 +18,10 @@ SIZES = {
 }
 
 
-def arrays(dtype, inputs, outputs, seed=0):
+def arrays(dtype, inputs, outputs, seed=0, rows=ROWS):
     """x, w and the cotangent of the product."""
     rng = np.random.default_rng(seed)
-    shapes = (ROWS, inputs), (5, inputs, outputs), (ROWS, outputs)
+    shapes = (rows, inputs), (5, inputs, outputs), (rows, outputs)
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 

@@ -10,6 +10,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.kernels import flash_attention
 from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds, tiling
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
+from tests.kernels.attention_cases import numpy_mask
 
 OPTIONS = {
     "causal": {},
@@ -101,28 +102,6 @@ def test_xla_equals_reference(name, shape):
     for key in arrays:
         assert np.isfinite(grads[key]).all()
         assert relative(grads[key], want_grads[key]) < 3e-6, key
-
-
-def numpy_mask(options, B, T, S):
-    """Who sees whom, by loops, from the words of DESIGN."""
-    q_positions = np.asarray(options.get("q_positions", np.broadcast_to(np.arange(T) + S - T, (B, T))))
-    kv_positions = np.asarray(options.get("kv_positions", np.broadcast_to(np.arange(S), (B, S))))
-    segments = options.get("segment_ids")
-    q_segments, kv_segments = segments if isinstance(segments, tuple) else (segments, segments)
-    seen = np.zeros((B, T, S), bool)
-    for b, t, s in np.ndindex(B, T, S):
-        i, j = int(q_positions[b, t]), int(kv_positions[b, s])
-        ok = j <= i or not options.get("causal", True)
-        if (window := options.get("window")) is not None:
-            ok &= i - window < j and (j < i + window)
-        if (chunk := options.get("chunk")) is not None:
-            ok &= i // chunk == j // chunk
-        if q_segments is not None:
-            ok &= int(q_segments[b, t]) == int(kv_segments[b, s]) != 0
-        if (ranges := options.get("kv_ranges")) is not None:
-            ok &= int(ranges[b, t, 0]) <= s < int(ranges[b, t, 1])
-        seen[b, t, s] = ok
-    return seen
 
 
 @pytest.mark.parametrize("name", ["causal", "window", "window_both_sides", "chunk", "segments", "positions", "ranges"])

@@ -62,7 +62,7 @@ def single(case: dict, x: dict, logps: jax.Array) -> jax.Array:
 
 
 def reference_free(case: dict, x: dict, logps: jax.Array) -> jax.Array:
-    """Losses of a CPOTrainer's case without its likelihood term. Its hinge and ipo are ours without a reference."""
+    """Losses of a CPOTrainer's case without its likelihood term."""
     name, options = case["loss_type"], dict(case["options"])
     chosen, rejected = logps
     if name == "simpo":
@@ -70,10 +70,9 @@ def reference_free(case: dict, x: dict, logps: jax.Array) -> jax.Array:
         return function(chosen, rejected, **options, **lengths_of(x))[0]
     if name == "sigmoid":
         return objectives.cpo(chosen, rejected, **options, cpo_alpha=0.0)[0]
-    zeros = jnp.zeros_like(chosen)
     if name == "hinge":
-        return objectives.hinge(chosen, rejected, zeros, zeros, **options)[0]
-    return objectives.ipo(chosen, rejected, zeros, zeros, **options, **lengths_of(x))[0]
+        return objectives.cpo_hinge(chosen, rejected, **options, cpo_alpha=0.0)[0]
+    return objectives.cpo_ipo(chosen, rejected, **options, cpo_alpha=0.0, **lengths_of(x))[0]
 
 
 def orpo(case: dict, x: dict, logps: jax.Array) -> jax.Array:

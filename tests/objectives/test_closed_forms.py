@@ -182,6 +182,16 @@ CASES: dict[str, tuple[Callable, dict[str, Any], Callable]] = {
         lambda x: -log_sigmoid(8 * (np.exp(-0.25 * means(x)[1]) - np.exp(-0.25 * means(x)[0])) - 0.7),
     ),
     "cpo": (o.cpo, {"cpo_alpha": 0.5}, lambda x: -log_sigmoid(0.1 * (x[0] - x[1])) - 0.5 * x[0]),
+    "cpo_hinge": (
+        o.cpo_hinge,
+        {"cpo_alpha": 0.5},
+        lambda x: np.where(x[0].real - x[1].real < 10, 1 - 0.1 * (x[0] - x[1]), 0) - 0.5 * x[0],
+    ),
+    "cpo_ipo": (
+        o.cpo_ipo,
+        {"cpo_alpha": 0.5, **BY_LENGTH},
+        lambda x: (means(x)[0] - means(x)[1] - 5) ** 2 - 0.5 * x[0],
+    ),
     "orpo": (o.orpo, {"beta": 0.2, **BY_LENGTH}, orpo),
     "kto": (
         o.kto,
@@ -201,7 +211,7 @@ CASES: dict[str, tuple[Callable, dict[str, Any], Callable]] = {
         lambda x: by_label(x, lambda r: -log_sigmoid(0.1 * r - 0.3), lambda r: -log_sigmoid(0.3 - 0.1 * r)),
     ),
 }
-TWO = {"simpo", "alpha_po", "cpo", "orpo"}
+TWO = {"simpo", "alpha_po", "cpo", "cpo_hinge", "cpo_ipo", "orpo"}
 UNPAIRED = {"kto", "apo_zero_unpaired", "bco_unpaired"}
 
 

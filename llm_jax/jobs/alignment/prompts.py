@@ -4,8 +4,12 @@
 |---|---|---|---|
 | `prompt`, `answer`? (strings, or `prompt` as messages) | as it is | `answer` | |
 | `prompt`, `completion` | as it is | | `completion` |
-| `question`, `answer` (GSM8K) | one user's turn | behind `####` | all of it, without `<<...>>` |
+| `question`, `answer` (GSM8K) | one user's turn | behind `####` | all of it |
 | `messages` that end in the assistant's turn | those before | | the last one |
+
+What was written is taken to the letter, as SFT takes it: a model that learned from GSM8K writes the marks `<<48/2=24>>`
+too (its wrong steps are found by them), and SPIN, which prefers what was written, must not prefer an answer for having
+none.
 
 Plain strings are continued as they are, as a preference job trains on them; messages go through the chat template.
 """
@@ -27,7 +31,6 @@ from llm_jax.data.turns import Messages, read_messages
 from llm_jax.jobs.config import RoundsConfig
 
 FINAL = re.compile(r"####\s*(.+?)\s*$")
-CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _read(number: int, where: str, record: Any) -> Prompt:
     if "question" in record and "answer" in record:
         question, answer = (_text(record, name, where) for name in ("question", "answer"))
         final = FINAL.search(answer)
-        written = CALCULATOR.sub("", answer) if final else None
+        written = answer if final else None
         return Prompt(number, where, _asked(question), final[1] if final else answer, written, columns=record)
     if "prompt" in record:
         content = _content(record, "prompt", where)

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.flash_attention import reference, tpu, xla
+from llm_jax.kernels.flash_attention import gpu, reference, tpu, unseen, xla
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, attention_spec, mask_arrays
 
-OP = Op("flash_attention", attention_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+IMPLEMENTATIONS = {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference}
+OP = Op("flash_attention", attention_spec, IMPLEMENTATIONS, order=("tpu", "gpu", "xla"))
 
 
 def flash_attention(
@@ -92,11 +93,12 @@ def flash_attention(
 def _attention(
     name: str, spec: AttentionSpec, q: Array, k: Array, v: Array, slopes: Any, sinks: Any, masks: MaskArrays
 ) -> tuple[Array, Array]:
+    k, v = unseen.for_forward(spec, k, v)
     return OP.implementations[name].forward(spec, q, k, v, slopes, sinks, masks)
 
 
 def _forward(name: str, spec: AttentionSpec, q: Array, k: Array, v: Array, slopes: Any, sinks: Any, masks: MaskArrays):
-    out, lse = OP.implementations[name].forward(spec, q, k, v, slopes, sinks, masks)
+    out, lse = _attention(name, spec, q, k, v, slopes, sinks, masks)
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return (out, lse), (q, k, v, slopes, sinks, masks, out, lse)
 
@@ -106,6 +108,7 @@ def _backward(name: str, spec: AttentionSpec, saved: tuple, cotangents: tuple[Ar
     d_out, d_lse = cotangents
     # d lse / d score is the probability, so the log-sum-exp's cotangent joins the row sum that softmax subtracts.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    q, k, v = unseen.for_backward(spec, q, k, v)
     dq, dk, dv, d_slopes = OP.implementations[name].backward(spec, q, k, v, slopes, masks, lse, d_out, delta)
     d_sinks = None
     if sinks is not None:

@@ -173,3 +173,25 @@ def block_bounds(
     high = jnp.where(may_see, index + 1, 0).max(-1)
     low = jnp.minimum(low, high)
     return low.astype(jnp.int32), high.astype(jnp.int32)
+
+
+def section_bounds(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, *, of: str) -> Int[Array, "B blocks 4"]:
+    """(low, full_low, full_high, high): [low, high) as `block_bounds`; in [full_low, full_high) everybody sees all.
+
+    Args:
+        of: "queries": blocks of keys for each block of queries; "keys": the other way round.
+    """
+    shape = (spec.batch, tiles.q_blocks, tiles.kv_blocks)
+    some, every = (jnp.broadcast_to(x, shape) for x in block_visibility(spec, tiles, masks))
+    if of == "keys":
+        some, every = some.mT, every.mT
+    size = every.shape[-1]
+    index = jnp.arange(size)
+    high = jnp.where(some, index + 1, 0).max(-1)
+    low = jnp.minimum(jnp.where(some, index, size).min(-1), high)
+    full_low = jnp.where(every, index, FAR).min(-1)
+    full_high = jnp.where(every | (index < full_low[..., None]), size, index).min(-1)
+    # Where nothing is full, all is masked: after it for queries, as under a causal mask, and before it for keys.
+    none, instead = full_low == FAR, low if of == "queries" else high
+    bounds = (low, jnp.where(none, instead, full_low), jnp.where(none, instead, full_high), high)
+    return jnp.stack([x.astype(jnp.int32) for x in bounds], -1)

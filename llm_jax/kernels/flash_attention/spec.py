@@ -196,6 +196,11 @@ def visible(spec: AttentionSpec, q: Rows, kv: Rows) -> Bool[Array, "..."] | None
     return mask
 
 
+def may_hold_unseen(spec: AttentionSpec) -> bool:
+    """Whether there can be keys that no query sees, or queries that see no key: their content must not matter."""
+    return spec.segments or spec.positions or spec.ranges or spec.q_len != spec.kv_len
+
+
 def alibi_bias(slopes: Float[Array, "..."], q: Rows, kv: Rows) -> Float[Array, "..."]:
     """-slope · |i - j| (Press et al. 2021, https://arxiv.org/abs/2108.12409), symmetric where not causal."""
     return -slopes * jnp.abs(q.position - kv.position).astype(jnp.float32)

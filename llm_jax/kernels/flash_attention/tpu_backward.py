@@ -20,11 +20,9 @@ from llm_jax.kernels.flash_attention.tpu_tile import (
     LANES,
     column,
     finite_base_2,
-    may_hold_unseen,
     on_tile,
     row,
     tile_scores,
-    used,
     widened,
 )
 
@@ -80,17 +78,13 @@ def queries_gradient(
             probs = jnp.exp2(scores.final - widened(lse_column[...], bkv))
             d_probs = mosaic_tpu.dot(d_out[...], v[...], 1, 1)
             d_scores = probs * (d_probs - widened(delta_column[...], bkv))
-            seen = k[...]
-            if scores.seen is not None and may_hold_unseen(spec):
-                d_scores = jnp.where(scores.seen, d_scores, 0.0)
-                seen = used(seen, probs)
             if slope_sum is not None:
                 slope_sum[...] += (d_scores * alibi_bias(jnp.float32(1), scores.rows, scores.keys)).sum(
                     1, keepdims=True
                 )
             if scores.tanh is not None:
                 d_scores = d_scores * (1.0 - scores.tanh**2)
-            dq_sum[...] += mosaic_tpu.dot(d_scores.astype(seen.dtype), seen, 1, 0)
+            dq_sum[...] += mosaic_tpu.dot(d_scores.astype(k.dtype), k[...], 1, 0)
 
         on_tile(blocks, step, body)
 
@@ -155,14 +149,10 @@ def keys_gradient(
             probs = jnp.exp2(scores.final - finite_base_2(lse[...]))
             d_probs = mosaic_tpu.dot(v[...], d_out[...], 1, 1)
             d_scores = probs * (d_probs - delta[...])
-            queries, d_outs = q[...], d_out[...]
-            if scores.seen is not None and may_hold_unseen(spec):
-                d_scores = jnp.where(scores.seen, d_scores, 0.0)
-                queries, d_outs = used(queries, probs), used(d_outs, probs)
             if scores.tanh is not None:
                 d_scores = d_scores * (1.0 - scores.tanh**2)
-            dv_sum[...] += mosaic_tpu.dot(probs.astype(d_outs.dtype), d_outs, 1, 0)
-            dk_sum[...] += mosaic_tpu.dot(d_scores.astype(queries.dtype), queries, 1, 0)
+            dv_sum[...] += mosaic_tpu.dot(probs.astype(d_out.dtype), d_out[...], 1, 0)
+            dk_sum[...] += mosaic_tpu.dot(d_scores.astype(q.dtype), q[...], 1, 0)
 
         on_tile(blocks, step, body)
 

@@ -15,11 +15,9 @@ from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, schedule
 from llm_jax.kernels.flash_attention.tpu_tile import (
     LANES,
     LOG2_E,
-    may_hold_unseen,
     on_tile,
     row,
     tile_scores,
-    used,
     widened,
 )
 
@@ -63,9 +61,7 @@ def forward(
             shrink = jnp.exp2(old - finite)
             top[...] = new
             total[...] = total[...] * shrink + probs.sum(1, keepdims=True)
-            seen = used(v[...], probs) if masked and may_hold_unseen(spec) else v[...]
-            product = mosaic_tpu.dot(probs.astype(seen.dtype), seen, 1, 0)
-            values[...] = values[...] * widened(shrink, Hv) + product
+            values[...] = values[...] * widened(shrink, Hv) + mosaic_tpu.dot(probs.astype(v.dtype), v[...], 1, 0)
 
         on_tile(blocks, step, body)
 

@@ -9,11 +9,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, Rows, alibi_bias, first_position, visible
+from llm_jax.kernels.flash_attention.spec import (
+    AttentionSpec,
+    Rows,
+    alibi_bias,
+    first_position,
+    may_hold_unseen,
+    visible,
+)
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras
 from llm_jax.kernels.flash_attention.tpu_schedule import MASKED, UNMASKED, inner, outer
 
@@ -29,8 +36,6 @@ class Scores(NamedTuple):
     """In base 2; -inf where not visible."""
     tanh: Float[Array, "outer inner"] | None
     """Where there is a soft cap."""
-    seen: Bool[Array, "outer inner"] | None
-    """None: everything is visible."""
     rows: Rows
     keys: Rows
 
@@ -71,7 +76,7 @@ def tile_scores(
         seen = real if seen is None else seen & real
     if seen is not None:
         final = jnp.where(seen, final, -jnp.inf)
-    return Scores(final, tanh, seen, rows, keys)
+    return Scores(final, tanh, rows, keys)
 
 
 def _side(spec: AttentionSpec, block: Any, size: int, axis: int, first: int, marks: Any) -> Rows:
@@ -83,16 +88,6 @@ def _side(spec: AttentionSpec, block: Any, size: int, axis: int, first: int, mar
     position = given.pop(0) if spec.positions else index + first
     segment = given.pop(0) if spec.segments else None
     return Rows(index, position, segment, *given)
-
-
-def may_hold_unseen(spec: AttentionSpec) -> bool:
-    """Whether there can be keys that no query sees, or queries that see no key: their content must not matter."""
-    return spec.segments or spec.positions or spec.ranges or spec.q_len != spec.kv_len
-
-
-def used(x: Float[Array, "inner D"], weights: Float[Array, "outer inner"]) -> Float[Array, "inner D"]:
-    """x with 0 in the rows that have no weight: what nobody sees may be NaN, and 0 · NaN is NaN."""
-    return jnp.where(column(weights.max(0, keepdims=True))[:, :1] > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
 
 
 def column(row: Float[Array, "1 n"]) -> Float[Array, "n 128"]:

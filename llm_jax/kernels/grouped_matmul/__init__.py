@@ -7,10 +7,15 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.grouped_matmul import reference, tpu, xla
+from llm_jax.kernels.grouped_matmul import gpu, reference, tpu, xla
 from llm_jax.kernels.grouped_matmul.spec import GroupedSpec, grouped_matmul_spec
 
-OP = Op("grouped_matmul", grouped_matmul_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+OP = Op(
+    "grouped_matmul",
+    grouped_matmul_spec,
+    {"gpu": gpu, "tpu": tpu, "xla": xla, "reference": reference},
+    order=("gpu", "tpu", "xla"),
+)
 
 
 def grouped_matmul(
@@ -28,7 +33,7 @@ def grouped_matmul(
     Args:
         x, w: one dtype of float32, bfloat16, float16.
         group_sizes: rows of each group, at least 0, adding up to M at most (not checked: they are data).
-        implementation: "tpu", "xla" or "reference"; None takes the best one for the machine.
+        implementation: "gpu", "tpu", "xla" or "reference"; None takes the best one for the machine.
 
     Raises:
         ArgumentError: shapes or dtypes that do not fit, or an unknown implementation.

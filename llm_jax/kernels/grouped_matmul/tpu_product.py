@@ -20,7 +20,7 @@ def rows_times(
     """rows[m] @ w[e] with w [E, A, B], or [E, B, A] if `transposed`; 0 behind the last group."""
     groups, summed, made = w.shape[0], *(w.shape[:0:-1] if transposed else w.shape[1:])
     m, a, b = min(rows.shape[0], tiles.rows), mosaic_tpu.even(summed, tiles.summed), mosaic_tpu.even(made, tiles.made)
-    plan = visits(group_sizes, rows.shape[0], m, aligned=True, behind=True)
+    plan = visits(group_sizes, rows.shape[0], m, align=m, behind=True)
 
     def of_rows(j: Any, v: Any, i: Any, group: Any, first: Any, *bounds: Any) -> tuple[Any, ...]:
         return first[v] // m, i

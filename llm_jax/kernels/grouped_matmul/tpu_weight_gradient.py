@@ -18,7 +18,7 @@ def sums_of_groups(
 ) -> Float[Array, "E K N"]:
     """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
     m, a, b = min(x.shape[0], tiles.rows), *(mosaic_tpu.even(size, tiles.made) for size in (x.shape[1], g.shape[1]))
-    plan = visits(group_sizes, x.shape[0], m, aligned=True, behind=False, empty=True)
+    plan = visits(group_sizes, x.shape[0], m, align=m, behind=False, empty=True)
 
     def of_x(i: Any, j: Any, v: Any, count: Any, group: Any, first: Any, *bounds: Any) -> tuple[Any, ...]:
         return first[v] // m, i

@@ -16,14 +16,14 @@ class Visits(NamedTuple):
     group: Int[Array, " visits"]
     """May be E: the rows behind the last group."""
     first: Int[Array, " visits"]
-    """First row of the tile, `begin` of its group at the earliest unless tiles are aligned."""
+    """First row of the tile, which may be one of the groups before."""
     begin: Int[Array, " groups"]
     end: Int[Array, " groups"]
     """Rows [begin, end) of each group."""
 
 
 def visits(
-    group_sizes: Int[Array, " E"], rows: int, tile: int, *, aligned: bool, behind: bool, empty: bool = False
+    group_sizes: Int[Array, " E"], rows: int, tile: int, *, align: int, behind: bool, empty: bool = False
 ) -> Visits:
     """The visits of `rows` sorted rows in tiles of `tile`.
 
@@ -31,7 +31,7 @@ def visits(
     follows the list stays inside its arrays.
 
     Args:
-        aligned: tiles begin at multiples of `tile`; else each group's tiles begin with the group.
+        align: tiles of a group begin `tile` rows after each other, the first of them at a multiple of this.
         behind: rows behind the last group are visited too, as group E.
         empty: a group without rows is visited once.
     """
@@ -39,13 +39,18 @@ def visits(
     if behind:
         ends = jnp.append(ends, rows).astype(jnp.int32)
     begins = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
-    origins = begins // tile * tile if aligned else begins
+    origins = begins // align * align
     tiles = jnp.where(ends > begins, (ends - origins + tile - 1) // tile, int(empty))
     last = jnp.cumsum(tiles)
-    # Each group but the first may add one tile to those of the rows; an empty one, which is visited, adds no more.
-    numbers = jnp.arange(-(-rows // tile) + ends.shape[0] - 1, dtype=jnp.int32)
+    numbers = jnp.arange(most_visits(rows, ends.shape[0], tile, align), dtype=jnp.int32)
     group = jnp.minimum(jnp.searchsorted(last, numbers, side="right"), ends.shape[0] - 1).astype(jnp.int32)
     first = origins[group] + (numbers - (last - tiles)[group]) * tile
-    # An aligned tile of an empty group at the end would begin behind the last row.
-    first = jnp.clip(first, 0, (rows - 1) // tile * tile if aligned else rows - 1)
-    return Visits(last[-1], group, first, begins, ends)
+    # The tile of an empty group at the end would begin behind the last row.
+    return Visits(last[-1], group, jnp.clip(first, 0, (rows - 1) // align * align), begins, ends)
+
+
+def most_visits(rows: int, groups: int, tile: int, align: int) -> int:
+    """How many there can be."""
+    if align == tile:  # a tile more for each group that begins within one
+        return -(-rows // tile) + groups - 1
+    return max(groups, (rows + groups * (tile + align - 2)) // tile)

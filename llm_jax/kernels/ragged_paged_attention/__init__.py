@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import debug
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.ragged_paged_attention import reference, tpu, xla
+from llm_jax.kernels.ragged_paged_attention import gpu, reference, tpu, xla
 from llm_jax.kernels.ragged_paged_attention.pages import Pages as Pages
 from llm_jax.kernels.ragged_paged_attention.pages import init_pages as init_pages
 from llm_jax.kernels.ragged_paged_attention.pages import write_pages as write_pages
@@ -21,8 +21,8 @@ from llm_jax.kernels.ragged_paged_attention.spec import (
 OP = Op(
     "ragged_paged_attention",
     ragged_paged_attention_spec,
-    {"tpu": tpu, "xla": xla, "reference": reference},
-    order=("tpu", "xla"),
+    {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference},
+    order=("tpu", "gpu", "xla"),
 )
 
 
@@ -61,7 +61,7 @@ def ragged_paged_attention(
         alibi_slopes: adds -slope · (i - j).
         sinks: a further logit per head that takes part in the softmax and has no value.
         return_lse: also return float32[T, N], the log-sum-exp of the row with its sink, in nats.
-        implementation: "tpu", "xla" or "reference"; None takes the best one for the machine. See `kernels.explain`.
+        implementation: "tpu", "gpu", "xla" or "reference"; None takes the best for the machine. See `kernels.explain`.
 
     Returns:
         [T, N, Hv] in q's dtype, or that and the log-sum-exp. A token that sees no key gives 0 and log-sum-exp -inf (its

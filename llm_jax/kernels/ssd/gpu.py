@@ -1,4 +1,4 @@
-"""Chunks of 128 tokens on Hopper GPUs: wgmma for the products within a chunk, the state in registers from one to the next.
+"""Chunks of 128 tokens on Hopper GPUs: wgmma for products within a chunk, the state in registers from one to the next.
 
 A head of more than 64 channels is two or more heads that share their step sizes. Running sums of the exponents are
 made before the kernels; sums over the heads of a group that are whole products of matrices are XLA's.
@@ -95,6 +95,97 @@ def forward(
     return _of_tokens(spec, y), _of_states(spec, cut, final), states
 
 
+def backward(
+    spec: SsdSpec,
+    x: Float[Array, "B T H P"],
+    dt: Float[Array, "B T H"],
+    A: Float[Array, " H"],
+    B: Float[Array, "B T G N"],
+    C: Float[Array, "B T G N"],
+    skip: Float[Array, " H"],
+    starts: Bool[Array, "B T"] | None,
+    states: Float[Array, "B h chunks 128 64"],
+    d_out: Float[Array, "B T H P"],
+    d_final: Float[Array, "B H P N"],
+) -> tuple[Array, Array, Array, Array, Array, Array, Array]:
+    """Gradients of x, dt, A, B, C, skip and the initial state."""
+    from llm_jax.kernels.ssd import gpu_backward, gpu_products, gpu_states  # they import Pallas
+
+    cut = layout(spec)
+    x, dy, B_, C_ = _tokens(cut, x), _tokens(cut, d_out), _groups(cut, B), _groups(cut, C)
+    rows, run = _rows(spec, cut, dt, A, starts)
+    skips = jnp.repeat(skip.astype(jnp.float32), cut.parts)
+    d_states, kept, d_initial = gpu_states.run(cut, rows, run, C_, states, dy, _states(cut, d_final))
+    dx, d_rows = gpu_backward.run(cut, x, rows, run, B_, C_, skips, states, d_states, dy)
+    d_products = gpu_products.run(cut, x, rows, run, dy)
+
+    since, until = _decays(cut, rows, run)
+    d_exponent = d_rows[0].reshape(since.shape) + since[..., -1:] * jnp.sum(kept, axis=-1)[..., None]
+    d_exponent, d_scale, d_skip = (
+        jnp.sum(y.reshape(spec.batch, spec.heads, cut.parts, cut.length), axis=2) for y in (d_exponent, *d_rows[1:])
+    )
+    d_exponent = jnp.swapaxes(d_exponent, 1, 2)[:, : spec.length]
+    if starts is not None:
+        d_exponent = jnp.where(starts[..., None], 0.0, d_exponent)
+    d_scale = jnp.swapaxes(d_scale, 1, 2)[:, : spec.length]
+    dB, dC = _group_gradients(cut, x, dy, rows[0], since, until, B_, C_, states, d_states, d_products)
+    return (
+        _of_tokens(spec, dx),
+        (A.astype(jnp.float32) * d_exponent + d_scale).astype(dt.dtype),
+        jnp.sum(d_exponent * dt.astype(jnp.float32), axis=(0, 1)).astype(A.dtype),
+        dB[:, : spec.length, :, : spec.states],
+        dC[:, : spec.length, :, : spec.states],
+        jnp.sum(d_skip, axis=(0, 2)).astype(skip.dtype),
+        _of_states(spec, cut, d_initial),
+    )
+
+
+def _decays(cut: Layout, rows: Array, run: Array | None) -> tuple[Array, Array]:
+    """[B, h, chunks, 128]: what is left at a token of the state before its chunk, and after the chunk of a token."""
+    since = rows[1].reshape(cut.batch, cut.heads, cut.chunks, CHUNK)
+    until = since[..., -1:] - since
+    if run is not None:
+        run = run.reshape(cut.batch, 1, cut.chunks, CHUNK)
+        since = jnp.where(run == 0, since, -jnp.inf)
+        until = jnp.where(run == run[..., -1:], until, -jnp.inf)
+    return jnp.exp(since), jnp.exp(until)
+
+
+def _group_gradients(
+    cut: Layout,
+    x: Float[Array, "B t h 64"],
+    dy: Float[Array, "B t h 64"],
+    dt: Float[Array, "B h t"],
+    since: Float[Array, "B h chunks 128"],
+    until: Float[Array, "B h chunks 128"],
+    B: Float[Array, "B t G 128"],
+    C: Float[Array, "B t G 128"],
+    states: Float[Array, "B h chunks 128 64"],
+    d_states: Float[Array, "B h chunks 128 64"],
+    d_products: Float[Array, "B chunks blocks 128 128"],
+) -> tuple[Float[Array, "B t G 128"], Float[Array, "B t G 128"]]:
+    """Of B and C: sums over the heads of a group."""
+
+    def heads(x: Array, left: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(cut.batch, cut.chunks, CHUNK, cut.groups, cut.per_group, HEAD_DIM), 2, 4)
+        left = jnp.moveaxis(left.reshape(cut.batch, cut.groups, cut.per_group, cut.chunks, CHUNK), 3, 1)
+        return (left[..., None] * x.astype(jnp.float32)).astype(x.dtype)
+
+    def of_states(x: Array, states: Array) -> Array:
+        states = states.reshape(cut.batch, cut.groups, cut.per_group, cut.chunks, STATES, HEAD_DIM)
+        return jnp.einsum("bcgrqp,bgrcnp->bcqgn", x, states, preferred_element_type=jnp.float32)
+
+    def pairs(equation: str, y: Array) -> Array:
+        y = y.reshape(cut.batch, cut.chunks, CHUNK, cut.groups, STATES)
+        return jnp.einsum(equation, products, y, preferred_element_type=jnp.float32)
+
+    products = jnp.sum(d_products.reshape(cut.batch, cut.chunks, cut.groups, -1, CHUNK, CHUNK), axis=3).astype(x.dtype)
+    arriving = heads(x, until * dt.reshape(until.shape))
+    dB = of_states(arriving, d_states) + pairs("bcgst,bctgn->bcsgn", C)
+    dC = of_states(heads(dy, since), states) + pairs("bcgst,bcsgn->bctgn", B)
+    return dB.astype(B.dtype).reshape(B.shape), dC.astype(C.dtype).reshape(C.shape)
+
+
 def _padded(x: Array, **sizes: int) -> Array:
     """Zeros behind axis i up to size `axis_i`."""
     pads = [(0, sizes.get(f"axis_{i}", size) - size) for i, size in enumerate(x.shape)]
@@ -126,13 +217,14 @@ def _of_states(spec: SsdSpec, cut: Layout, x: Float[Array, "B h 128 64"]) -> Flo
 
 
 def _rows(spec: SsdSpec, cut: Layout, dt: Array, A: Array, starts: Array | None) -> tuple[Array, Array | None]:
-    """Per token and head [3, B, h, t]: dt, running sums of the exponents, coarse and fine. Per token [B, t]: documents
-    that began in its chunk."""
+    """Per token and head [2, B, h, t]: dt and the running sum of the exponents, in one part: 128 exponents of -100 are
+    rounded by 5e-4, less than the factors of products in 16 bits. Per token [B, t]: documents that began in its chunk.
+    """
     dt = _padded(dt.astype(jnp.float32), axis_1=cut.length)
     cut_dt = jnp.moveaxis(dt.reshape(spec.batch * cut.chunks, CHUNK, spec.groups, spec.per_group), 1, 3)
     cut_starts = None if starts is None else _padded(starts, axis_1=cut.length).reshape(-1, CHUNK)
     made = sums(cut_dt, A.astype(jnp.float32).reshape(spec.groups, spec.per_group), cut_starts)
-    rows = jnp.stack([cut_dt, made.coarse, made.fine]).reshape(3, spec.batch, cut.chunks, spec.heads, CHUNK)
-    rows = jnp.moveaxis(rows, 2, 3).reshape(3, spec.batch, spec.heads, cut.length)
+    rows = jnp.stack([cut_dt, made.coarse + made.fine]).reshape(2, spec.batch, cut.chunks, spec.heads, CHUNK)
+    rows = jnp.moveaxis(rows, 2, 3).reshape(2, spec.batch, spec.heads, cut.length)
     run = None if made.run is None else made.run.reshape(spec.batch, cut.length)
     return jnp.repeat(rows, cut.parts, axis=2), run

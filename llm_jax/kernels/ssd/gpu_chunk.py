@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF
 
@@ -18,8 +18,8 @@ TILE = (HALF, HALF)
 
 def matrices(*lead: int, dtype: Any) -> Any:
     """Shared memory of tiles of 64 x 64 in 16 bits, laid out as TMA writes and wgmma reads it."""
-    transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
-    return plgpu.SMEM((*lead, *TILE), dtype, transforms=transforms)
+    tiling, swizzle = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM((*lead, *TILE), dtype, transforms=(tiling, swizzle))
 
 
 def like(x: Array, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -35,7 +35,12 @@ def product(*pairs: tuple[Any, Any]) -> Float[Array, "64 n"]:
             plgpu.wgmma(acc, a, b)
         return acc[...]
 
-    return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+    return pl.run_scoped(body, plgpu.WGMMAAccumulatorRef((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+
+
+def nothing() -> Float[Array, "64 64"]:
+    """Zeros in the layout of wgmma's results."""
+    return plgpu.layout_cast(jnp.zeros(TILE, jnp.float32), plgpu.Layout.WGMMA)
 
 
 def read(ref: Any) -> Float[Array, "64 n"]:
@@ -59,13 +64,13 @@ class Tokens(NamedTuple):
     place: Any
     """Index within the chunk, over the whole tile."""
     dt: Any
-    coarse: Any
-    fine: Any
+    total: Any
+    """Running sum of the exponents."""
     run: Any
 
 
 class Rows(NamedTuple):
-    """References to step sizes and running sums [3, B, h, t] and documents [B, t], at a chunk of a head."""
+    """References to step sizes and running sums [2, B, h, t] and documents [B, t], at a chunk of a head."""
 
     rows: Any
     run: Any
@@ -76,42 +81,48 @@ class Rows(NamedTuple):
     def side(self, half: Any, axis: int) -> Tokens:
         """Tokens of a half, along `axis`."""
         at = pl.ds(self.start + half * HALF, HALF)
-        dt, coarse, fine = (vector(self.rows.at[i, self.batch, self.head, at], axis) for i in range(3))
+        dt, total = (vector(self.rows.at[i, self.batch, self.head, at], axis) for i in range(2))
         run = None if self.run is None else vector(self.run.at[self.batch, at], axis)
         place = half * HALF + plgpu.broadcasted_iota(jnp.int32, TILE, axis, layout=plgpu.Layout.WGMMA)
-        return Tokens(place, dt, coarse, fine, run)
+        return Tokens(place, dt, total, run)
 
-    def _last(self, i: int) -> Array:
-        return self.rows[i, self.batch, self.head, self.start + CHUNK - 1]
+    def _last(self) -> tuple[Array, Array | None]:
+        """Running sum and document of the chunk's last token."""
+        place = self.start + CHUNK - 1
+        return self.rows[1, self.batch, self.head, place], None if self.run is None else self.run[self.batch, place]
 
     def last(self) -> Array:
         """What is left after the chunk of the state before it."""
-        total = self._last(1) + self._last(2)
-        if self.run is not None:
-            total = jnp.where(self.run[self.batch, self.start + CHUNK - 1] == 0, total, -jnp.inf)
-        return jnp.exp(total)
+        total, run = self._last()
+        return jnp.exp(total if run is None else jnp.where(run == 0, total, -jnp.inf))
 
     def until(self, tokens: Tokens) -> Float[Array, " 64"]:
         """From each token to the state after the chunk."""
-        total = (self._last(1) - tokens.coarse) + (self._last(2) - tokens.fine)
-        if self.run is not None:
-            last = self.run[self.batch, self.start + CHUNK - 1]
-            total = jnp.where(tokens.run == last, total, -jnp.inf)
-        return jnp.exp(total)
+        last, run = self._last()
+        return jnp.exp(
+            last - tokens.total if run is None else jnp.where(tokens.run == run, last - tokens.total, -jnp.inf)
+        )
 
 
 def since(tokens: Tokens) -> Float[Array, " 64"]:
     """From the state before the chunk to each token."""
-    total = tokens.coarse + tokens.fine
-    return jnp.exp(total if tokens.run is None else jnp.where(tokens.run == 0, total, -jnp.inf))
+    return jnp.exp(tokens.total if tokens.run is None else jnp.where(tokens.run == 0, tokens.total, -jnp.inf))
 
 
-def between(later: Tokens, later_axis: int, earlier: Tokens) -> Float[Array, "64 64"]:
-    """What is left at the later tokens of the earlier ones; 0 where not seen."""
-    axis = 1 - later_axis
-    coarse = over(later.coarse, later_axis) - over(earlier.coarse, axis)
-    fine = over(later.fine, later_axis) - over(earlier.fine, axis)
+def sees(later: Tokens, later_axis: int, earlier: Tokens) -> Bool[Array, "64 64"]:
+    """Which of the later tokens see which of the earlier ones."""
     seen = later.place >= earlier.place
-    if later.run is not None:
-        seen = seen & (over(later.run, later_axis) == over(earlier.run, axis))
-    return jnp.exp(jnp.where(seen, coarse + fine, -jnp.inf))
+    return seen if later.run is None else seen & same_document(later, later_axis, earlier)
+
+
+def same_document(one: Tokens, axis: int, other: Tokens) -> Bool[Array, "64 64"]:
+    """With documents: tokens of `one` lie along `axis`, those of the other along the other one."""
+    return over(one.run, axis) == over(other.run, 1 - axis)
+
+
+def between(
+    later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"] | None
+) -> Float[Array, "64 64"]:
+    """What is left at the later tokens of the earlier ones; 0 where not seen."""
+    total = over(later.total, later_axis) - over(earlier.total, 1 - later_axis)
+    return jnp.exp(total if seen is None else jnp.where(seen, total, -jnp.inf))

@@ -67,9 +67,11 @@ LOSSES: dict[str, Named] = {
     # TRL's KTOTrainer.
     "kto": Named("kto", unpaired=True, statistics="kl", options=LABEL_WEIGHTS),
     "apo_zero_unpaired": Named("apo_zero_unpaired", unpaired=True, options=LABEL_WEIGHTS),
-    # TRL's CPOTrainer and ORPOTrainer. CPOTrainer says sigmoid for `cpo`; its hinge and ipo, which are those above with
-    # zeros for a reference, have no string here.
+    # TRL's CPOTrainer and ORPOTrainer. CPOTrainer says sigmoid, hinge and ipo, which above are measured against a
+    # reference.
     "cpo": Named("cpo", reference=False, nll="answer", options=("cpo_alpha", "label_smoothing")),
+    "cpo_hinge": Named("cpo_hinge", reference=False, nll="answer", options=("cpo_alpha",)),
+    "cpo_ipo": Named("cpo_ipo", reference=False, lengths=BOTH, nll="answer", options=("cpo_alpha",)),
     "simpo": Named("simpo", reference=False, lengths=BOTH, options=("simpo_gamma", "label_smoothing")),
     "alphapo": _ALPHA_PO,
     "orpo": Named("orpo", reference=False, lengths=BOTH, nll="sequence"),

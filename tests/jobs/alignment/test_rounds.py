@@ -8,9 +8,11 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
+from llm_jax.data import examples
 from llm_jax.data.config import DataConfig
 from llm_jax.data.encode import encode_examples
-from llm_jax.data.formats import Pair
+from llm_jax.data.examples import Pair
+from llm_jax.data.formats import read_examples
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.inference.config import SamplingParams
 from llm_jax.inference.generator import Completion
@@ -239,7 +241,11 @@ def test_prompts_of_files(tmp_path):
     data = DataConfig(path=str(tmp_path / "a.jsonl"), eval_path=str(tmp_path / "b.jsonl"))
     one, two, three, four = read_prompts(data, "train")
     assert one.content == ({"role": "user", "content": "How many?"},)
-    assert (one.answer, one.written) == ("1,200", "6*2 = 12.\n#### 1,200")
+    assert (one.answer, one.written) == ("1,200", GSM8K["answer"])
+    # To the letter what SFT learns from the same record.
+    (learned,) = read_examples("sft", GSM8K, "here")
+    assert isinstance(learned, examples.Completion)
+    assert (learned.prompt, learned.completion) == (one.content, ({"role": "assistant", "content": one.written},))
     assert (two.content, two.answer, two.written, two.columns["level"]) == ("2 + 2 =", "4", None, "easy")
     assert three.written == four.written == "b" and three.content == four.content
     assert [prompt.number for prompt in (one, two, three, four)] == [0, 1, 2, 3]
