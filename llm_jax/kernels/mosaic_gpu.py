@@ -110,6 +110,18 @@ def half() -> Any:
     return pl.ds(lax.axis_index(WARPGROUP) * ROWS, ROWS)
 
 
+def store(to: Any, slots: Any, part: Array, i: int) -> None:
+    """Stores the i-th part of a warpgroup's half of a tile, through two slots of shared memory in turn.
+
+    What TMA still reads at the end, `plgpu.wait_smem_to_gmem(0)` waits for.
+    """
+    plgpu.wait_smem_to_gmem(min(i, 1), wait_read_only=True)
+    slot = slots.at[i % 2]
+    slot[...] = part.astype(to.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(slot, to)
+
+
 def share(count: Any) -> Callable[[Callable[[Any], None]], None]:
     """Runs the decorated function of an index below `count`, which may be known at run time only, for those of this
     block: every so many-th."""

@@ -120,15 +120,8 @@ def _store(out_ref: Any, whole: Any, some: Any, tile: Array, *, begin: Any, size
     """Rows [begin, begin + size) of a warpgroup's half of a tile."""
     for i, column in enumerate(range(0, tile.shape[1], STORED)):
         part, to = tile[:, column : column + STORED], out_ref.at[:, pl.ds(column, STORED)]
-        pl.when(size == ROWS)(functools.partial(_store_all, to, whole.at[i % 2], part))
+        pl.when(size == ROWS)(functools.partial(mosaic_gpu.store, to, whole, part, i))
         pl.when((size > 0) & (size < ROWS))(functools.partial(_store_some, to, some, part, begin, size))
-
-
-def _store_all(to: Any, buffer: Any, part: Array) -> None:
-    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-    buffer[...] = part.astype(to.dtype)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(buffer, to)
 
 
 def _store_some(to: Any, buffer: Any, part: Array, begin: Any, size: Any) -> None:

@@ -16,6 +16,7 @@ from llm_jax.kernels.mosaic_gpu import DEPTH, ROWS, WARPGROUP, WARPGROUPS
 
 HEIGHT = WARPGROUPS * ROWS
 STORED = 64
+"""Columns that are stored at a time."""
 
 
 def sums_of_groups(
@@ -81,12 +82,8 @@ def _kernel(bounds_ref: Any, x_ref: Any, g_ref: Any, out_ref: Any, *, tiles: Til
                 wg = lax.axis_index(WARPGROUP)
                 rows = pl.ds(i * HEIGHT + wg * ROWS, ROWS)
                 for part, column in enumerate(range(0, tiles.width, STORED)):
-                    slot = stored.at[wg, part % 2]
-                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                    slot[...] = tile[:, column : column + STORED].astype(out_ref.dtype)
-                    plgpu.commit_smem()
                     to = out_ref.at[group, rows, pl.ds(j * tiles.width + column, STORED)]
-                    plgpu.copy_smem_to_gmem(slot, to)
+                    mosaic_gpu.store(to, stored.at[wg], tile[:, column : column + STORED], part)
 
             product(first, steps, i, j, multiply).run(x_ref, g_ref, pipeline, store)
 

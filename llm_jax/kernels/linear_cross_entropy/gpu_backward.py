@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from llm_jax.kernels import mosaic_gpu
 from llm_jax.kernels.linear_cross_entropy import gpu_logits
@@ -67,14 +67,10 @@ def _kernel(
             def finish(tile: Array) -> None:
                 tokens = gpu_logits.tokens(row)
                 own = {name: ref.at[tokens] for name, ref in rows.items()}
-                for i, (part, number) in enumerate(gpu_logits.parts(tile, column)):
-                    slot, width = stored.at[wg, i % 2], part.shape[1]
-                    gradient = _gradient(spec, part, number, own)
-                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                    slot[...] = gradient.astype(out_ref.dtype)
-                    plgpu.commit_smem()
+                for i, (part, first) in enumerate(gpu_logits.parts(tile, column)):
+                    width = part.shape[1]
                     to = out_ref.at[tokens, pl.ds(column * tiles.width + i * width, width)]
-                    plgpu.copy_smem_to_gmem(slot, to)
+                    mosaic_gpu.store(to, stored.at[wg], _gradient(spec, part, first, own), i)
 
             gpu_logits.product(row, column, hidden_ref.shape[1], tiles).run(hidden_ref, head_ref, pipeline, finish)
 
@@ -88,12 +84,11 @@ def _kernel(
     )
 
 
-def _gradient(
-    spec: LossSpec, part: Float[Array, "t v"], number: Int[Array, "t v"], rows: dict[str, Any]
-) -> Float[Array, "t v"]:
+def _gradient(spec: LossSpec, part: Float[Array, "t v"], first: Any, rows: dict[str, Any]) -> Float[Array, "t v"]:
     z = gpu_logits.finished(spec, part)
     # Loaded for every part: vectors that are kept from part to part are spilled.
-    of = {name: functools.partial(gpu_logits.along_rows, gpu_logits.vector(ref), z) for name, ref in rows.items()}
+    vectors = {name: gpu_logits.vector(ref) for name, ref in rows.items()}
+    of = {name: functools.partial(gpu_logits.along_rows, vector, z) for name, vector in vectors.items()}
     per_prob = of["constant"]()
     if "slope" in of:
         per_prob = per_prob + of["slope"]() * z
@@ -103,7 +98,8 @@ def _gradient(
     if "sum" in of:
         gradient += of["sum"]()
     if "hit" in of:
-        gradient += jnp.where(number == of["target"](), of["hit"](), 0.0)
+        at_target = gpu_logits.offsets(z) == gpu_logits.along_rows(vectors["target"] - first, z)
+        gradient += jnp.where(at_target, of["hit"](), 0.0)
     if spec.softcap is not None:
         gradient *= 1.0 - (z * (1.0 / spec.softcap)) ** 2
     return gradient if spec.scale == 1.0 else spec.scale * gradient

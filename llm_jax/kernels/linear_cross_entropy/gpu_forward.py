@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import mosaic_gpu
 from llm_jax.kernels.linear_cross_entropy import gpu_logits
 from llm_jax.kernels.linear_cross_entropy.gpu import HEIGHT, Tiles
+from llm_jax.kernels.linear_cross_entropy.gpu_logits import PART
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.mosaic_gpu import WARPGROUP
 
@@ -85,9 +86,9 @@ def _reduced(
     spec: LossSpec, keys: tuple[str, ...], tile: Float[Array, "t v"], column: Any, targets_ref: Any
 ) -> dict[str, Float[Array, " t"]]:
     ragged = bool(spec.vocab % tile.shape[1])
-    parts = [(gpu_logits.finished(spec, part), number) for part, number in gpu_logits.parts(tile, column)]
+    parts = [(gpu_logits.finished(spec, part), first) for part, first in gpu_logits.parts(tile, column)]
     if ragged:
-        parts = [(jnp.where(number < spec.vocab, z, -jnp.inf), number) for z, number in parts]
+        parts = [(jnp.where(gpu_logits.offsets(z) < spec.vocab - first, z, -jnp.inf), first) for z, first in parts]
     top = functools.reduce(jnp.maximum, (z.max(1) for z, _ in parts))
     target = gpu_logits.vector(targets_ref) if "target" in keys else None
     made: dict[str, Array] = {"top": top}
@@ -96,17 +97,19 @@ def _reduced(
         if key in keys:
             made[key] = made[key] + values().sum(1) if key in made else values().sum(1)
 
-    for i, (z, number) in enumerate(parts):
+    for i, (z, first) in enumerate(parts):
         if i:  # part after part: side by side, they would need more registers than there are
             z, made = lax.optimization_barrier((z, made))
         highest = gpu_logits.along_rows(top, z)
-        finite = jnp.where(number < spec.vocab, z, 0.0) if ragged else z
+        offset = gpu_logits.offsets(z)
+        finite = jnp.where(offset < spec.vocab - first, z, 0.0) if ragged else z
         if target is not None:
-            hit = number == gpu_logits.along_rows(target, z)
+            hit = offset == gpu_logits.along_rows(target - first, z)
             add("target", lambda hit=hit, finite=finite: jnp.where(hit, finite, 0.0))
         add("sum", lambda finite=finite: finite)
         if "best" in keys:
-            best = jnp.where(z == highest, number.astype(jnp.float32), spec.vocab - 1.0).min(1)
+            best = jnp.where(z == highest, offset.astype(jnp.float32), float(PART)).min(1)
+            best = jnp.where(best < PART, best + lax.convert_element_type(first, jnp.float32), spec.vocab - 1.0)
             made["best"] = jnp.minimum(made["best"], best) if "best" in made else best
         weights = jnp.exp(z - highest)
         add("total", lambda weights=weights: weights)

@@ -58,13 +58,14 @@ def along_rows(vector: Float[Array, " t"], like: Array) -> Float[Array, "t v"]:
     return lax.broadcast_in_dim(vector, like.shape, [0])
 
 
-def parts(tile: Float[Array, "t v"], column: Any) -> list[tuple[Float[Array, "t part"], Int[Array, "t part"]]]:
-    """A tile of this column in narrower parts, each with the numbers of its columns of the vocabulary.
+def parts(tile: Float[Array, "t v"], column: Any) -> list[tuple[Float[Array, "t part"], Any]]:
+    """A tile of this column in narrower parts, each with the number of its first column of the vocabulary.
 
     The registers that a whole tile leaves hold the intermediate results of one part."""
-    made = []
-    for at in range(0, tile.shape[1], PART):
-        part = tile[:, at : at + PART]
-        iota = plgpu.broadcasted_iota(jnp.int32, part.shape, 1, layout=plgpu.Layout.WGMMA)
-        made.append((part, column * tile.shape[1] + at + iota))
-    return made
+    return [(tile[:, at : at + PART], column * tile.shape[1] + at) for at in range(0, tile.shape[1], PART)]
+
+
+def offsets(part: Float[Array, "t part"]) -> Int[Array, "t part"]:
+    """Numbers of its columns after the first. What they are compared with is shifted to that, so that one set of
+    registers holds them for all parts."""
+    return plgpu.broadcasted_iota(jnp.int32, part.shape, 1, layout=plgpu.Layout.WGMMA)

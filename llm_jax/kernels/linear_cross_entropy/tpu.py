@@ -22,7 +22,8 @@ class Tiles:
     vocab: int
 
 
-WIDEST = 16384
+WIDEST = {"bfloat16": 16384, "float32": 8192}
+"""What VMEM takes of the narrowest tiles, on every generation."""
 LARGEST_VOCAB = 2**24
 
 
@@ -32,8 +33,8 @@ def supports(spec: LossSpec, platform: str) -> str | None:
         return refusal
     if spec.dtype == "float16":
         return "TPUs multiply bfloat16 and float32, not float16"
-    if spec.width > WIDEST:
-        return f"a width of {spec.width} is more than the {WIDEST} that VMEM takes"
+    if spec.width > WIDEST[spec.dtype]:
+        return f"a width of {spec.width} is more than the {WIDEST[spec.dtype]} of {spec.dtype} that VMEM takes"
     if spec.vocab > LARGEST_VOCAB:
         return f"{spec.vocab} columns are more than the 2^24 that float32 counts"
     if 0 in (spec.tokens, spec.width, spec.vocab):

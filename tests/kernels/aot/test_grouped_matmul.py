@@ -37,7 +37,8 @@ def calls(spec: GroupedSpec, implementation):
 def test_tpu(spec, topology):
     pytest.importorskip("libtpu")
     for name, (f, structs) in calls(spec, tpu).items():
-        assert tpu_compile(f, *structs, topology=topology).kernels == (name,)
+        found = tpu_compile(f, *structs, topology=topology).kernels
+        assert [kernel for kernel in found if kernel.startswith("llm_jax")] == [name]
 
 
 @pytest.mark.aot_gpu

@@ -20,7 +20,7 @@ CASES = {
 }
 TPU_CASES = CASES | {
     "Llama 405B, an eighth of the vocabulary": ((4096, 16384, 16032), "bfloat16", False, {}),
-    "float32": ((2048, 4096, 32000), "float32", False, {}),
+    "float32": ((1024, 8192, 16000), "float32", False, {}),
 }
 
 
@@ -60,5 +60,5 @@ def test_gpu(case):
     names = {"llm_jax_linear_cross_entropy", "llm_jax_linear_cross_entropy_logit_gradient"}
     assert {taken.kernel for taken in resources} == names
     for taken in resources:
-        assert taken.spill_loads <= (120 if "outputs" in case[3] else 0)
+        assert taken.spill_loads <= (128 if "outputs" in case[3] else 0)
         assert all(w.startswith("(C7504)") or "spilled" in w for w in taken.warnings)
