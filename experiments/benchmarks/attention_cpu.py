@@ -5,7 +5,8 @@
 Prints a Markdown table of medians in milliseconds, of wall time (the least in brackets) and of CPU time, which a busy
 machine disturbs less, and ours over each of the others (medians of the ratios of neighbouring calls, of both times).
 Calls of all rows alternate, PyTorch's in a process of its own that waits for its turn. "packed" rows hold documents of
-100 tokens; PyTorch and jax.nn, given the mask as an array, compute all of it. A second table has the temporary memory of our compiled programs by length.
+100 tokens; PyTorch and jax.nn, given the mask as an array, compute all of it. A second table has the temporary memory
+of our compiled programs by length.
 """
 
 import argparse
@@ -144,6 +145,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--lengths", default="", help="of queries, to leave the other rows out")
     options = parser.parse_args()
+
+    from llm_jax.base.runtime import keep_memory
+
+    keep_memory()  # as every command does, before JAX is imported
     timers: dict[str, Callable[[int], tuple[float, float]]] = {}
     for name, calls in jax_calls(options.lengths).items():
         for call in calls:

@@ -51,7 +51,7 @@ def arguments(op: str, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
     )
 
 
-def program(op: str, shape: tuple[int, ...], packed: bool, side: str) -> tuple[Any, tuple[jax.Array, ...]]:
+def program(op: str, shape: tuple[int, ...], packed: bool, side: str) -> tuple[Any, tuple[Any, ...]]:
     """Forward and backward pass, compiled, and its arguments."""
     arrays = arguments(op, shape)
     B, T = shape[:2]
@@ -81,7 +81,9 @@ def main() -> int:
     print("| op | shape | | chunks ms | token by token ms | times as fast | MiB | MiB | share | lines |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     all_hold = True
-    for op, shape, packed in [(op, shape, packed) for op in SHAPES for shape in SHAPES[op] for packed in (False, True)]:
+    for op, shape, packed in [
+        (op, shape, packed) for op, shapes in SHAPES.items() for shape in shapes for packed in (False, True)
+    ]:
         sides = {side: program(op, shape, packed, side) for side in SIDES}
         times: dict[str, list[float]] = {side: [] for side in SIDES}
         for i in range(repeats + 1):

@@ -37,7 +37,7 @@ from small_policies import Aligner, Answers, Ground, Params, Size, in_batches, p
 from llm_jax.data.config import EmbeddedConfig
 from llm_jax.data.embedded.problems import Problem
 from llm_jax.data.embedded.stepwise import right_steps
-from llm_jax.data.formats import Pair
+from llm_jax.data.examples import Pair
 from llm_jax.data.stepwise import StepPair
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.preference_loss import preference_loss

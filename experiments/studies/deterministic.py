@@ -1,6 +1,6 @@
 """Preferences without doubt: does DPO leave its reference whatever beta is, and does IPO stay?
 
-    python experiments/studies/deterministic.py [--steps 1024] [--seeds 3] [--parts bandit model]
+    python experiments/studies/deterministic.py [--steps 512] [--seeds 3] [--parts bandit model]
 
 The claim is that of Azar et al. 2023 (arXiv:2310.12036, sections 4.2 and 5.4). Where one answer is always preferred,
 the Bradley-Terry rewards that DPO fits are infinitely far apart, so the loss is least at a policy that gives the
@@ -172,7 +172,7 @@ def _best(own: World) -> float:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, __file__, steps=1024)
+    parser = make_parser(__doc__, __file__, steps=512)
     parser.add_argument("--parts", nargs="+", choices=("bandit", "model"), default=("bandit", "model"))
     parser.add_argument("--pairs", type=int, default=4096, help="pairs of answers, over all training prompts")
     parser.add_argument("--few", type=int, default=256, help="how many where they are few")

@@ -44,7 +44,7 @@ from small_policies import Aligner, Answers, Ground, Params, Size, asked, proble
 from llm_jax import objectives
 from llm_jax.data.config import EmbeddedConfig
 from llm_jax.data.embedded.problems import Problem, is_correct
-from llm_jax.data.formats import Pair
+from llm_jax.data.examples import Pair
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.preference_loss import PreferenceLoss, Term, preference_loss
 from llm_jax.objectives.preference.named import Named

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_jax.data.embedded.problems import Problem
-from llm_jax.data.formats import Pair
+from llm_jax.data.examples import Pair
 
 LARGEST, OPERATIONS = 12, 2
 """Of the problems."""

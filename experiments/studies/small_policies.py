@@ -17,7 +17,7 @@ from common import PLAN, Recipe, Rows, Trainer, stacked
 from llm_jax.data.config import EmbeddedConfig
 from llm_jax.data.embedded.problems import Problem, Split, is_correct, make_problem
 from llm_jax.data.encode import encode_examples
-from llm_jax.data.formats import Completion, Pair
+from llm_jax.data.examples import Completion, Pair
 from llm_jax.data.packing import best_fit_decreasing
 from llm_jax.data.rows import fill_pair_row, pair_schema
 from llm_jax.data.stepwise import StepPair

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import examples
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.data.holdout import place
 
 CHOICE = 1

@@ -18,8 +18,8 @@ from llm_jax.base.progress import Progress
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Reader
 from llm_jax.data.encode import Encoded, Sequence, encode_examples
+from llm_jax.data.examples import JUDGED, PAIRED, UNPAIRED, Kind
 from llm_jax.data.fitting import Counts, Item, fit, split, whole
-from llm_jax.data.formats import JUDGED, PAIRED, UNPAIRED, Kind
 from llm_jax.data.mismatching import mismatched
 from llm_jax.data.packing import best_fit_decreasing, cut_every
 from llm_jax.data.rows import (

@@ -9,15 +9,15 @@ from llm_jax.data.chat import with_template
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Located, check, check_packing, numbered_examples, parts, readers
 from llm_jax.data.encode import encode_examples
+from llm_jax.data.examples import Conversation, Example, Kind, Pair, Text
 from llm_jax.data.fitting import Counts, fit
-from llm_jax.data.formats import Conversation, Example, Kind, Messages, Pair, Text
 from llm_jax.data.holdout import held_out_below
 from llm_jax.data.judged import Labelled, Ranking, Steps
 from llm_jax.data.sources import read_records
 from llm_jax.data.stepwise import StepPair
 from llm_jax.data.templating import assistant_spans, load_template, refuse_lost, render_marked
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.data.turns import Tools
+from llm_jax.data.turns import Messages, Tools
 
 EMBEDDED_CHECKED = 512
 

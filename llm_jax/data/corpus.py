@@ -10,8 +10,9 @@ from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig, EmbeddedConfig
 from llm_jax.data.embedded import docstrings, problems, stdlib_text, stepwise
 from llm_jax.data.embedded.problems import Problem
-from llm_jax.data.formats import JUDGED as JUDGED_KINDS
-from llm_jax.data.formats import PAIRED, UNPAIRED, Example, Kind, Text, read_examples
+from llm_jax.data.examples import JUDGED as JUDGED_KINDS
+from llm_jax.data.examples import PAIRED, UNPAIRED, Example, Kind, Text
+from llm_jax.data.formats import read_examples
 from llm_jax.data.holdout import held_out_below, place
 from llm_jax.data.shares import check_mixture, source_names
 from llm_jax.data.sources import Record, list_files, read_records, source_hashes

@@ -14,10 +14,11 @@ from jaxtyping import Int32, UInt8
 
 from llm_jax.base.errors import UserError
 from llm_jax.data.chat import Tools, render_text, render_with_spans, span_mask
-from llm_jax.data.formats import Completion, Conversation, Example, Kind, Messages, Pair, Text, Unpaired
+from llm_jax.data.examples import Completion, Conversation, Example, Kind, Pair, Text, Unpaired
 from llm_jax.data.judged import Labelled, Ranking, Steps, behind
 from llm_jax.data.stepwise import StepPair
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.data.turns import Messages
 
 # Encoded at a time: enough to keep all cores busy, little enough to stop early at no cost.
 BATCH_EXAMPLES, BATCH_CHARACTERS = 512, 500_000

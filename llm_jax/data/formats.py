@@ -1,4 +1,4 @@
-"""Record formats, recognised by their fields, and the few kinds of example they become.
+"""Record formats, recognised by their fields.
 
 | fields | format | examples |
 |---|---|---|
@@ -27,37 +27,17 @@ one as a JSON text) go to the chat template, which has to show them. A null fiel
 would change what is learned (images, reasoning kept apart) is refused; other fields are metadata and ignored.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from llm_jax.base.errors import UserError
 from llm_jax.data import judged
-from llm_jax.data.judged import Labelled, Ranking, Steps, read_label, read_ranking, read_steps
-from llm_jax.data.record_fields import NUMBERS, RecordFields, is_number
-from llm_jax.data.stepwise import StepPair, is_step_pair, marked_solutions, read_solutions, read_step_pair
-from llm_jax.data.turns import (
-    EMPTY,
-    Messages,
-    Tools,
-    read_message,
-    read_messages,
-    read_sharegpt,
-    read_sharegpt_turn,
-    refuse_flags,
-    split_flags,
-)
-
-Kind = Literal[
-    "pretrain", "sft", "preference", "unpaired", "unpaired_mismatched", "compared", "labelled", "ranking", "steps"
-]
-"""What a job's records are. `unpaired_mismatched`: unpaired answers, each beside one that was given to another prompt;
-`compared`: pairs whose answers stand behind one another, in both orders; the others: see `data/judged.py`."""
-UNPAIRED = ("unpaired", "unpaired_mismatched")
-PAIRED = ("preference", "compared")
-JUDGED = (*PAIRED, *UNPAIRED, *judged.KINDS)
-"""Kinds whose records say which answers are good."""
+from llm_jax.data.examples import PAIRED, UNPAIRED, Completion, Conversation, Example, Kind, Pair, Text, Unpaired
+from llm_jax.data.judged import Labelled, read_label, read_ranking, read_steps
+from llm_jax.data.pair_records import PairRecords
+from llm_jax.data.record_fields import NUMBERS
+from llm_jax.data.stepwise import is_step_pair, marked_solutions, read_solutions, read_step_pair
+from llm_jax.data.turns import EMPTY, Messages, read_messages, read_sharegpt, split_flags
 
 WANTED = {
     "pretrain": "`text`",
@@ -68,62 +48,6 @@ WANTED = {
     **judged.WANTED,
 } | dict.fromkeys(UNPAIRED, "`prompt`+`completion`+`label`, or `kto_tag`")
 UNREAD = ("functions", "chat_template_kwargs", "image", "images", "videos", "audios")
-# Names under which data sets keep a question that TRL calls `prompt`.
-QUESTIONS = ("instruction", "input", "question", "query", "messages", "conversations")
-TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
-
-
-@dataclass(frozen=True)
-class Text:
-    """Plain text; every token is a target. `begins` and `ends` tell pieces of a file from whole documents."""
-
-    text: str
-    begins: bool = True
-    ends: bool = True
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A prompt and what should follow, both strings or both messages; the completion's tokens are targets."""
-
-    prompt: str | Messages
-    completion: str | Messages
-    tools: Tools = ()
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages; the tokens of the assistant's turns are targets: of all, or of those that `learned` says (one each)."""
-
-    messages: Messages
-    tools: Tools = ()
-    learned: tuple[bool, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to one prompt, all strings or all messages."""
-
-    prompt: str | Messages
-    chosen: str | Messages
-    rejected: str | Messages
-    tools: Tools = ()
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    """Those of `NUMBERS` that the record has."""
-
-
-@dataclass(frozen=True)
-class Unpaired:
-    """An answer to a prompt, both strings or both messages, and whether it is a desirable one."""
-
-    prompt: str | Messages
-    completion: str | Messages
-    label: bool
-    tools: Tools = ()
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-
-Example = Text | Completion | Conversation | Pair | StepPair | Unpaired | Labelled | Ranking | Steps
 
 
 def read_examples(kind: Kind, record: Any, where: str, unpair: bool = False) -> list[Example]:
@@ -192,7 +116,7 @@ def refuse_unread(record: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: `{name}` is not supported, and without it the record would mean something else")
 
 
-class _Reader(RecordFields):
+class _Reader(PairRecords):
     """The examples that a record's fields make."""
 
     def demonstrations(self) -> list[Example]:
@@ -251,68 +175,6 @@ class _Reader(RecordFields):
             raise UserError(f"{self.where}: `{name}` has no turn that is learned (`train`, `weight`)")
         return Conversation(self.led(messages), self.tools(wrap=name == "conversations"), learned)
 
-    def pair(self) -> Pair:
-        missing = [name for name in ("chosen", "rejected") if name not in self.record]
-        if missing:
-            raise UserError(f"{self.where}: the record has no `{missing[0]}`")
-        if all(isinstance(self.record[name], dict) for name in ("chosen", "rejected")):
-            return self.turn_pair()
-        chosen, rejected = self.either("chosen"), self.either("rejected")
-        self.alike(chosen=chosen, rejected=rejected)
-        whole = not isinstance(chosen, str) and chosen[0]["role"] != "assistant"
-        if "prompt" in self.record and whole:
-            return self.transcripts(chosen, rejected)
-        if "instruction" in self.record and "prompt" not in self.record and isinstance(chosen, str):
-            return self.alpaca_pair()
-        self.refuse("history", "is not read in pairs: write it into `prompt`, as messages")
-        if "prompt" in self.record:
-            prompt = self.either("prompt", learned=False)
-            self.alike(prompt=prompt, chosen=chosen)
-            return Pair(self.led_prompt(prompt), chosen, rejected, self.tools(), self.numbers(*NUMBERS))
-        if isinstance(chosen, str) and isinstance(rejected, str) and all(map(TRANSCRIPT.match, (chosen, rejected))):
-            chosen, rejected = _transcript(chosen), _transcript(rejected)
-        if isinstance(chosen, str):  # messages hold what was asked
-            for name in QUESTIONS:
-                self.refuse(name, "is not read in pairs: call what is asked `prompt`")
-        pair = _split_shared(chosen, rejected)
-        if not pair.prompt:
-            raise UserError(f"{self.where}: no `prompt`, and `chosen` and `rejected` share no beginning")
-        return Pair(self.led_prompt(pair.prompt), pair.chosen, pair.rejected, self.tools(), self.numbers(*NUMBERS))
-
-    def transcripts(self, chosen: Any, rejected: Any) -> Pair:
-        """Whole conversations that say again what the record's `prompt` says."""
-        said, asked = self.record["prompt"], self.either("prompt", learned=False)
-        asked = ({"role": "user", "content": said},) if isinstance(asked, str) else asked
-        for name, turns in (("chosen", chosen), ("rejected", rejected)):
-            skipped = int(turns[0]["role"] == "system" and asked[0]["role"] != "system")
-            begun = tuple(turns[: skipped + len(asked)])
-            if begun[skipped:] != tuple(asked) or begun != tuple(chosen[: len(begun)]):
-                raise UserError(f"{self.where}: `prompt` is no prefix of `{name}`, which begins with another turn")
-            if len(turns) == len(begun):
-                raise UserError(f"{self.where}: `{name}` is no more than the prompt: it has no answer")
-        cut = len(asked) + int(chosen[0]["role"] == "system" and asked[0]["role"] != "system")
-        return Pair(self.led(chosen[:cut]), chosen[cut:], rejected[cut:], self.tools(), self.numbers(*NUMBERS))
-
-    def best_over_worst(self) -> Pair:
-        """Several scored answers to one instruction: the best over the worst. Where all score the same it is a pair
-        of equal answers, which is counted and left out."""
-        answers = self.record["completions"]
-        if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, dict) for a in answers):
-            raise UserError(f"{self.where}: `completions` has to be a list of two or more objects")
-        scored: list[tuple[float, str]] = []
-        for index, answer in enumerate(answers):
-            score, response = answer.get("overall_score"), answer.get("response")
-            if not isinstance(response, str) or not is_number(score):
-                name = f"completions[{index}]"
-                raise UserError(f"{self.where}: `{name}` needs a text `response` and a number `overall_score`")
-            scored.append((float(score), response))
-        best, worst = max(scored, key=lambda one: one[0]), min(scored, key=lambda one: one[0])
-        worst = best if best[0] == worst[0] else worst
-        sides = [({"role": "assistant", "content": response},) for _, response in (best, worst)]
-        numbers = {"chosen_score": best[0], "rejected_score": worst[0]}
-        prompt = (*self.system(), {"role": "user", "content": self.text("instruction")})
-        return Pair(prompt, sides[0], sides[1], self.tools(wrap=True), numbers)
-
     def unpaired(self) -> Unpaired:
         name = "kto_tag" if "kto_tag" in self.record else "label"
         label = self.record[name]
@@ -324,28 +186,6 @@ class _Reader(RecordFields):
             raise UserError(f"{self.where}: `{name}` stands beside no prompt and answer")
         prompt, completion = _asked_and_answered(found[0], self.where)
         return Unpaired(prompt, completion, bool(label), found[0].tools, self.numbers("weight"))
-
-    def turn_pair(self) -> Pair:
-        """`conversations` or `messages`, and two turns that could come next."""
-        name = next((n for n in ("conversations", "messages", "prompt") if n in self.record), None)
-        if name is None:
-            raise UserError(f"{self.where}: `chosen` and `rejected` are turns, but there are no `conversations` before")
-        shared = name == "conversations"
-        self.refuse("history", "is not read beside turns: write it into them")
-        prompt = (read_sharegpt if shared else read_messages)(self.record[name], name, self.where)
-        read, answers = read_sharegpt_turn if shared else read_message, []
-        for side in ("chosen", "rejected"):
-            answers.append(refuse_flags((read(self.record[side], side, self.where),), side, self.where, learned=True))
-            if answers[-1][0]["role"] != "assistant":
-                raise UserError(f"{self.where}: `{side}` is no turn of the assistant's")
-        prompt = self.led(refuse_flags(prompt, name, self.where, learned=False))
-        return Pair(prompt, answers[0], answers[1], self.tools(wrap=shared), self.numbers(*NUMBERS))
-
-    def alpaca_pair(self) -> Pair:
-        question = self.question(self.text("input", empty=True))
-        sides = [({"role": "assistant", "content": self.text(name)},) for name in ("chosen", "rejected")]
-        prompt = (*self.system(), *self.history(), question)
-        return Pair(prompt, sides[0], sides[1], self.tools(wrap=True), self.numbers(*NUMBERS))
 
     def alpaca(self, text: str, output: str) -> Completion | Conversation:
         question, tools = self.question(text), self.tools(wrap=True)
@@ -385,22 +225,3 @@ def _unpaired(pairs: list[Example]) -> list[Unpaired]:
         Unpaired(pair.prompt, pair.chosen, True, pair.tools, numbers),
         Unpaired(pair.prompt, pair.rejected, False, pair.tools, numbers),
     ]
-
-
-def _transcript(text: str) -> Messages:
-    """`\\n\\nHuman: ...\\n\\nAssistant: ...` as messages."""
-    pieces = TRANSCRIPT.split(text)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple({"role": roles[who], "content": said.strip()} for who, said in zip(pieces[::2], pieces[1::2]))
-
-
-def _split_shared(chosen: Any, rejected: Any) -> Pair:
-    """Takes the shared beginning as the prompt, as TRL's `extract_prompt` does; messages are never all taken."""
-    length, limit = 0, min(len(chosen), len(rejected))
-    if not isinstance(chosen, str):
-        limit -= 1
-    while length < limit and chosen[length] == rejected[length]:
-        length += 1
-    if isinstance(chosen, str) and length > 0 and chosen[length - 1] == " ":
-        length -= 1  # the space before a word belongs to the answer
-    return Pair(chosen[:length], chosen[length:], rejected[length:])

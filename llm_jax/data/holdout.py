@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.data.sources import read_records
 
 

@@ -17,7 +17,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data.turns import Messages, Tools
 
 if TYPE_CHECKING:
-    from llm_jax.data.formats import Completion, Conversation, Text
+    from llm_jax.data.examples import Completion, Conversation, Text
 
 KINDS = ("labelled", "ranking", "steps")
 WANTED = {

@@ -12,7 +12,7 @@ from llm_jax.data.build import Totals, build_side
 from llm_jax.data.chat import with_template
 from llm_jax.data.config import DataConfig
 from llm_jax.data.corpus import Split, parts, readers, source_manifest
-from llm_jax.data.formats import PAIRED, Kind
+from llm_jax.data.examples import PAIRED, Kind
 from llm_jax.data.mixture import MixedRows
 from llm_jax.data.rowset import RowSet
 from llm_jax.data.shares import Shares

@@ -17,7 +17,7 @@ from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data.chat import with_template
 from llm_jax.data.encode import Encoded, encode_examples
-from llm_jax.data.formats import Completion, Example, Pair
+from llm_jax.data.examples import Completion, Example, Pair
 from llm_jax.data.judged import Steps
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from llm_jax.jobs.reward_terms import scored_segments

@@ -20,12 +20,12 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.logging import log
 from llm_jax.data import Loader, Prepared, Tokenizer, check_records, load_tokenizer
 from llm_jax.data.checking import check_lengths
-from llm_jax.data.formats import Kind
+from llm_jax.data.examples import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
 from llm_jax.data.rows import PAIR_COLUMNS
 from llm_jax.jobs.adapting import Adapting, check_adapter, with_loraplus
 from llm_jax.jobs.balancing import PREFIX
-from llm_jax.jobs.origin import Origin, check_tokenizer, origin, write_architecture, write_generation_config
+from llm_jax.jobs.origin import Origin, check_tokenizer, origin, token_ids, write_architecture, write_generation_config
 from llm_jax.jobs.regularization import check_of_model, check_regularization, frozen_patterns
 from llm_jax.models import Decoder, Model, abstract_params, declarations, layout, regroup, save
 from llm_jax.models.config import ModelConfig
@@ -165,9 +165,8 @@ def prepare_rows(
     data = packed_rows(node, kind, tokenizer)
     _tell_left_out(node.name, data)
     data.tokenizer.save(workdir.tokenizer)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    write_architecture(workdir, model, ids if parent is None else parent.extra)
-    write_generation_config(workdir.tokenizer, ids, data.tokenizer, parent)
+    write_architecture(workdir, model, token_ids(tokenizer) if parent is None else parent.extra)
+    write_generation_config(workdir.tokenizer, data.tokenizer, parent)
     write_atomically(workdir.data / "summary.json", json.dumps(data.summary | _passes(data, config.train), indent=1))
 
 

@@ -8,7 +8,7 @@ from llm_jax.base import processes
 from llm_jax.data import Loader
 from llm_jax.data.baselines import interpolated_bigram_nats, unigram_nats, xz_bits_per_byte
 from llm_jax.data.corpus import examples
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.jobs.fit import Hook, Setup
 from llm_jax.models import declarations
 from llm_jax.sharding import placed_batches

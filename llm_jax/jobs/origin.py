@@ -44,12 +44,17 @@ def write_architecture(workdir: Workdir, model: ModelConfig, extra: Mapping[str,
     write_atomically(workdir.path / EXTRA, json.dumps(extra, indent=1))
 
 
-def write_generation_config(
-    folder: epath.Path, ids: Mapping[str, int | None], tokenizer: Tokenizer, parent: Origin | None
-) -> None:
+def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids that a new model's config.json names. An end token that also fills rows is not called its padding:
+    transformers never trains that token's vector (`padding_idx`)."""
+    pad = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad}
+
+
+def write_generation_config(folder: epath.Path, tokenizer: Tokenizer, parent: Origin | None) -> None:
     """Leaves beside the tokenizer what transformers has to know to stop: the end tokens of the parent and of turns."""
     file = None if parent is None else parent.tokenizer / GENERATION
-    fields: dict[str, Any] = read_json(file) if file is not None and file.exists() else dict(ids)
+    fields: dict[str, Any] = read_json(file) if file is not None and file.exists() else dict(token_ids(tokenizer))
     ends = fields.get("eos_token_id")
     known = ends if isinstance(ends, list) else [ends]
     ends = dict.fromkeys([*known, tokenizer.eos_id, tokenizer.end_of_turn_id])

@@ -7,7 +7,7 @@ from typing import Any
 from llm_jax import objectives
 from llm_jax.base.errors import UserError
 from llm_jax.base.nearest import nearest
-from llm_jax.data.formats import Kind
+from llm_jax.data.examples import Kind
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.objectives.preference.named import LOSSES, Named
 

@@ -8,7 +8,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_classes
-from llm_jax.data.formats import PAIRED, Kind
+from llm_jax.data.examples import PAIRED, Kind
 from llm_jax.jobs.config import RewardConfig
 from llm_jax.jobs.fit import Setup, check_training, fit, packed_rows, pairs_have, prepare_rows, setup
 from llm_jax.jobs.origin import Origin, origin
@@ -81,6 +81,7 @@ def prepare(node: "Node") -> None:
     tokenizer = load_tokenizer(source.tokenizer)
     model = headed(node.config, source.model)
     extra = {name: value for name, value in source.extra.items() if name not in (PAIRWISE, *LABELS)}
+    # transformers finds a text's last token by this id, and scores were learned at the one before it.
     extra |= {"pad_token_id": tokenizer.pad_id}
     names = node.config.label_names
     if names:

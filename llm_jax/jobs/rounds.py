@@ -66,8 +66,7 @@ def prepare(node: "Node") -> None:
     check_texts(node, source, tokenizer)
     tokenizer.save(workdir.tokenizer)
     write_architecture(workdir, source.model, source.extra)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    write_generation_config(workdir.tokenizer, ids, tokenizer, source)
+    write_generation_config(workdir.tokenizer, tokenizer, source)
 
 
 def run(node: "Node") -> None:

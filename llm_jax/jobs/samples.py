@@ -11,7 +11,7 @@ from llm_jax.adapters.loading import load_merged
 from llm_jax.base import processes
 from llm_jax.base.logging import log
 from llm_jax.data.corpus import examples
-from llm_jax.data.formats import Kind, Pair, Unpaired
+from llm_jax.data.examples import Kind, Pair, Unpaired
 from llm_jax.data.stepwise import StepPair
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.jobs.alignment.prompts import Prompt

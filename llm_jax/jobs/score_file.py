@@ -8,7 +8,8 @@ from etils import epath
 
 from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
-from llm_jax.data.formats import Pair, read_examples
+from llm_jax.data.examples import Pair
+from llm_jax.data.formats import read_examples
 from llm_jax.data.sources import read_records
 from llm_jax.jobs.answer_scores import compare, score, step_scores
 from llm_jax.models.families.heads import PAIRWISE

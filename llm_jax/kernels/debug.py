@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 VARIABLE = "LLM_JAX_DEBUG"
 
@@ -35,7 +36,7 @@ def check_values(check: Callable[..., None], *arrays: Any) -> None:
     """
     if not (_checking.get() or os.environ.get(VARIABLE) == "1"):
         return
-    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+    if any(isinstance(x, Tracer) for x in arrays):
         jax.debug.callback(lambda *values: check(*map(np.asarray, values)), *arrays)
     else:
         check(*map(np.asarray, arrays))

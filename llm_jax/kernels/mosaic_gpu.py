@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from llm_jax.kernels import manual_axes
 
@@ -121,6 +121,19 @@ def share(count: Any) -> Callable[[Callable[[Any], None]], None]:
         lax.fori_loop(0, steps, lambda step, _: body(step * blocks + block), None)
 
     return decorate
+
+
+def in_bands(rows: Int[Array, ""], most: int, columns: int, band: int) -> Int[Array, " items"]:
+    """Tiles of `rows` (at most `most`) times `columns`, as row · columns + column, in the order to make them in: bands
+    of `band` rows, each column by column, so that both operands stay in the L2 cache.
+
+    Found before the kernel: ptxas calls a function to divide by a number that is known at run time only, and products
+    no longer overlap in a kernel with calls.
+    """
+    number = jnp.arange(most * columns, dtype=jnp.int32)
+    first = number // (band * columns) * band
+    column, row = jnp.divmod(number - first * columns, jnp.clip(rows - first, 1, band))
+    return (first + row) * columns + column
 
 
 def launch(body: Callable[..., None], out_type: Any, *, tiles: int, name: str) -> Callable[..., Any]:

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import mosaic_gpu
 
 from llm_jax.kernels.platform import interpreted
 
+plgpu: Any = mosaic_gpu
+"""Any: its classes are abstract to a type checker."""
 LOG2E = 1.4426950408889634
 
 
@@ -40,16 +42,21 @@ def constant(shape: tuple[int, ...], value: float) -> jax.Array:
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
-def indices(shape: tuple[int, int], axis: int) -> jax.Array:
+def indices(shape: tuple[int, ...], axis: int) -> jax.Array:
     """Row or column numbers of wgmma's results."""
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
-def spread(vector: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """A number per row, repeated along it."""
-    return lax.broadcast_in_dim(vector, shape, [0])
+def spread(vector: jax.Array, shape: tuple[int, ...], axis: int = 0) -> jax.Array:
+    """A vector along `axis` (0: a number per row), repeated along the other one."""
+    return lax.broadcast_in_dim(vector, shape, [axis])
 
 
 def per_row(ref: Any) -> jax.Array:
     """A vector with a number for each row of wgmma's results."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+
+def per_column(ref: Any) -> jax.Array:
+    """A vector with a number for each column of wgmma's results."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)

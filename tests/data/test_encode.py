@@ -9,7 +9,8 @@ import pytest
 from llm_jax.base.errors import UserError
 from llm_jax.data import encode
 from llm_jax.data.encode import encode_examples
-from llm_jax.data.formats import Completion, Pair, Text, read_examples
+from llm_jax.data.examples import Completion, Pair, Text
+from llm_jax.data.formats import read_examples
 from llm_jax.data.tokenizers import load_tokenizer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "trl"

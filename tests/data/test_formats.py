@@ -3,7 +3,8 @@ import json
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.formats import Completion, Conversation, Pair, Text, read_examples
+from llm_jax.data.examples import Completion, Conversation, Pair, Text
+from llm_jax.data.formats import read_examples
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 

@@ -6,8 +6,9 @@ import pytest
 from llm_jax.base.errors import UserError
 from llm_jax.data.config import DataConfig
 from llm_jax.data.encode import Sequence
+from llm_jax.data.examples import Pair, Unpaired
 from llm_jax.data.fitting import Item
-from llm_jax.data.formats import Pair, Unpaired, read_examples
+from llm_jax.data.formats import read_examples
 from llm_jax.data.mismatching import mismatched
 from llm_jax.data.prepare import prepare
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.data.sources import PIECE_BYTES, ignored_files, list_files, read_records
 
 

@@ -11,8 +11,9 @@ from llm_jax.base.errors import UserError
 from llm_jax.data.chat import with_template
 from llm_jax.data.config import DataConfig, EmbeddedConfig
 from llm_jax.data.encode import encode_examples
+from llm_jax.data.examples import Completion
 from llm_jax.data.fitting import Counts, fit
-from llm_jax.data.formats import Completion, read_examples
+from llm_jax.data.formats import read_examples
 from llm_jax.data.loader import Loader
 from llm_jax.data.prepare import prepare
 from llm_jax.data.stepwise import StepPair

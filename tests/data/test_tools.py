@@ -8,7 +8,8 @@ import pytest
 from llm_jax.base.errors import UserError
 from llm_jax.data.chat import render, render_text, with_template
 from llm_jax.data.encode import encode_examples
-from llm_jax.data.formats import Conversation, read_examples
+from llm_jax.data.examples import Conversation
+from llm_jax.data.formats import read_examples
 from llm_jax.data.templating import assistant_spans, load_template, render_marked
 from llm_jax.data.tokenizers import load_tokenizer
 

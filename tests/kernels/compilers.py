@@ -107,18 +107,18 @@ _known: dict[str, Resources] = {}
 def _resources(calls: list[tuple[str, str]], folder: Path) -> tuple[Resources, ...]:
     """Of each different kernel. Of several new ones with one name it is not known which is which."""
     kernels = dict.fromkeys((name, digest) for name, digest in calls if digest)
-    files: dict[str, list[Path]] = {}
-    for path in folder.glob("*.ptxas"):
-        files.setdefault(path.stem.rpartition("_")[0], []).append(path)
     for name, digest in kernels:
         if digest not in _known:
-            _known[digest] = _parse(name, files[name].pop())
+            # Kernels are numbered as they are lowered in one sort of file, as they are compiled in the other.
+            ptxas, taken = (next(folder.glob(f"{name}_[0-9]*{suffix}")) for suffix in (".ptxas", ".resources.txt"))
+            _known[digest] = _parse(name, ptxas, taken.read_text())
+            ptxas.unlink()
+            taken.unlink()
     return tuple(_known[digest] for _, digest in kernels)
 
 
-def _parse(name: str, path: Path) -> Resources:
+def _parse(name: str, path: Path, taken: str) -> Resources:
     ptxas = path.read_text()
-    taken = path.with_suffix(".resources.txt").read_text()
 
     def number(pattern: str, text: str = ptxas) -> int:
         found = re.search(pattern, text)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.kernels import linear_cross_entropy
+from llm_jax.kernels import linear_cross_entropy, partial_linear_cross_entropy
+from llm_jax.kernels.linear_cross_entropy.spec import STATISTICS
 
 ALL = ("logps", "loss", "lse", "entropy", "argmax", "mean_logit", "log_sum_sq_probs")
 
@@ -22,9 +23,10 @@ def arrays(tokens, width, vocab, dtype: Any = "float32", head_dtype: Any = None)
 
 
 def weights_of(outputs, shape):
-    """Cotangents of the outputs."""
+    """Cotangents of the outputs, whatever their order."""
     rng = np.random.default_rng(1)
-    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name in outputs}
+    every = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name in ALL}
+    return {name: every[name] for name in outputs}
 
 
 def value_and_grads(hidden, head, targets, implementation, mask=None, **options):
@@ -109,3 +111,26 @@ def combine(parts, vocab):
         "log_sum_sq_probs": jax.nn.logsumexp(s["lse2"], 0) - 2 * lse,
         "argmax": jnp.take_along_axis(s["argmax"], best[None], 0)[0] + vocab // len(parts) * best,
     }
+
+
+def shards(hidden, head, targets, implementation):
+    """Outputs and gradients, as `value_and_grads` gives them, from two halves of the vocabulary, with softcap 4."""
+    outputs, vocab = ("logps", "entropy", "mean_logit", "log_sum_sq_probs", "argmax"), head.shape[1]
+    half = vocab // 2
+
+    @jax.jit
+    def part(hidden, head, targets):
+        return partial_linear_cross_entropy(
+            hidden, head, targets, softcap=4.0, outputs=STATISTICS, implementation=implementation
+        )
+
+    @jax.jit
+    def finish(parts):
+        made, weights = combine(parts, vocab), weights_of(outputs, targets.shape)
+        return sum(jnp.sum(weights[name] * made[name]) for name in outputs if name != "argmax"), made
+
+    def loss(hidden, head):
+        return finish([part(hidden, head[:, i : i + half], targets - i) for i in (0, half)])
+
+    (_, made), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+    return made, grads

@@ -1,5 +1,7 @@
 """Calls of `ragged_paged_attention` for tests, and the formula in float64."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,19 +81,27 @@ def make(case, head_dim=16, value_dim=8, seed=0, multiple=None):
 def changed(pages: Pages, where, value) -> Pages:
     """Numbers set to `value` where [P, 1, S] says so: those in the pages, or their scales where they have some."""
 
-    def change(x, scales):
-        if x is None:
-            return None
-        return jnp.where(where if x.ndim == 3 else where[..., None], value, x) if scales else x
+    names = ("k", "v") if pages.k_scales is None else ("k_scales", "v_scales")
+    kept = {name: getattr(pages, name) for name in names}
+    new = {
+        name: jnp.where(where if x.ndim == 3 else where[..., None], value, x)
+        for name, x in kept.items()
+        if x is not None
+    }
+    return dataclasses.replace(pages, **new)
 
-    packed = pages.k_scales is not None
-    return Pages(
-        change(pages.k, not packed),
-        change(pages.v, not packed),
-        change(pages.k_scales, packed),
-        change(pages.v_scales, packed),
-        pages.value_dim,
-    )
+
+def unseen(case, args):
+    """bool[P, 1, S]: slots that no token sees."""
+    _, pages, kv_lens, tables, cu_q_lens = args
+    page = pages.k.shape[2]
+    hidden = np.ones((pages.k.shape[0], page), bool)
+    for r, (length, q_len) in enumerate(zip(kv_lens.tolist(), np.diff(cu_q_lens).tolist())):
+        if q_len:
+            first = 0 if case["window"] is None else max(0, length - q_len - case["window"] + 1)
+            slots = np.arange(first, length)
+            hidden[np.asarray(tables)[r, slots // page], slots % page] = False
+    return hidden[:, None]
 
 
 def held(pages: Pages, slots, head_dim):
@@ -112,7 +122,7 @@ def held(pages: Pages, slots, head_dim):
 
 def formula(args, options, kept):
     """Output and log-sum-exp in float64, a query and a head at a time."""
-    q, _, kv_lens, _, cu_q_lens = (x if isinstance(x, Pages) else np.asarray(x) for x in args)
+    q, kv_lens, cu_q_lens = (np.asarray(args[i]) for i in (0, 2, 4))
     tokens, heads, _ = q.shape
     out, lse = np.zeros((tokens, heads, kept[0][1].shape[-1])), np.full((tokens, heads), -np.inf)
     for r, (k, v) in enumerate(kept):

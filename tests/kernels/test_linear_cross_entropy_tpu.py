@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.kernels import explain, linear_cross_entropy, partial_linear_cross_entropy
-from llm_jax.kernels.linear_cross_entropy.spec import STATISTICS
+from llm_jax.kernels import explain, linear_cross_entropy
 from llm_jax.kernels.linear_cross_entropy.tpu import Tiles
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
-from tests.kernels.losses import ALL, arrays, combine, formula, value_and_grads, weights_of
+from tests.kernels.losses import ALL, arrays, formula, shards, value_and_grads
 from tests.kernels.numerics import assert_float32, assert_half
 
 M, D = 40, 24
@@ -64,28 +63,10 @@ def test_masked_tokens_change_nothing():
 
 
 def test_shards_of_the_vocabulary_combine():
-    vocab = 280
-    hidden, head, targets, _ = arrays(M, D, vocab)
-    outputs = ("logps", "entropy", "mean_logit", "log_sum_sq_probs", "argmax")
-
-    @jax.jit
-    def part(hidden, head, targets):
-        return partial_linear_cross_entropy(
-            hidden, head, targets, softcap=4.0, outputs=STATISTICS, implementation="tpu"
-        )
-
-    @jax.jit
-    def finish(parts):
-        made, weights = combine(parts, vocab), weights_of(outputs, targets.shape)
-        return sum(jnp.sum(weights[name] * made[name]) for name in outputs if name != "argmax"), made
-
-    def loss(hidden, head):
-        half = vocab // 2
-        return finish([part(hidden, head[:, i : i + half], targets - i) for i in (0, half)])
-
-    (_, made), grads = run(jax.value_and_grad(loss, (0, 1), has_aux=True), hidden, head)
-    want, want_grads = formula(hidden, head, targets, softcap=4.0, outputs=outputs)
-    for name in outputs:
+    hidden, head, targets, _ = arrays(M, D, 280)
+    made, grads = run(shards, hidden, head, targets, "tpu")
+    want, want_grads = formula(hidden, head, targets, softcap=4.0, outputs=tuple(made))
+    for name in made:
         assert_float32(name, made[name], want[name])
     for name, grad, exact in zip(("hidden", "head"), grads, want_grads):
         assert_float32(name, grad, exact)

@@ -9,13 +9,13 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import debug, decode_attention, ragged_paged_attention
-from llm_jax.kernels.ragged_paged_attention import Pages, init_pages, write_pages
+from llm_jax.kernels.ragged_paged_attention import Pages, init_pages, write_pages, xla_in_place
 from tests.kernels import paged
 from tests.kernels.numerics import assert_float32, assert_half
 from tests.kernels.pairwise import covering, everything
 
 CASES = covering(paged.OPTIONS, paged.allowed)
-attend = jax.jit(ragged_paged_attention)
+attend = jax.jit(ragged_paged_attention, static_argnames=("scale", "window", "softcap"))
 PLAIN = {key: values[0] for key, values in paged.OPTIONS.items()}
 
 
@@ -42,25 +42,38 @@ def test_equals_the_formula(case):
             assert_float32("lse", got, want_lse, 1e-5 if case["dtype"] == "float32" else 3e-3)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("batch", paged.BATCHES)
-@pytest.mark.parametrize("packed", [None, "int8"])
-def test_slots_that_no_token_sees_change_nothing(implementation, batch, packed):
-    case = PLAIN | {"batch": batch, "window": 6, "packed": packed}
-    args, options, _ = paged.make(case)
-    q, pages, kv_lens, tables, cu_q_lens = args
-    seen = np.zeros(pages.k.shape[:1] + pages.k.shape[2:3], bool)
-    page = pages.k.shape[2]
-    for r, (length, q_len) in enumerate(zip(kv_lens.tolist(), np.diff(cu_q_lens).tolist())):
-        if q_len:
-            slots = np.arange(max(0, length - q_len - 5), length)
-            seen[np.asarray(tables)[r, slots // page], slots % page] = True
-    other = paged.changed(pages, ~seen[:, None], 1e4)
-    run = jax.jit(lambda q, pages: ragged_paged_attention(
-        q, pages, kv_lens, tables, cu_q_lens, **options, return_lse=True, implementation=implementation
-    ))  # fmt: skip
+@pytest.mark.parametrize(
+    "implementation, batch, window, packed",
+    [
+        ("xla", "decode", None, None),
+        ("xla", "mixed", 6, "int8"),
+        ("xla", "prefill", 6, None),
+        ("reference", "mixed", 6, None),
+    ],
+)
+def test_slots_that_no_token_sees_change_nothing(implementation, batch, window, packed):
+    case = PLAIN | {"batch": batch, "window": window, "packed": packed}
+    (q, pages, *rest), options, _ = paged.make(case)
+    options |= {"return_lse": True, "implementation": implementation}
+    run = jax.jit(lambda q, pages: ragged_paged_attention(q, pages, *rest, **options))
+    other = paged.changed(pages, paged.unseen(case, (q, pages, *rest)), 1e4)
     for a, b in zip(run(q, pages), run(q, other)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_pages_in_place_equal_pages_brought_together():
+    """The same batch in as many pages as it has, and in twice as many, where decoding goes another way."""
+    case = PLAIN | {"heads": (2, 3), "values": "other"}
+    (q, pages, kv_lens, tables, cu_q_lens), options, kept = paged.make(case)
+    used = np.unique(np.concatenate([np.asarray(t)[: -(-n // 16)] for t, n in zip(tables, kv_lens.tolist())]))
+    names = np.zeros(10**6 + 1, np.int32)
+    names[used] = np.arange(used.size)
+    few = jax.tree.map(lambda x: x[used], pages)
+    assert xla_in_place.IN_USE * pages.k.shape[0] > used.size  # else both go the same way
+    got = attend(q, few, kv_lens, jnp.asarray(names[np.asarray(tables)]), cu_q_lens, **options)
+    want, _ = paged.formula((q, few, kv_lens, tables, cu_q_lens), options, kept)
+    assert_float32("in place", got, want)
+    assert_float32("brought together", attend(q, pages, kv_lens, tables, cu_q_lens, **options), want)
 
 
 def test_decoding_equals_decode_attention():
@@ -70,11 +83,9 @@ def test_decoding_equals_decode_attention():
     k, v = (jnp.asarray(rng.normal(size=(B, K, S, H)), jnp.float32) for _ in range(2))
     lengths = jnp.asarray([1, 20, 48])
     table = rng.permutation(B * S // page).reshape(B, -1)
-    pages = write_pages(
-        init_pages(table.size, page, K, H, dtype="float32"),
-        *(jnp.swapaxes(x, 1, 2).reshape(B * S, K, H) for x in (k, v)),
-        jnp.asarray((table[..., None] * page + np.arange(page)).reshape(-1)),
-    )
+    slots = jnp.asarray((table[..., None] * page + np.arange(page)).reshape(-1))
+    flat_k, flat_v = (jnp.swapaxes(x, 1, 2).reshape(B * S, K, H) for x in (k, v))
+    pages = write_pages(init_pages(table.size, page, K, H, dtype="float32"), flat_k, flat_v, slots)
     sinks = jnp.asarray(rng.normal(size=N), jnp.float32)
     got = attend(q, pages, lengths, jnp.asarray(table), jnp.arange(B + 1), sinks=sinks)
     np.testing.assert_allclose(got, decode_attention(q, k, v, lengths, sinks=sinks), atol=2e-6)

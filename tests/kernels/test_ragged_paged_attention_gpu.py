@@ -13,11 +13,10 @@ from tests.kernels.pairwise import covering
 
 OPTIONS = paged.OPTIONS | {
     "dtype": ("bfloat16", "float16"),
-    "packed": (None,),
-    "values": ("same", "other"),
     "page": (16, 64),
+    "heads": ((2, 3), (1, 4)),
 }
-CASES = covering(OPTIONS)
+CASES = covering(OPTIONS, paged.allowed)
 
 
 def run(args, options, implementation, **more):
@@ -31,7 +30,7 @@ def run(args, options, implementation, **more):
 def test_equals_the_formula(case, monkeypatch):
     if case["lse"]:
         monkeypatch.setattr(gpu, "num_splits", lambda tiles, blocks: 2)
-    args, options, kept = paged.make(case, head_dim=64, value_dim=128)
+    args, options, kept = paged.make(case, head_dim=192 if case["values"] == "latent" else 64, value_dim=128)
     want_out, want_lse = paged.formula(args, options, kept)
     got = run(args, options, "gpu", return_lse=case["lse"])
     out, lse = got if case["lse"] else (got, None)
@@ -59,3 +58,10 @@ def test_parts_are_put_together_by_their_log_sum_exps():
     got_out, got_lse = gpu.combined(jnp.asarray(out), jnp.asarray(lse))
     np.testing.assert_allclose(got_out[0], weights @ values / weights.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(got_lse[0], np.log(weights.sum(1)), atol=1e-6)
+
+
+def test_slots_that_no_token_sees_change_nothing():
+    case = CASES[0] | {"batch": "mixed", "dtype": "bfloat16", "packed": None, "page": 32, "window": 6}
+    (q, pages, *rest), options, _ = paged.make(case, head_dim=64, value_dim=128)
+    other = paged.changed(pages, paged.unseen(case, (q, pages, *rest)), 1e4)
+    np.testing.assert_array_equal(*(run((q, x, *rest), options, "gpu") for x in (pages, other)))

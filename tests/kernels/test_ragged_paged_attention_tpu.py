@@ -1,6 +1,7 @@
 """The TPU kernel of ragged_paged_attention in the interpreter: memory that starts as NaN, races that raise."""
 
 import jax
+import numpy as np
 import pytest
 
 from llm_jax.kernels import ragged_paged_attention
@@ -10,7 +11,7 @@ from tests.kernels import devices, paged
 from tests.kernels.numerics import assert_float32, assert_half
 from tests.kernels.pairwise import covering
 
-OPTIONS = paged.OPTIONS | {"dtype": ("bfloat16", "float32"), "page": (32, 64)}
+OPTIONS = paged.OPTIONS | {"dtype": ("bfloat16", "float32"), "page": (32,), "heads": ((2, 3), (1, 4))}
 CASES = covering(OPTIONS, paged.allowed)
 
 
@@ -33,3 +34,10 @@ def test_equals_the_formula(case):
         assert_half("out", out, run(args, options, "reference"), want_out)
     if lse is not None:
         assert_float32("lse", lse, want_lse, 1e-5 if case["dtype"] == "float32" else 3e-3)
+
+
+def test_slots_that_no_token_sees_change_nothing():
+    case = CASES[0] | {"batch": "mixed", "dtype": "bfloat16", "packed": None, "page": 32, "window": 6}
+    (q, pages, *rest), options, _ = paged.make(case, multiple=128)
+    other = paged.changed(pages, paged.unseen(case, (q, pages, *rest)), 1e4)
+    np.testing.assert_array_equal(*(run((q, x, *rest), options, "tpu") for x in (pages, other)))

@@ -92,6 +92,14 @@ def test_a_row_in_pieces(op):
     assert error(jnp.concatenate(parts, 1), want) < 1e-6 and error(state, end) < 1e-6
 
 
+def test_a_single_token(op):
+    """A step of decoding is a form of its own; its row of padding leaves the state as it is."""
+    arrays, options = make(op, length=1), {"segment_ids": jnp.asarray([[1], [0]])}
+    got = value_and_grads(OPS[op], arrays, "xla", **options)
+    assert max(errors(got, value_and_grads(OPS[op], arrays, "reference", **options))) < 1e-6
+    np.testing.assert_array_equal(got[1][1], arrays[-1][1])
+
+
 def test_a_row_of_padding_leaves_the_state(op):
     *arrays, state = make(op)
     arrays[0] = arrays[0].at[1].set(jnp.nan)

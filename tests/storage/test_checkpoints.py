@@ -15,8 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llm_jax.base.errors import RunError, UserError
-from llm_jax.storage import atomic
-from llm_jax.storage import checkpoints as checkpoints_module
+from llm_jax.storage import atomic, commits
 from llm_jax.storage.checkpoints import Checkpoints
 
 
@@ -254,8 +253,8 @@ def test_the_one_just_written_stays_beside_newer_corrupt_ones(three):
 
 def test_steps_are_not_held_up_by_the_commit(tmp_path, monkeypatch):
     release = threading.Event()
-    original = checkpoints_module.file_sha256
-    monkeypatch.setattr(checkpoints_module, "file_sha256", lambda path: release.wait(30) and original(path))
+    original = commits.file_sha256
+    monkeypatch.setattr(commits, "file_sha256", lambda path: release.wait(30) and original(path))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(), {})
     assert checkpoints.steps() == []
@@ -269,7 +268,7 @@ def test_a_failed_save_surfaces_at_the_next_call(three, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints_module, "file_sha256", fail)
+        patched.setattr(commits, "file_sha256", fail)
         three.save(4, make_state(), {})
         with pytest.raises(RunError) as error:
             three.wait()

@@ -14,7 +14,7 @@ import pytest
 from llm_jax.base.errors import Interrupted, RunError, UserError
 from llm_jax.sharding.config import MeshConfig
 from llm_jax.sharding.plan import make_plan
-from llm_jax.storage import checkpoints as checkpoints_module
+from llm_jax.storage import commits
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.workdir import Workdir
 from llm_jax.training.config import CheckpointConfig, TrainConfig
@@ -196,14 +196,14 @@ def test_nan_stops_with_the_step_its_rows_and_the_last_good_checkpoint(tmp_path,
 
 def test_a_full_disk_stops_the_run(tmp_path, monkeypatch):
     made = workdir(tmp_path / "run")
-    original = checkpoints_module.file_sha256
+    original = commits.file_sha256
 
     def fills_up(path):
         if "step_00000012" in str(path):
             raise OSError(28, "No space left on device")
         return original(path)
 
-    monkeypatch.setattr(checkpoints_module, "file_sha256", fills_up)
+    monkeypatch.setattr(commits, "file_sha256", fills_up)
     with pytest.raises(RunError, match="step 12 .* no space left on device; last good checkpoint: .*step_00000006"):
         train(tiny_job(made, config(steps=200, eval_every=0)))
     assert Checkpoints(made.checkpoints).newest_good() == 6

@@ -8,7 +8,7 @@ from typing import Any
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.data.readers.base import FileReader, Record
 from llm_jax.data.readers.json_lines import parse_json
 

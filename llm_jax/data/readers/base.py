@@ -16,7 +16,7 @@ class Record(NamedTuple):
     """One record and where it stands (`file:line`, or `file, row N`)."""
 
     where: str
-    value: Any  # a JSON value, or a formats.Text piece of a text file
+    value: Any  # a JSON value, or an examples.Text piece of a text file
 
 
 class Reader(abc.ABC):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.data.readers.base import FileReader, Record
 from llm_jax.data.readers.lines import decode_line, read_lines
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from llm_jax.kernels import manual_axes
 from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, backward_tiles, forward_tiles
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
@@ -20,6 +21,8 @@ def supports(spec: AttentionSpec, platform: str) -> str | None:
     """bfloat16 and float16 on Hopper, head sizes to 256, no dropout."""
     if (reason := hopper_refusal(platform)) is not None:
         return reason
+    if 0 in (spec.batch, spec.q_len, spec.kv_len):
+        return "no queries or no keys"
     if spec.dropout:
         return "no attention dropout (dropout_rate); the reference has it"
     if spec.dtype not in ("bfloat16", "float16"):
@@ -62,6 +65,8 @@ def forward(
     out, lse = gpu_forward.forward(
         spec, sizes, q, k, v, _float32(alibi_slopes), _float32(sinks), _padded_masks(spec, tiling, masks), bounds
     )
+    # `plgpu.kernel` does not say that its outputs differ over the mesh axes over which its inputs do.
+    out, lse = manual_axes.vary((out, lse), manual_axes.axes_of(q, k, v))
     return out[..., : spec.value_dim], lse[..., : spec.q_len].mT
 
 
@@ -96,6 +101,7 @@ def backward(
     dq, sums = run(gpu_dq.dq, _tiling(spec, WARPGROUPS * sizes.dq_q_block, sizes.dq_kv_block), "queries")
     kv_tile = WARPGROUPS // sizes.dkv_panels * sizes.dkv_kv_block
     dk, dv = run(gpu_dkv.dkv, _tiling(spec, sizes.dkv_q_block, kv_tile), "keys")
+    dq, sums, dk, dv = manual_axes.vary((dq, sums, dk, dv), manual_axes.axes_of(q, k, v))
     d_slopes = None
     if alibi_slopes is not None:
         d_slopes = sums.sum((0, 2)).astype(alibi_slopes.dtype)

@@ -42,12 +42,13 @@ def two_products(
         return result, second_acc[...]
 
     shape = (first[0][0].shape[0], first[0][1].shape[1])
-    return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32), plgpu.ACC(shape, jnp.float32))
+    accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
+    return pl.run_scoped(body, accumulator, accumulator)
 
 
 def accumulate_both(
     sums: tuple[jax.Array, jax.Array], pairs: tuple[tuple[jax.Array, Any], tuple[Callable[[], jax.Array], Any]]
-) -> tuple[jax.Array, ...]:
+) -> Any:
     """sums[0] + a @ b and sums[1] + a() @ b, a in registers; the second a() is computed during the first product."""
     (a, b), (later_a, later_b) = pairs
     if interpreted():
@@ -57,7 +58,7 @@ def accumulate_both(
         plgpu.wgmma(accs[0], a, b)
         plgpu.wgmma(accs[1], later_a(), later_b)
 
-    return pl.run_state(body)(tuple(plgpu.ACC.init(x) for x in sums))
+    return pl.run_state(body)(tuple(plgpu.WGMMAAccumulatorRef.init(x) for x in sums))
 
 
 def spread(vector: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
@@ -68,6 +69,12 @@ def spread(vector: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
 def load(ref: Any, axis: int) -> jax.Array:
     """A vector that lies along `axis` of results of wgmma."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
+
+
+def read_bounds(bounds: Any, batch: Any, block: Any) -> tuple[jax.Array, ...]:
+    """`section_bounds` of a block. Inside `shard_map` what is read has a type that loops in a kernel do not keep; what
+    is computed has not."""
+    return tuple(bounds[batch, block, i] + 0 for i in range(4))
 
 
 @dataclasses.dataclass(frozen=True)

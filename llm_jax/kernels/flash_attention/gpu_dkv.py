@@ -23,6 +23,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     load,
     masked_ends,
     matrices,
+    read_bounds,
     sections,
     spread,
     two_products,
@@ -72,7 +73,7 @@ def dkv(
         ends = masked_ends(spec, of="keys", kv_block=rows)
         batch, kv_head, warpgroup = lax.axis_index("batch"), lax.axis_index("kv_heads"), lax.axis_index("warpgroup")
         kv_tile = lax.axis_index("kv_tiles")
-        low, full_low, full_high, high = (bounds[batch, kv_tile, i] for i in range(4))
+        low, full_low, full_high, high = read_bounds(bounds, batch, kv_tile)
         steps = (high - low) * spec.group
         owner, panel = lax.div(warpgroup, jnp.int32(panels)), lax.rem(warpgroup, jnp.int32(panels))
 
@@ -130,7 +131,7 @@ def dkv(
                 stream.wait(step)
                 slot = stream.slot(step)
 
-                def probabilities(raw: Array) -> tuple[Array, Array]:
+                def probabilities(raw: Array) -> tuple[Array, Array | None]:
                     logits, factor = scores.of(raw, tile, masked=masked)
                     my_lse = load(lse_smem.at[slot], 1)
                     return jnp.exp2(logits * factor - spread(my_lse, shape, 1)), scores.slope_of_cap(raw)

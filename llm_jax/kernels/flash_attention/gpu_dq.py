@@ -20,6 +20,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     load,
     masked_ends,
     matrices,
+    read_bounds,
     sections,
     spread,
     two_products,
@@ -72,7 +73,7 @@ def dq(
         batch, head, warpgroup = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("warpgroup")
         q_tile = q_tiles - 1 - lax.axis_index("q_tiles")
         kv_head = lax.div(head, jnp.int32(spec.group))
-        low, full_low, full_high, high = (bounds[batch, q_tile, i] for i in range(4))
+        low, full_low, full_high, high = read_bounds(bounds, batch, q_tile)
         q_start = (q_tile * WARPGROUPS + warpgroup) * rows
         queries = (batch, pl.ds(q_start, rows), head)
 
@@ -94,7 +95,7 @@ def dq(
             shape = (rows, kv_block)
             tile = Tile(spec, masks, batch, q_start, j * kv_block, shape, q_axis=0)
 
-            def probabilities(raw: Array) -> tuple[Array, Array]:
+            def probabilities(raw: Array) -> tuple[Array, Array | None]:
                 logits, factor = scores.of(raw, tile, masked=masked)
                 return jnp.exp2(logits * factor - spread(my_lse, shape, 0)), scores.slope_of_cap(raw)
 

@@ -20,6 +20,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     Tile,
     masked_ends,
     matrices,
+    read_bounds,
     sections,
     spread,
 )
@@ -51,7 +52,7 @@ def forward(
         # The tiles that see most keys, the last ones where causal, go first.
         q_tile = q_tiles - 1 - lax.axis_index("q_tiles")
         kv_head = lax.div(head, jnp.int32(spec.group))
-        low, full_low, full_high, high = (bounds[batch, q_tile, i] for i in range(4))
+        low, full_low, full_high, high = read_bounds(bounds, batch, q_tile)
 
         def blocks(ref: Any) -> Any:
             return lambda j: ref.at[batch, pl.ds(j * kv_block, kv_block), kv_head]
@@ -75,7 +76,7 @@ def forward(
                 keys.wait(step)
                 raw = product(q_mine, keys.at(0, step).T, meanwhile=take_turns)
                 keys.release(step)
-                tile = Tile(spec, masks, batch, q_start, j * kv_block, raw.shape, q_axis=0)
+                tile = Tile(spec, masks, batch, q_start, j * kv_block, (rows, kv_block), q_axis=0)
                 logits, factor = scores.of(raw, tile, masked=masked)
                 new_top = jnp.maximum(top, logits.max(1) * factor)
                 # A row that has seen no key yet keeps -inf; exp2(-inf - 0) is the 0 that it needs.

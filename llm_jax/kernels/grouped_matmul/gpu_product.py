@@ -31,7 +31,7 @@ def rows_times(
     w = mosaic_gpu.padded(w, (1, tiles.width, DEPTH) if transposed else (1, DEPTH, tiles.width))
     columns = w.shape[1 if transposed else 2] // tiles.width
     plan = visits(group_sizes, rows.shape[0], HEIGHT, align=ALIGN, behind=False)
-    items = _items(plan.count, plan.group.shape[0], columns, tiles.band)
+    items = mosaic_gpu.in_bands(plan.count, plan.group.shape[0], columns, tiles.band)
     kernel = mosaic_gpu.launch(
         functools.partial(_kernel, tiles=tiles, columns=columns, transposed=transposed),
         jax.ShapeDtypeStruct((rows.shape[0], columns * tiles.width), rows.dtype),
@@ -40,17 +40,6 @@ def rows_times(
     )
     scalars = plan.count[None] * columns, items, plan.group, plan.first, plan.begin, plan.end
     return kernel(*scalars, rows, w)[:m, :made]
-
-
-def _items(count: Int[Array, ""], most: int, columns: int, band: int) -> Int[Array, " items"]:
-    """Tiles, as visit · columns + column, in the order they are made in: those of `band` visits column by column, so
-    that both operands stay in the L2 cache. Found here, as ptxas calls a function to divide by a number that is known
-    at run time only, and no longer lets products overlap in a kernel with calls."""
-    number = jnp.arange(most * columns, dtype=jnp.int32)
-    first = number // (band * columns) * band
-    height = jnp.clip(count - first, 1, band)
-    column, visit = jnp.divmod(number - first * columns, height)
-    return (first + visit) * columns + column
 
 
 def _kernel(

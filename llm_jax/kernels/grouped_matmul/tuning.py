@@ -10,7 +10,10 @@ from llm_jax.kernels.cases import Case, normal, size
 from llm_jax.kernels.grouped_matmul import grouped_matmul
 
 SHAPE = {"rows": 16384, "inputs": 4096, "outputs": 14336, "groups": 8}
-CANDIDATES = {"tpu": ({"rows": (128, 256, 512, 1024), "summed": (1024, 2048, 4096), "made": (512, 1024, 2048)},)}
+CANDIDATES = {
+    "gpu": ({"width": (128, 192, 256), "stages": (3, 4, 5, 6), "band": (4, 8, 16)},),
+    "tpu": ({"rows": (128, 256, 512, 1024), "summed": (1024, 2048, 4096), "made": (512, 1024, 2048)},),
+}
 
 
 def make_case(shape: Mapping[str, int], dtype: str) -> Case:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
-from llm_jax.kernels.linear_cross_entropy import reference, tpu, xla
+from llm_jax.kernels.linear_cross_entropy import gpu, reference, tpu, xla
 from llm_jax.kernels.linear_cross_entropy.spec import (
     LossSpec,
     loss_spec,
@@ -17,7 +17,12 @@ from llm_jax.kernels.linear_cross_entropy.spec import (
     partial_spec,
 )
 
-OP = Op("linear_cross_entropy", loss_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+OP = Op(
+    "linear_cross_entropy",
+    loss_spec,
+    {"gpu": gpu, "tpu": tpu, "xla": xla, "reference": reference},
+    order=("gpu", "tpu", "xla"),
+)
 
 
 def linear_cross_entropy(
@@ -47,7 +52,7 @@ def linear_cross_entropy(
         head: cast to hidden's dtype; its gradient is summed in float32. A tied embedding is passed as `embed.T`.
         targets: any integers where `mask` is false.
         mask: tokens that count (nonzero). Others give 0 in every output, exactly 0 gradient, and no work.
-        implementation: "tpu", "xla" or "reference"; None takes the best one for the machine.
+        implementation: "gpu", "tpu", "xla" or "reference"; None takes the best one for the machine.
 
     Raises:
         ArgumentError: shapes, dtypes or options that do not fit.

@@ -9,6 +9,7 @@ from llm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 
 SHAPE = {"tokens": 4096, "width": 4096, "vocab": 128256}
 CANDIDATES = {
+    "gpu": ({"width": (128, 192, 256), "stages": (3, 4), "band": (4, 8, 16, 32), "chunk": (1024, 2048, 4096)},),
     "tpu": ({"tokens": (128, 256, 512, 1024), "vocab": (128, 256, 512, 1024)},),
     "xla": ({"logits_mib": (1, 4, 16, 64, 256, 1024), "tokens": (64, 128, 256, 512, 1024, 2048)},),
 }

@@ -16,6 +16,9 @@ PROCESSORS = 132
 TABLE = 8192
 """Page ids per request that shared memory has room for."""
 MOST_SPLITS = 32
+WARPGROUP_ROWS = 64
+SHARED, RESERVED = 232448, 1024
+"""Bytes of shared memory that a block of threads can have, and that it takes besides."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,23 @@ class Sizes:
 
 
 def supports(spec: RaggedSpec, platform: str) -> str | None:
-    """bfloat16 and float16 pages on Hopper, head sizes that are multiples of 64 up to 256."""
+    """bfloat16 and float16 queries on Hopper, head sizes that are multiples of 64, what fits into shared memory."""
     if reason := hopper_refusal(platform):
         return reason
     if spec.dtype == "float32":
         return "tensor cores take bfloat16 and float16, not float32"
-    if spec.packed:
-        return f"no {spec.page_dtype} pages"
-    if spec.latent:
-        return "no latent pages"
-    if (spec.head_dim, spec.value_dim) != spec.widths:
+    if (spec.head_dim, spec.value_dim) != spec.widths and not spec.latent or spec.head_dim != spec.widths[0]:
         return f"slots {spec.widths} are wider than a key and value, {(spec.head_dim, spec.value_dim)}"
-    if any(size % 64 or size > 256 for size in spec.widths):
-        return f"head sizes {spec.widths} must be multiples of 64 up to 256"
+    if spec.head_dim % 64 or spec.value_dim % (128 if spec.latent else 64):
+        return f"sizes {(spec.head_dim, spec.value_dim)} must be multiples of 64, latent values of 128"
+    if spec.value_dim > (512 if spec.latent else 256):
+        return f"values of {spec.value_dim} numbers do not fit into registers"
     if spec.page_size not in (16, 32) and spec.page_size % 64:
         return f"page size {spec.page_size} must be 16, 32 or a multiple of 64"
     if spec.table > TABLE:
         return f"tables of {spec.table} pages are more than the {TABLE} that shared memory holds"
+    if _shared_bytes(spec, 2, Sizes().block, 2) > SHARED:
+        return f"head sizes {(spec.head_dim, spec.value_dim)} with {spec.table} page ids do not fit into shared memory"
     return None
 
 
@@ -55,7 +58,8 @@ def attention(
     from llm_jax.kernels.ragged_paged_attention import gpu_kernel
 
     shape = f"hd{spec.head_dim} group{spec.group} page{spec.page_size}"
-    default = Sizes(stages=3 if sum(spec.widths) <= 256 else 2)
+    size = tile_tokens(spec, max(1, Sizes().rows // spec.group))
+    default = Sizes(stages=stages_that_fit(spec, num_warpgroups(spec, size * spec.group)))
     sizes = tile_sizes("ragged_paged_attention", "gpu", dtype=spec.dtype, shape=shape, default=default)
     size = tile_tokens(spec, max(1, sizes.rows // spec.group))
     blocks = -(-spec.table * spec.page_size // sizes.block)
@@ -69,6 +73,25 @@ def attention(
         out, lse = combined(out, lse)
     out, lse = out.reshape(-1, *out.shape[2:]), lse.reshape(-1, *lse.shape[2:])
     return unpack(spec, batch, out.astype(q.dtype), size), unpack(spec, batch, lse, size, empty=-jnp.inf)
+
+
+def num_warpgroups(spec: RaggedSpec, rows: int) -> int:
+    """Of a block of threads: one for 64 rows; latent pages take two for these."""
+    return 2 if spec.latent or rows > WARPGROUP_ROWS else 1
+
+
+def stages_that_fit(spec: RaggedSpec, warpgroups: int) -> int:
+    """Blocks in flight, 2 to 4, so that a processor has two blocks of threads of one warpgroup, or one of two."""
+    room = SHARED if warpgroups == 2 else (SHARED - RESERVED) // 2
+    return next((n for n in (4, 3) if _shared_bytes(spec, warpgroups, Sizes().block, n) <= room), 2)
+
+
+def _shared_bytes(spec: RaggedSpec, warpgroups: int, block: int, stages: int) -> int:
+    numbers = spec.widths[0] if spec.latent else sum(spec.widths)
+    row_groups = 1 if spec.latent else warpgroups
+    kept = block * stages * (numbers * jnp.dtype(spec.page_dtype).itemsize + 8 * spec.packed)
+    unpacked = 2 * block * numbers * spec.packed
+    return kept + unpacked + 2 * row_groups * WARPGROUP_ROWS * spec.head_dim + 4 * spec.table + 4096
 
 
 def num_splits(tiles: int, blocks: int, processors: int = PROCESSORS) -> int:

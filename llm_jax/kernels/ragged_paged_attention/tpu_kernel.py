@@ -61,7 +61,7 @@ def attention(
     tiles, K, rows, H = q.shape
     unit = 32 // q.dtype.itemsize
     padded = -(-rows // unit) * unit
-    q, slopes, sinks = (_pad_rows(x, padded) for x in (q, slopes, sinks))
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, padded - rows), (0, 0)))
     scalars = _Scalars(
         work.request,
         work.count,
@@ -73,7 +73,7 @@ def attention(
     )
     of_tile = lambda *sizes: pl.BlockSpec((1, K, padded, *sizes), lambda i, *_: (i, 0, 0, 0))  # noqa: E731
     of_row = pl.BlockSpec((K, padded, 1), lambda i, *_: (0, 0, 0))
-    per_row = [None if x is None else x[..., None] for x in (slopes, sinks)]
+    per_row = [None if x is None else jnp.pad(x, ((0, 0), (0, padded - rows)))[..., None] for x in (slopes, sinks)]
     stored = _Buffers(pages.k, pages.v, *scales)
     inputs = (q, *per_row, *stored)
     in_specs = (
@@ -114,23 +114,19 @@ def attention(
     return out[:, :, :rows, : spec.value_dim], lse[0][:, :, :rows, 0] if lse else None
 
 
-def _pad_rows(x: Array | None, rows: int) -> Array | None:
-    if x is None:
-        return None
-    axis = 2 if x.ndim == 4 else 1
-    return jnp.pad(x, [(0, rows - n if i == axis else 0) for i, n in enumerate(x.shape)])
-
-
 def _kernel(spec: RaggedSpec, block: int, *refs: Any) -> None:
-    refs = list(refs)
-    take = lambda there=True: refs.pop(0) if there else None  # noqa: E731
+    left = iter(refs)
+
+    def take(there: bool = True) -> Any:
+        return next(left) if there else None
+
     scalars = _Scalars(*(take() for _ in _Scalars._fields))
     both = spec.packed and not spec.latent
     q, slopes, sinks = take(), take(spec.alibi), take(spec.sinks)
     stored = _Buffers(take(), take(not spec.latent), take(spec.packed), take(both))
     out, lse = take(), take(spec.lse)
     buffers = _Buffers(take(), take(not spec.latent), take(spec.packed), take(both))
-    semaphores, top, total, acc, turn = refs
+    semaphores, top, total, acc, turn = left
     K, padded = q.shape[1:3]
     tile, active = pl.program_id(0), scalars.active[0]
     copies = functools.partial(_copies, spec, block, scalars, stored, buffers, semaphores)

@@ -42,7 +42,7 @@ def tiles_of(spec: RaggedSpec, batch: Batch, size: int) -> Tiles:
     """The tiles of a batch within bounds, `size` tokens each, in the order of the tokens."""
     cu_q_lens, ends, begins = _extents(batch, size)
     index = jnp.arange(num_tiles(spec, size), dtype=jnp.int32)
-    request = jnp.minimum(jnp.searchsorted(ends, index, side="right"), spec.requests - 1).astype(jnp.int32)
+    request = jnp.minimum(_group_of(ends, index), spec.requests - 1)
     offset = (index - begins[request]) * size
     start, stop = cu_q_lens[request] + offset, cu_q_lens[request + 1]
     count = jnp.where(index < ends[-1], jnp.clip(stop - start, 0, size), 0)
@@ -70,7 +70,7 @@ def unpack(
     token = jnp.arange(spec.tokens, dtype=jnp.int32)
     if size > 1:
         cu_q_lens, _, begins = _extents(batch, size)
-        request = jnp.minimum(jnp.searchsorted(cu_q_lens[1:], token, side="right"), spec.requests - 1)
+        request = jnp.minimum(_group_of(cu_q_lens[1:], token), spec.requests - 1)
         offset = token - cu_q_lens[request]
         x = x[jnp.minimum(begins[request] + offset // size, x.shape[0] - 1), offset % size]
     else:
@@ -85,6 +85,11 @@ def per_row(spec: RaggedSpec, x: Float[Array, " N"] | None, size: int) -> Float[
         return None
     x = x.astype(jnp.float32).reshape(spec.kv_heads, 1, spec.group)
     return jnp.broadcast_to(x, (spec.kv_heads, size, spec.group)).reshape(spec.kv_heads, -1)
+
+
+def _group_of(ends: Int[Array, " R"], index: Int[Array, " n"]) -> Int[Array, " n"]:
+    """How many groups end at or before each index: the group it is in. All compared at once: few, and no loop."""
+    return jnp.sum(ends <= index[:, None], axis=1, dtype=jnp.int32)
 
 
 def _extents(batch: Batch, size: int) -> tuple[Array, Array, Array]:

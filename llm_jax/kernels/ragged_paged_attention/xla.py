@@ -1,8 +1,10 @@
 """By plain XLA: a loop over blocks of keys, each brought together from its pages, that ends with the request.
 
-Tiles (`work`) go through in groups whose block of keys stays in a CPU's cache: it is written there once and read from
-there, which costs little beside reading the pages from memory. Other backends take all tiles at once.
+Tiles (`work`) go through in groups whose block of keys stays in a CPU's cache, where it is written once and read once.
+Other backends take all tiles at once. Decoding on a CPU may leave the pages in their places (`xla_in_place`).
 """
+
+import functools
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.platform import target_platform
+from llm_jax.kernels.ragged_paged_attention import xla_in_place
 from llm_jax.kernels.ragged_paged_attention.pages import Pages
 from llm_jax.kernels.ragged_paged_attention.spec import Batch, Extras, RaggedSpec
 from llm_jax.kernels.ragged_paged_attention.work import Tiles, num_tiles, pack, per_row, tile_tokens, tiles_of, unpack
@@ -32,28 +35,46 @@ def attention(
 ) -> tuple[Float[Array, "T N Hv"], Float[Array, "T N"]]:
     """Output in q's dtype and float32 log-sum-exp, by online softmax."""
     size = tile_tokens(spec, TOKENS)
+    tiles = tiles_of(spec, batch, size)
+    tables = batch.page_tables[tiles.request]
+    slopes, sinks = (per_row(spec, x, size) for x in extras)
+    work = (pack(spec, tiles, q, size), tiles, tables, pages, slopes, sinks)
+
+    by_blocks = functools.partial(_attend_in_groups, spec, size)
+    if xla_in_place.supports(spec, size):
+        entry, in_place = xla_in_place.entries(spec, tiles, tables)
+        out, lse = lax.cond(in_place, functools.partial(xla_in_place.attend, spec, entry), by_blocks, *work)
+    else:
+        out, lse = by_blocks(*work)
+    return unpack(spec, batch, out, size), unpack(spec, batch, lse, size, empty=-jnp.inf)
+
+
+def _attend_in_groups(
+    spec: RaggedSpec,
+    size: int,
+    q: Float[Array, "I K r H"],
+    tiles: Tiles,
+    tables: Int[Array, "I M"],
+    pages: Pages,
+    slopes: Float[Array, "K r"] | None,
+    sinks: Float[Array, "K r"] | None,
+) -> tuple[Float[Array, "I K r Hv"], Float[Array, "I K r"]]:
     pages_per_block = max(1, BLOCK // spec.page_size)
     group = _tiles_per_group(spec, size, pages_per_block * spec.page_size)
-    tiles = tiles_of(spec, batch, size)
-    queries = pack(spec, tiles, q, size)
-    padding = -queries.shape[0] % group
-    tables = jnp.pad(batch.page_tables, ((0, 0), (0, -spec.table % pages_per_block)))[tiles.request]
+    tables = jnp.pad(tables, ((0, 0), (0, -spec.table % pages_per_block)))
+    count, padding = q.shape[0], -q.shape[0] % group
+    if count == group:
+        return _attend(spec, q, tiles, tables, pages, slopes, sinks, pages_per_block)
 
     def grouped(x: Array) -> Array:
         x = jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)))
         return x.reshape(-1, group, *x.shape[1:])
 
-    work = (grouped(queries), Tiles(*map(grouped, tiles)), grouped(tables))
-    slopes, sinks = (per_row(spec, x, size) for x in extras)
-
     def one_group(work: tuple[Array, Tiles, Array]) -> tuple[Array, Array]:
         return _attend(spec, *work, pages, slopes, sinks, pages_per_block)
 
-    if queries.shape[0] == group:
-        out, lse = one_group((queries, tiles, tables))
-    else:
-        out, lse = (x.reshape(-1, *x.shape[2:])[: queries.shape[0]] for x in lax.map(one_group, work))
-    return unpack(spec, batch, out, size), unpack(spec, batch, lse, size, empty=-jnp.inf)
+    out, lse = lax.map(one_group, (grouped(q), Tiles(*map(grouped, tiles)), grouped(tables)))
+    return out.reshape(-1, *out.shape[2:])[:count], lse.reshape(-1, *lse.shape[2:])[:count]
 
 
 def _tiles_per_group(spec: RaggedSpec, size: int, block: int) -> int:

@@ -10,10 +10,15 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.documents import runs, starts
-from llm_jax.kernels.selective_scan import reference, tpu, xla
+from llm_jax.kernels.selective_scan import gpu, reference, tpu, xla
 from llm_jax.kernels.selective_scan.spec import ScanSpec, scan_spec
 
-OP = Op("selective_scan", scan_spec, {"tpu": tpu, "xla": xla, "reference": reference}, order=("tpu", "xla"))
+OP = Op(
+    "selective_scan",
+    scan_spec,
+    {"tpu": tpu, "gpu": gpu, "xla": xla, "reference": reference},
+    order=("tpu", "gpu", "xla"),
+)
 
 
 def selective_scan(
@@ -40,8 +45,9 @@ def selective_scan(
         segment_ids: documents of a packed row exchange no state. 0 is padding: gives 0, leaves the state as it is.
         initial_state: that before the row's first real token; None means zeros.
         return_final_state: also return the state after the row's last real token.
-        chunk_size: tokens between two states that the backward pass starts from; changes no number. None: by machine.
-        implementation: "xla" or "reference"; None takes the best one for the machine.
+        chunk_size: tokens between two states that the backward pass starts from; changes no number.
+            None: by machine. A kernel that does not have the size is not taken.
+        implementation: "tpu", "gpu", "xla" or "reference"; None takes the best one for the machine.
 
     Returns:
         [B, T, D] in u's dtype, or that and float32[B, D, N]. Gradients flow to all arrays, also through the final

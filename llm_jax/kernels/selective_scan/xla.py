@@ -47,6 +47,9 @@ def forward(
     keep_states: bool,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"], Float[Array, "chunks B N D"] | None]:
     """Output in u's dtype, float32 final state, and if asked for the states before each chunk."""
+    if spec.length == 1:
+        y, final = _single(u, delta, A, B, C, skip, initial_state)
+        return y, final, jnp.swapaxes(initial_state, 1, 2)[None] if keep_states else None
     rates, skip = A.astype(jnp.float32).T, skip.astype(jnp.float32)
 
     def token(state: Array, x: _Token) -> tuple[Array, Array]:
@@ -114,6 +117,18 @@ def backward(
     du, d_delta, dB, dC = (_whole(spec, d) for d in made)
     d_skip = jnp.sum(u.astype(jnp.float32) * d_out.astype(jnp.float32), axis=(0, 1))
     return du, d_delta, d_rates.T.astype(A.dtype), dB, dC, d_skip.astype(skip.dtype), jnp.swapaxes(g, 1, 2)
+
+
+def _single(
+    u: Array, delta: Array, A: Array, B: Array, C: Array, skip: Array, state: Float[Array, "B D N"]
+) -> tuple[Float[Array, "B 1 D"], Float[Array, "B D N"]]:
+    """A step of decoding, which begins no document, with the state as it lies: compilers then read and write it once,
+    in one fusion. With the axes swapped a TPU moves four times the bytes."""
+    u32, step, b, c = (x[:, 0].astype(jnp.float32) for x in (u, delta, B, C))
+    decay = jnp.exp(step[:, :, None] * A.astype(jnp.float32))
+    state = decay * state + (step * u32)[:, :, None] * b[:, None]
+    y = jnp.sum(state * c[:, None], axis=-1) + skip.astype(jnp.float32) * u32
+    return y.astype(u.dtype)[:, None], state
 
 
 def _step(rates: Float[Array, "N D"], state: Float[Array, "B N D"], x: _Token) -> Float[Array, "B N D"]:

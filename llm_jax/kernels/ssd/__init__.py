@@ -46,8 +46,9 @@ def ssd(
         segment_ids: documents of a packed row exchange no state. 0 is padding: gives 0, leaves the state as it is.
         initial_state: that before the row's first real token; None means zeros.
         return_final_state: also return the state after the row's last real token.
-        chunk_size: tokens of a chunk, at most 256; changes no number. None: by machine.
-        implementation: "xla" or "reference"; None takes the best one for the machine.
+        chunk_size: tokens of a chunk, at most 256; changes no number.
+            None: by machine. A kernel that does not have the size is not taken.
+        implementation: "tpu", "gpu", "xla" or "reference"; None takes the best one for the machine.
 
     Returns:
         [B, T, H, P] in x's dtype, or that and float32[B, H, P, N]. Gradients flow to all arrays, also through the

@@ -109,14 +109,15 @@ def backward(
     d_final: Float[Array, "B H P N"],
 ) -> tuple[Array, Array, Array, Array, Array, Array, Array]:
     """Gradients of x, dt, A, B, C, skip and the initial state."""
-    from llm_jax.kernels.ssd import gpu_backward, gpu_states  # they import Pallas
+    from llm_jax.kernels.ssd import gpu_backward, gpu_products, gpu_states  # they import Pallas
 
     cut = layout(spec)
     x, dy, B_, C_ = _tokens(cut, x), _tokens(cut, d_out), _groups(cut, B), _groups(cut, C)
     rows, run = _rows(spec, cut, dt, A, starts)
     skips = jnp.repeat(skip.astype(jnp.float32), cut.parts)
     d_states, kept, d_initial = gpu_states.run(cut, rows, run, C_, states, dy, _states(cut, d_final))
-    dx, d_rows, d_products = gpu_backward.run(cut, x, rows, run, B_, C_, skips, states, d_states, dy)
+    dx, d_rows = gpu_backward.run(cut, x, rows, run, B_, C_, skips, states, d_states, dy)
+    d_products = gpu_products.run(cut, x, rows, run, dy)
 
     since, until = _decays(cut, rows, run)
     d_exponent = d_rows[0].reshape(since.shape) + since[..., -1:] * jnp.sum(kept, axis=-1)[..., None]

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, Layout
 from llm_jax.kernels.ssd.gpu_chunk import (
-    TILE,
     WARPGROUPS,
     Rows,
     between,
     like,
     matrices,
+    nothing,
     over,
     product,
     read,
@@ -36,11 +36,6 @@ SEEN = 3
 the others which readers see a source, [source, reader]. Tiles of halves (0, 0), (0, 1), (1, 1)."""
 
 
-def nothing() -> Float[Array, "64 64"]:
-    """Zeros in the layout of wgmma's results."""
-    return plgpu.layout_cast(jnp.zeros(TILE, jnp.float32), plgpu.Layout.WGMMA)
-
-
 def run(
     cut: Layout,
     x: Float[Array, "B t h 64"],
@@ -52,15 +47,15 @@ def run(
     states: Float[Array, "B h chunks 128 64"],
     d_states: Float[Array, "B h chunks 128 64"],
     dy: Float[Array, "B t h 64"],
-) -> tuple[Array, Array, Array]:
-    """Gradients of x; per token [3, B, h, t] those of the exponent (without what passes the whole chunk), of dt as a
-    factor of x, and of skip; and of B Cᵀ within the chunks, summed over blocks' heads [B, chunks, blocks, 128, 128]."""
+) -> tuple[Array, Array]:
+    """Gradients of x, and per token [3, B, h, t] those of the exponent (without what passes the whole chunk), of dt as
+    a factor of x, and of skip."""
     dtype, halves = x.dtype, range(WARPGROUPS)
     per_block = max(n for n in range(1, HEADS + 1) if cut.per_group % n == 0)
     blocks = cut.heads // per_block
 
     def kernel(
-        x, rows, run, b, c, skip, states, d_states, dy, dx, sums, d_products,
+        x, rows, run, b, c, skip, states, d_states, dy, dx, sums,
         *, x_s, dy_s, b_s, c_s, state_s, d_state_s, low_s, pairs_s, masks_s, vectors_s, shared, full, both,
     ):  # fmt: skip
         batch, j, block, w = (lax.axis_index(name) for name in ("batch", "chunk", "block", "warpgroup"))
@@ -105,24 +100,21 @@ def run(
         plgpu.commit_smem()
         plgpu.barrier_wait(shared)
 
-        def one_head(i: Array, d_products: tuple[Array, Array]) -> tuple[Array, Array]:
+        def one_head(i: Array, _: None) -> None:
             head = first + i
             at = Rows(rows, run, batch, head, start)
             tokens = at.side(w, 0)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             plgpu.barrier_wait(full)
 
-            def tile(half: Any, d_products: Array) -> Array:
+            def tile(half: Any) -> None:
                 left = between(at.side(half, 1), 1, tokens, read(masks_s.at[SEEN + w + half]) > 0)
                 raw = product(*((b_s.at[w, panel], c_s.at[half, panel].T) for panel in halves))
                 low_s[w + half] = (raw * left).astype(dtype)
                 d_left = product((x_s.at[w], dy_s.at[half].T)) * over(tokens.dt, 0)
                 pairs_s[w + half] = (d_left * read(low_s.at[w + half])).astype(dtype)
-                return d_products + d_left * left
 
-            d_own, d_later = d_products
-            d_own = tile(w, d_own)
-            d_later = lax.fori_loop(w, 1, lambda _, carry: tile(1, carry), d_later)
+            lax.fori_loop(w, WARPGROUPS, lambda half, _: tile(half), None)
             plgpu.commit_smem()
 
             # From the state before the chunk.
@@ -160,12 +152,8 @@ def run(
             passed = jnp.where(is_own, passed, 0.0)
             plgpu.store(sums.at[0, batch, head, mine], total + jnp.sum(passed, axis=1), optimized=False)
             plgpu.barrier_arrive_and_wait(both)
-            return d_own, d_later
 
-        d_own, d_later = lax.fori_loop(0, per_block, one_head, (nothing(), nothing()))
-        own_rows = pl.ds(w * HALF, HALF)
-        for made, columns in ((d_own, own_rows), (d_later, pl.ds(other * HALF, HALF))):
-            plgpu.store(d_products.at[batch, j, block, own_rows, columns], made, optimized=False)
+        lax.fori_loop(0, per_block, one_head, None)
         plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(
@@ -173,7 +161,6 @@ def run(
         out_type=(
             like(x, x.shape, dtype),
             like(x, (3, *rows.shape[1:]), jnp.float32),
-            like(x, (cut.batch, cut.chunks, blocks, CHUNK, CHUNK), jnp.float32),
         ),
         scratch_types=dict(
             x_s=matrices(2, dtype=dtype),

@@ -18,8 +18,8 @@ TILE = (HALF, HALF)
 
 def matrices(*lead: int, dtype: Any) -> Any:
     """Shared memory of tiles of 64 x 64 in 16 bits, laid out as TMA writes and wgmma reads it."""
-    transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
-    return plgpu.SMEM((*lead, *TILE), dtype, transforms=transforms)
+    tiling, swizzle = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM((*lead, *TILE), dtype, transforms=(tiling, swizzle))
 
 
 def like(x: Array, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -35,7 +35,12 @@ def product(*pairs: tuple[Any, Any]) -> Float[Array, "64 n"]:
             plgpu.wgmma(acc, a, b)
         return acc[...]
 
-    return pl.run_scoped(body, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+    return pl.run_scoped(body, plgpu.WGMMAAccumulatorRef((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+
+
+def nothing() -> Float[Array, "64 64"]:
+    """Zeros in the layout of wgmma's results."""
+    return plgpu.layout_cast(jnp.zeros(TILE, jnp.float32), plgpu.Layout.WGMMA)
 
 
 def read(ref: Any) -> Float[Array, "64 n"]:
@@ -115,7 +120,9 @@ def same_document(one: Tokens, axis: int, other: Tokens) -> Bool[Array, "64 64"]
     return over(one.run, axis) == over(other.run, 1 - axis)
 
 
-def between(later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"]) -> Float[Array, "64 64"]:
+def between(
+    later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"] | None
+) -> Float[Array, "64 64"]:
     """What is left at the later tokens of the earlier ones; 0 where not seen."""
     total = over(later.total, later_axis) - over(earlier.total, 1 - later_axis)
-    return jnp.exp(jnp.where(seen, total, -jnp.inf))
+    return jnp.exp(total if seen is None else jnp.where(seen, total, -jnp.inf))

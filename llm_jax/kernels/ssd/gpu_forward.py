@@ -13,7 +13,19 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, STATES, Layout
-from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, between, like, matrices, over, product, read, sees, since
+from llm_jax.kernels.ssd.gpu_chunk import (
+    TILE,
+    WARPGROUPS,
+    Rows,
+    between,
+    like,
+    matrices,
+    over,
+    product,
+    read,
+    same_document,
+    since,
+)
 
 STAGES = 2
 
@@ -35,7 +47,7 @@ def run(
 
     def kernel(
         x, rows, run, b, c, skip, initial, y, final, states,
-        *, x_s, b_s, c_s, state_s, left_s, arriving_s, full, empty, both,
+        *, x_s, b_s, c_s, state_s, left_s, arriving_s, lower_s, full, empty, both,
     ):  # fmt: skip
         batch, head, w = (lax.axis_index(name) for name in ("batch", "head", "warpgroup"))
         group = lax.div(head, jnp.int32(cut.per_group))
@@ -53,6 +65,13 @@ def run(
                         plgpu.copy_gmem_to_smem(source, buffer.at[slot, half, panel], full.at[slot])
 
         pl.when(w == 0)(lambda: fetch(jnp.int32(0)))
+
+        # Read from shared memory: what it is made of would be kept in registers from chunk to chunk.
+        @pl.when(w == 0)
+        def _() -> None:
+            row, column = (plgpu.broadcasted_iota(jnp.int32, TILE, i, layout=plgpu.Layout.WGMMA) for i in range(2))
+            lower_s[...] = jnp.where(row >= column, 1.0, 0.0).astype(dtype)
+
         state = read(initial.at[batch, head, mine])
         state_s[w] = state.astype(dtype)
         plgpu.commit_smem()
@@ -71,22 +90,26 @@ def run(
             plgpu.barrier_wait(full.at[slot])
             if states is not None:
                 plgpu.copy_smem_to_gmem(state_s.at[w], states.at[batch, head, j, mine])
-            arriving_s[w] = (over(at.until(tokens) * tokens.dt, 0) * read(x_s.at[slot, w])).astype(dtype)
             own_c = [c_s.at[slot, w, panel] for panel in halves]
             from_state = product(*((own_c[panel], state_s.at[panel]) for panel in halves))
             total = over(since(tokens), 0) * from_state
 
-            def earlier(half: Array, total: Array) -> Array:
+            def within(half: Any, total: Array, *, own: bool) -> Array:
                 sources = at.side(half, 1)
+                seen = None if run is None else same_document(tokens, 0, sources)
+                if own:
+                    lower = read(lower_s) > 0
+                    seen = lower if seen is None else lower & seen
                 raw = product(*((own_c[panel], b_s.at[slot, half, panel].T) for panel in halves))
-                left = raw * between(tokens, 0, sources, sees(tokens, 0, sources)) * over(sources.dt, 1)
-                left_s[w] = left.astype(dtype)
+                left_s[w] = (raw * between(tokens, 0, sources, seen) * over(sources.dt, 1)).astype(dtype)
                 plgpu.commit_smem()
                 return total + product((left_s.at[w], x_s.at[slot, half]))
 
             # What left_s held of the chunk before has been read by its copy to global memory.
             plgpu.wait_smem_to_gmem(0 if states is None else 1, wait_read_only=True)
-            total = lax.fori_loop(0, w + 1, earlier, total)
+            total = lax.fori_loop(0, w, lambda _, total: within(0, total, own=False), total)
+            total = within(w, total, own=True)
+            arriving_s[w] = (over(at.until(tokens) * tokens.dt, 0) * read(x_s.at[slot, w])).astype(dtype)
             left_s[w] = (total + skip[head] * read(x_s.at[slot, w])).astype(dtype)
             plgpu.commit_smem()
             plgpu.barrier_arrive_and_wait(both)
@@ -115,6 +138,7 @@ def run(
             state_s=matrices(2, dtype=dtype),
             left_s=matrices(2, dtype=dtype),
             arriving_s=matrices(2, dtype=dtype),
+            lower_s=matrices(dtype=dtype),
             full=plgpu.Barrier(num_arrivals=10, num_barriers=STAGES),
             empty=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=STAGES),
             both=plgpu.Barrier(num_arrivals=WARPGROUPS),

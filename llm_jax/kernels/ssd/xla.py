@@ -49,6 +49,10 @@ def forward(
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"], Float[Array, "chunks B G R P N"] | None]:
     """Output in x's dtype, float32 final state, and if asked for the states before each chunk."""
     rates, skip = _per_head(spec, A), _per_head(spec, skip)
+    state = initial_state.reshape(spec.batch, spec.groups, spec.per_group, spec.head_dim, spec.states)
+    if spec.length == 1:
+        y, final = _token(spec, x, dt, rates, B, C, skip, state)
+        return y, final.reshape(initial_state.shape), state[None] if keep_states else None
 
     def chunk(state: Array, at: _Chunk) -> tuple[Array, tuple[Array, Array]]:
         left = decay(at.dt, rates, at.starts)
@@ -61,7 +65,6 @@ def forward(
         end = left.since[..., -1, None, None] * state + _dot("bgrsp,bgsn->bgrpn", arriving, at.b)
         return end, (state, y.astype(x.dtype))
 
-    state = initial_state.reshape(spec.batch, spec.groups, spec.per_group, spec.head_dim, spec.states)
     final, (states, y) = _over_chunks(chunk, state, _chunks(spec, x, dt, B, C, starts))
     return _of_heads(spec, y), final.reshape(initial_state.shape), states if keep_states else None
 
@@ -136,6 +139,20 @@ def backward(
     )
 
 
+def _token(
+    spec: SsdSpec, x: Array, dt: Array, rates: Array, B: Array, C: Array, skip: Array, state: Float[Array, "B G R P N"]
+) -> tuple[Float[Array, "B 1 H P"], Float[Array, "B G R P N"]]:
+    """A step of decoding, which begins no document. The output is made of the state after the token: then the state is
+    read and written once, in one fusion; made of the one before it, GPUs read it twice."""
+    x32, b, c = (y[:, 0].astype(jnp.float32) for y in (x, B, C))
+    dt = dt.astype(jnp.float32).reshape(state.shape[:3])
+    x32 = x32.reshape(state.shape[:4])
+    arriving = (dt[..., None] * x32)[..., None] * b[:, :, None, None]
+    state = jnp.exp(dt * rates)[..., None, None] * state + arriving
+    y = jnp.sum(state * c[:, :, None, None], axis=-1) + skip[..., None] * x32
+    return y.astype(x.dtype).reshape(x.shape), state
+
+
 def _dot(equation: str, a: Array, b: Array) -> Array:
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
@@ -148,7 +165,7 @@ def _inputs(at: _Chunk) -> tuple[Array, Array]:
 
 
 def _over_chunks(chunk: Any, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
-    """`lax.scan`; a single chunk without a loop, so that a step of decoding is what is in it and no more."""
+    """`lax.scan`; a single chunk without a loop."""
     if jax.tree.leaves(xs)[0].shape[0] > 1:
         return jax.lax.scan(chunk, carry, xs, reverse=reverse)
     carry, made = chunk(carry, jax.tree.map(lambda x: x[0], xs))

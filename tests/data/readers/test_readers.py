@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.data.formats import Text
+from llm_jax.data.examples import Text
 from llm_jax.data.sources import list_files, open_source, read_records, source_hashes
 from tests.data.readers.conftest import RECORDS, write_array_record, write_dataset_folder, write_stream
 

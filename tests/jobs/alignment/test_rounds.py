@@ -8,10 +8,11 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
-from llm_jax.data import formats
+from llm_jax.data import examples
 from llm_jax.data.config import DataConfig
 from llm_jax.data.encode import encode_examples
-from llm_jax.data.formats import Pair, read_examples
+from llm_jax.data.examples import Pair
+from llm_jax.data.formats import read_examples
 from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.inference.config import SamplingParams
 from llm_jax.inference.generator import Completion
@@ -243,7 +244,7 @@ def test_prompts_of_files(tmp_path):
     assert (one.answer, one.written) == ("1,200", GSM8K["answer"])
     # To the letter what SFT learns from the same record.
     (learned,) = read_examples("sft", GSM8K, "here")
-    assert isinstance(learned, formats.Completion)
+    assert isinstance(learned, examples.Completion)
     assert (learned.prompt, learned.completion) == (one.content, ({"role": "assistant", "content": one.written},))
     assert (two.content, two.answer, two.written, two.columns["level"]) == ("2 + 2 =", "4", None, "easy")
     assert three.written == four.written == "b" and three.content == four.content

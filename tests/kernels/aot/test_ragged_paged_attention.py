@@ -1,0 +1,75 @@
+"""ragged_paged_attention by the real compilers: decoding and mixed batches at the shapes of models.
+
+Llama 3.1 8B and 70B, DeepSeek-V3's latent attention, Gemma's head size; 8192 slots per request.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm_jax.kernels import init_pages, ragged_paged_attention
+from tests.kernels.compilers import TABLE, gpu_compile, tpu_compile
+
+NAME = "llm_jax_ragged_paged_attention"
+MODELS = {"8B": (32, 8, 128), "70B": (64, 8, 128), "hd64": (32, 8, 64), "gemma": (16, 8, 256), "latent": (128, 1, 576)}
+"""Heads, key heads, head size."""
+BATCHES = {"decode": (64, 64), "one": (1, 1), "mixed": (512, 16), "prefill": (4096, 4)}
+"""Tokens, requests."""
+ALL = dict(window=1024, softcap=50.0, alibi_slopes=True, sinks=True, return_lse=True)
+CASES = [
+    ("8B", "decode", 16, "bfloat16", {}),
+    ("8B", "mixed", 64, "bfloat16", ALL),
+    ("8B", "one", 64, "bfloat16", {}),
+    ("8B", "decode", 64, "float8_e4m3fn", {}),
+    ("8B", "mixed", 64, "int8", ALL),
+    ("70B", "decode", 128, "bfloat16", {}),
+    ("70B", "prefill", 128, "bfloat16", {}),
+    ("hd64", "decode", 32, "bfloat16", {}),
+    ("gemma", "mixed", 64, "bfloat16", {}),
+    ("latent", "decode", 64, "bfloat16", {}),
+    ("latent", "mixed", 64, "int8", ALL),
+]
+ids = [f"{model}-{batch}-{page}-{dtype}{'-all' if options else ''}" for model, batch, page, dtype, options in CASES]
+
+
+def call(model, batch, page, dtype, options, implementation, multiple):
+    """The function and its shapes; 2048 pages."""
+    (N, K, H), (T, R) = MODELS[model], BATCHES[batch]
+    latent = dict(value_dim=512, latent=True) if model == "latent" else {}
+    pages = jax.eval_shape(lambda: init_pages(2048, page, K, H, dtype=dtype, multiple=multiple, **latent))
+    whole = jax.ShapeDtypeStruct
+    shapes = (
+        whole((T, N, H), jnp.bfloat16),
+        pages,
+        whole((R,), jnp.int32),
+        whole((R, 8192 // page), jnp.int32),
+        whole((R + 1,), jnp.int32),
+    )
+    per_head = {
+        name: whole((N,), jnp.float32) for name, wanted in options.items() if wanted is True and name[-1] == "s"
+    }
+    static = {name: value for name, value in options.items() if name not in per_head}
+
+    def f(args, arrays):
+        return ragged_paged_attention(*args, **arrays, **static, implementation=implementation)
+
+    return f, shapes, per_head
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_tpu(case, topology):
+    pytest.importorskip("libtpu")
+    program = tpu_compile(*call(*case, "tpu", multiple=128), topology=topology)
+    assert program.kernels.count(NAME) == 1
+
+
+@pytest.mark.aot_gpu
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_gpu(case):
+    pytest.importorskip("jax_cuda13_plugin")
+    program = gpu_compile(*call(*case, "gpu", multiple=1))
+    (taken,) = (kernel for kernel in program.resources if kernel.kernel == NAME)
+    print(f"{TABLE}\n{taken}")
+    assert taken.spill_stores == taken.spill_loads == 0 and not taken.warnings
