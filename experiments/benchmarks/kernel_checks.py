@@ -103,7 +103,7 @@ def distance(got: Any, exact: Any) -> float:
 def _results(case: Case, implementation: str, upcast: bool = False) -> dict[str, Any]:
     """Output and gradients for one cotangent; `upcast`: the same numbers, in float32."""
     halves = (jnp.bfloat16, jnp.float16)
-    arrays = tuple(x.astype(jnp.float32) if upcast and x.dtype in halves else x for x in case.arrays)
+    arrays = jax.tree.map(lambda x: x.astype(jnp.float32) if upcast and x.dtype in halves else x, case.arrays)
     if not case.differentiable:
         return {"out": jax.jit(cases.forward(case, implementation))(*arrays)}
 

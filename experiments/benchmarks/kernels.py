@@ -27,10 +27,6 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.7")  # PyTorch's process needs some, too
 
-from llm_jax.base.runtime import keep_memory
-
-keep_memory()  # as every command does, before JAX is imported
-
 import jax
 import jax.numpy as jnp
 import kernel_checks

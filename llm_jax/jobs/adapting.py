@@ -64,7 +64,7 @@ class Adapting:
 
         def roles(params: Params, frozen: Params, rows: Rows, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
             keys = example_keys(key, ADAPTER, rows["example"]) if rate else None
-            return {"policy": self.bound(params, frozen, keys)}, {"ref": frozen[BASE], **frozen}
+            return {**params, "policy": self.bound(params, frozen, keys)}, {"ref": frozen[BASE], **frozen}
 
         def terms(params: Params, frozen: Params, rows: Rows, statistics: Any, key: Array) -> Any:
             return inner.terms(*roles(params, frozen, rows, key), rows, statistics, key)
@@ -77,8 +77,6 @@ class Adapting:
             inner,
             terms=terms,
             batch_statistics=None if inner.batch_statistics is None else batch_statistics,
-            moved=None,
-            synced=None,
             random=inner.random or bool(rate),
         )
 

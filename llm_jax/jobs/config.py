@@ -96,6 +96,8 @@ class PreferenceConfig:
     """KTO: weight of desirable answers."""
     undesirable_weight: float = 1.0
     """KTO: weight of undesirable answers."""
+    running_delta: bool = False
+    """bco, bco_unpaired: the reward shift is of all batches so far (the paper's moving average), not of this batch."""
     sync_ref_model: bool = False
     """TR-DPO: the reference follows the policy (needs reference_logps=live)."""
     ref_model_mixup_alpha: float = 0.6

@@ -23,6 +23,7 @@ from llm_jax.data.checking import check_lengths
 from llm_jax.data.examples import Kind
 from llm_jax.data.prepare import MANIFEST, prepare
 from llm_jax.data.rows import PAIR_COLUMNS
+from llm_jax.jobs import running as means
 from llm_jax.jobs.adapting import Adapting, check_adapter, with_loraplus
 from llm_jax.jobs.balancing import PREFIX
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin, token_ids, write_architecture, write_generation_config
@@ -251,6 +252,7 @@ def fit(
     policy: Callable[[], Params],
     *,
     evaluation: Objective,
+    running: bool = False,
     frozen: Callable[[], Params] = dict,
     frozen_decoders: Mapping[str, Decoder] | None = None,
     columns: Columns | None = None,
@@ -266,6 +268,7 @@ def fit(
       objective: from `jobs.terms`, of `s.policy`.
       evaluation: the same, as held-out rows are scored: without what is added in training only.
       policy: the model's parameters at first; called only where there is no checkpoint, or an adapter is trained.
+      running: whether the objective carries means over batches (`jobs/running.py`).
       frozen: parameters of further roles, by role, likewise.
       frozen_decoders: their architectures.
       columns: further arrays that the rows carry, such as a reference's log-probabilities.
@@ -282,7 +285,13 @@ def fit(
         objective, evaluation = s.objective(objective, training=True), s.objective(evaluation, training=False)
     for role, decoder in (frozen_decoders or {}).items():
         declared[role], frozen_abstract[role] = declarations(decoder), abstract_params(decoder)
-    optimizer, averaged = policy_optimizer(config, s.decoder, adapter_of(s.config)), config.ema_decay is not None
+    carried: Params = {means.ROLE: means.nothing_yet()} if running else {}
+    if running:
+        declared[means.ROLE], abstract[means.ROLE] = means.DECLARATIONS, means.abstract()
+    optimizer, averaged = (
+        policy_optimizer(config, s.decoder, adapter_of(s.config), running),
+        config.ema_decay is not None,
+    )
     loaders = {}
     for split, rows in (("train", s.data.train), ("eval", s.data.eval)):
         training = split == "train"
@@ -299,8 +308,8 @@ def fit(
     def initial() -> Any:
         first = policy()
         if adapting is None:
-            return init_state({"policy": first}, optimizer, declared, s.plan, frozen=frozen(), ema=averaged)
-        trained = {"policy": adapting.init(first, config.seed)}
+            return init_state({"policy": first, **carried}, optimizer, declared, s.plan, frozen=frozen(), ema=averaged)
+        trained = {"policy": adapting.init(first, config.seed), **carried}
         fixed = {**adapting.frozen(first, s.plan), **frozen()}
         return init_state(trained, optimizer, declared, s.plan, frozen=fixed, ema=averaged)
 
@@ -377,15 +386,18 @@ def export_adapter(s: Setup, trained: Params) -> None:
     copy_tokenizer(s.workdir.tokenizer, s.workdir.export)
 
 
-def policy_optimizer(config: TrainConfig, decoder: Decoder, adapter: LoraConfig | None = None) -> Optimizer:
-    """The optimizer of the role `policy`: of a model, or of an adapter on it. Raises UserError as `make_optimizer` and
-    `Adaptation`."""
+def policy_optimizer(
+    config: TrainConfig, decoder: Decoder, adapter: LoraConfig | None = None, running: bool = False
+) -> Optimizer:
+    """The optimizer of the role `policy`: of a model, or of an adapter on it. `running`: means are carried beside it.
+    Raises UserError as `make_optimizer` and `Adaptation`."""
     layouts = {"policy": layout(decoder)}
+    carried = {means.ROLE: means.DECLARATIONS} if running else {}
     if adapter is not None:
-        declared = {"policy": Adaptation(decoder, adapter).declarations}
+        declared = {"policy": Adaptation(decoder, adapter).declarations, **carried}
         rules = with_loraplus(config.optimizer, adapter)
         return make_optimizer(rules, declared, config.steps, freeze=config.freeze, layouts=layouts)
-    declared = {"policy": declarations(decoder)}
+    declared = {"policy": declarations(decoder), **carried}
     freeze = frozen_patterns(config, decoder.config)
     return make_optimizer(config.optimizer, declared, config.steps, freeze=freeze, layouts=layouts)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from llm_jax import objectives
+from llm_jax.jobs import running
 from llm_jax.jobs.first_pass import own_rows, split_statistics, with_first_pass
 from llm_jax.jobs.preference_loss import SMOOTHED_BY_PAIR, PreferenceLoss, Term
 from llm_jax.jobs.regularization import NONE, Regularization
@@ -16,6 +17,7 @@ from llm_jax.jobs.terms import Sums, over_tokens, routing, source_metrics, sourc
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.mtp import same_document
 from llm_jax.models.parameter import bind
+from llm_jax.objectives.preference.bco_unpaired import Running
 from llm_jax.training.terms import Objective, Params, Rows, Statistics
 
 Reference = Literal["stored", "live", "none"]
@@ -110,6 +112,7 @@ def paired_objective(
                 tokens = jnp.maximum(totals[f"{kind}_tokens"], 1.0)
                 own[f"{kind}_nll"] = objectives.nll_shares(own[f"{kind}_nll"], tokens, totals["pairs"])
         weights = pair_weights(rows, own, scores, mask)
+        before = running.so_far(params) if loss.running_delta else None
         sums, losses, metrics = {}, jnp.zeros_like(own["chosen_logps"]), {}
         if reference != "none" and not any(term.named.has_beta for term in loss.terms):
             metrics = objectives.implicit_rewards(*logps_of(own), beta=loss.beta)  # pyright: ignore[reportCallIssue]
@@ -117,7 +120,7 @@ def paired_objective(
         for term in sorted(loss.terms, key=lambda term: not term.named.has_beta):
             given = arguments(term, own, rows)
             if term.named.statistics is not None:
-                given[term.named.statistics] = statistic(term, own | {"present": present}, of_batch)
+                given[term.named.statistics] = statistic(term, own | {"present": present}, of_batch, before)
             values, said = term.function(*logps_of(own, term.named.reference), **(dict(term.arguments) | given))
             values = values if weights is None else values * weights
             sums[term.name] = over_pairs(values, present)
@@ -132,6 +135,9 @@ def paired_objective(
             "logits/chosen": over_tokens(scores["mean_logit"], chosen),
             "logits/rejected": over_tokens(scores["mean_logit"], rejected),
         }
+        if loss.running_delta:
+            rewards = {side: loss.beta * (own[f"{side}_logps"] - own[f"ref_{side}_logps"]) for side in SIDES}
+            metrics |= running.sums(rewards, dict.fromkeys(SIDES, present))
         metrics |= token_count(rows) | routing(scores) | source_values(rows, losses, present, sources)
         metrics |= source_values(rows, right, present, sources, ACCURACIES) if judged else {}
         return sums | extra.terms(scores, of_routers), metrics
@@ -150,13 +156,14 @@ def paired_objective(
         pairs = (batch["pair_index"] >= 0).sum().astype(jnp.float32)
         return {term.name: pairs for term in loss.terms} | extra.weights(batch)
 
-    return Objective(
+    objective = Objective(
         terms,
         weights,
         {term.name: term.factor for term in loss.terms} | extra.coefficients,
         sparse=source_metrics(sources) + (source_metrics(sources, ACCURACIES) if judged else ()),
         **with_first_pass(extra.of_objective(decoder), first_pass if nlls or matched else None),
     )
+    return running.carrying(objective) if loss.running_delta else objective
 
 
 def chosen_side(rows: Rows) -> Array:
@@ -181,8 +188,9 @@ def logps_of(own: Mapping[str, Array], reference: bool = True) -> list[Array]:
     return [own[name] for name in names]
 
 
-def statistic(term: Term, own: Mapping[str, Array], of_batch: Statistics | None) -> Any:
-    """A loss's statistic of the whole batch, from what the first pass found; without one the rows are all there is."""
+def statistic(term: Term, own: Mapping[str, Array], of_batch: Statistics | None, before: Running | None = None) -> Any:
+    """A loss's statistic of the whole batch, from what the first pass found; without one the rows are all there is.
+    BCO's shift is that of the batches `before` too."""
     count = own["present"].shape[0]
     whole = own if of_batch is None else Statistics(of_batch.values["logps"], of_batch.index).everything
     logps = logps_of(jax.lax.stop_gradient(dict(whole)))
@@ -190,7 +198,7 @@ def statistic(term: Term, own: Mapping[str, Array], of_batch: Statistics | None)
         policy, ref = (jnp.stack(logps[i : i + 2]) for i in (0, 2))
         labels = jnp.stack([jnp.ones_like(whole["present"]), jnp.zeros_like(whole["present"])])
         present = jnp.stack([whole["present"]] * 2)
-        return objectives.bco_delta(policy, ref, labels, term.arguments["beta"], present)[0]
+        return objectives.bco_delta(policy, ref, labels, term.arguments["beta"], present, before)[0]
     matched = {"aot": objectives.aot_matched, "aot_unpaired": objectives.aot_unpaired_matched}[term.named.function]
     found = matched(*logps, whole["present"])
     return found if of_batch is None else own_rows(found, of_batch.index, count)

@@ -130,6 +130,7 @@ def train_preference(node: "Node", rows: LiveRows | None = None) -> None:
         objective,
         lambda: load_merged(policy.path, mesh=config.mesh).params,
         evaluation=make(*decoders, **of_reference),
+        running=loss.running_delta,
         frozen=frozen,
         frozen_decoders={"ref": Decoder(reference.model)} if apart else None,
         columns=columns,

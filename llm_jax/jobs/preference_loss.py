@@ -41,6 +41,7 @@ class PreferenceLoss:
     beta: float
     ld_alpha: float | None = None
     use_weighting: bool = False
+    running_delta: bool = False
 
     @property
     def unpaired(self) -> bool:
@@ -93,7 +94,7 @@ def preference_loss(config: PreferenceConfig) -> PreferenceLoss:
         Term(name, named, factor, getattr(objectives, named.function), _arguments(config, named))
         for (name, named), factor in zip(chosen.items(), factors, strict=True)
     )
-    return PreferenceLoss(terms, config.beta, config.ld_alpha, config.use_weighting)
+    return PreferenceLoss(terms, config.beta, config.ld_alpha, config.use_weighting, config.running_delta)
 
 
 def _names(config: PreferenceConfig) -> tuple[str, ...]:
@@ -154,6 +155,10 @@ def _check_unread(config: PreferenceConfig, chosen: Mapping[str, Named]) -> None
                 f"{name}={getattr(config, name)} is set, but loss_type={','.join(chosen)} does not read it"
                 f" ({', '.join(readers)} would)"
             )
+    if config.running_delta and all(named.statistics != "delta" for named in chosen.values()):
+        raise UserError(
+            f"running_delta=True is set, but loss_type={','.join(chosen)} has no reward shift (bco, bco_unpaired have)"
+        )
     divergence = config.f_divergence_type
     if not divergence.startswith("alpha") and config.f_alpha_divergence_coef != _default("f_alpha_divergence_coef"):
         raise UserError(

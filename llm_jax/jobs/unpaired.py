@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from llm_jax import objectives
+from llm_jax.jobs import running
 from llm_jax.jobs.first_pass import split_statistics, with_first_pass
 from llm_jax.jobs.paired import SIDES, Reference
 from llm_jax.jobs.preference_loss import PreferenceLoss
@@ -16,6 +17,7 @@ from llm_jax.jobs.scoring import mismatched_logps, of_segment, score_rows, sum_b
 from llm_jax.jobs.terms import Sums, over_tokens, routing, source_metrics, source_values, token_count
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import bind
+from llm_jax.objectives.preference.bco_unpaired import Running
 from llm_jax.training.terms import Objective, Pairs, Params, Rows, per_unit
 
 SIDED = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
@@ -81,7 +83,8 @@ def unpaired_objective(
         of_batch, of_routers = split_statistics(statistics, bool(loss.statistics))
         known = {"logps": logps, "ref_logps": ref_logps, "labels": labels, "present": present}
         known = known if of_batch is None else of_batch.everything
-        found = {name: statistic(name, known, loss.beta) for name in loss.statistics}
+        before = running.so_far(params) if loss.running_delta else None
+        found = {name: statistic(name, known, loss.beta, before) for name in loss.statistics}
         sums, losses, metrics = {}, jnp.zeros_like(logps), {}
         for term in loss.terms:
             needed = term.named.statistics
@@ -91,6 +94,11 @@ def unpaired_objective(
             sums[term.name] = jnp.where(present, values, 0.0).sum()
             losses, metrics = losses + term.factor * values, said | metrics
         averaged = _by_label(metrics, present, labels) | _watched(logps, ref_logps, mask, rows, present, labels)
+        if loss.running_delta:
+            rewards = loss.beta * (logps - ref_logps)
+            averaged |= running.sums(
+                dict.fromkeys(SIDES, rewards), {"chosen": present & labels, "rejected": present & ~labels}
+            )
         averaged |= {"entropy": over_tokens(scores["entropy"], mask)}
         desirable = mask & of_segment(labels, rows["segment_ids"])
         averaged["logits/chosen"] = over_tokens(scores["mean_logit"], desirable)
@@ -104,20 +112,21 @@ def unpaired_objective(
 
     further = with_first_pass(extra.of_objective(decoder), first_pass if loss.statistics else None, of_one=z)
     further["summary"] = _with_margins(further.get("summary"))
-    return Objective(
+    objective = Objective(
         terms,
         weights,
         {term.name: term.factor for term in loss.terms} | extra.coefficients,
         sparse=(*SIDED, *source_metrics(sources)),
         **further,
     )
+    return running.carrying(objective) if loss.running_delta else objective
 
 
-def statistic(name: str, whole: Mapping[str, Array], beta: float) -> Array:
-    """A statistic of the whole batch."""
+def statistic(name: str, whole: Mapping[str, Array], beta: float, before: Running | None) -> Array:
+    """A statistic of the whole batch, and of those `before`."""
     if name == "kl":
         return objectives.kto_kl(whole["kl_logps"], whole["ref_kl_logps"], whole["present"])
-    return objectives.bco_delta(whole["logps"], whole["ref_logps"], whole["labels"], beta, whole["present"])[0]
+    return objectives.bco_delta(whole["logps"], whole["ref_logps"], whole["labels"], beta, whole["present"], before)[0]
 
 
 def _by_label(metrics: dict[str, Array], present: Array, labels: Array) -> Pairs:

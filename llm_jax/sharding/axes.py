@@ -27,6 +27,7 @@ WEIGHT_AXES: dict[str, str | None] = {
     "head_dim": None,
     "rank": None,
     "rank_scales": None,
+    "statistics": None,
     "layers": None,
 }
 ACTIVATION_AXES: dict[str, str | None] = {
@@ -44,8 +45,8 @@ ACTIVATION_AXES: dict[str, str | None] = {
     "head_dim": None,
 }
 # Weights with one of these are used in float32, whatever the compute dtype: a rounded router picks other experts, and
-# how fast a state fades acts once for every token that it lives through.
-FLOAT32_AXES = ("router", "inner_rates", "ssm_heads_rates", "rank_scales")
+# how fast a state fades acts once for every token that it lives through; a mean of a run is no weight.
+FLOAT32_AXES = ("router", "inner_rates", "ssm_heads_rates", "rank_scales", "statistics")
 # ZeRO cuts weights over this axis, wherever the table leaves a dimension free.
 STORAGE_AXIS = "data"
 # The layer loop slices this axis, so a cut along it would put whole layers on single devices.

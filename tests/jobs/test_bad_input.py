@@ -165,6 +165,7 @@ def of_file(config: str, content: str | bytes, *said: str):
             "reference_logps=none --config.loss_type=hinge",
             ["hinge is measured against a reference (cpo_hinge is without one)"],
         ),
+        ("dpo.py:test", {}, "running_delta=true", ["running_delta=True", "sigmoid has no reward shift (bco, "]),
         ("dpo.py:test", {}, "sync_ref_model=true", ["sync_ref_model=True", "set live"]),
         ("dpo.py:test", {}, "ref_model_sync_steps=5", ["ref_model_sync_steps=5 is set, but only sync_ref_model=True"]),
         ("dpo.py:test", {}, "loss_type=sppo", ["sppo needs `chosen_score` of every pair"]),

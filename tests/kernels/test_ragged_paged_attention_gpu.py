@@ -11,12 +11,17 @@ from tests.kernels import devices, paged
 from tests.kernels.numerics import assert_float32, assert_half
 from tests.kernels.pairwise import covering
 
-OPTIONS = paged.OPTIONS | {
-    "dtype": ("bfloat16", "float16"),
-    "page": (16, 64),
-    "heads": ((2, 3), (1, 4)),
-}
-CASES = covering(OPTIONS, paged.allowed)
+OPTIONS = paged.OPTIONS | {"dtype": ("bfloat16", "float16"), "page": (16, 64)}
+FEW = OPTIONS | {"dtype": ("bfloat16",), "batch": ("decode", "mixed"), "heads": ((1, 4),), "values": ("same",)}
+CASES = covering(FEW) + [
+    dict(zip(OPTIONS, values, strict=True))
+    for values in (
+        ("prefill", "bfloat16", None, 32, (2, 3), "other", 6, None, True, True, True),
+        ("decode", "bfloat16", "int8", 32, (1, 4), "latent", None, 2.0, False, False, False),
+        ("mixed", "bfloat16", None, 32, (1, 4), "latent", 6, None, False, True, False),
+    )
+]
+MORE = [case for case in covering(OPTIONS, paged.allowed) if case not in CASES]
 
 
 def run(args, options, implementation, **more):
@@ -26,11 +31,13 @@ def run(args, options, implementation, **more):
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=paged.name)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)], ids=paged.name
+)
 def test_equals_the_formula(case, monkeypatch):
     if case["lse"]:
         monkeypatch.setattr(gpu, "num_splits", lambda tiles, blocks: 2)
-    args, options, kept = paged.make(case, head_dim=192 if case["values"] == "latent" else 64, value_dim=128)
+    args, options, kept = paged.make(case, head_dim=128 if case["values"] == "latent" else 64, value_dim=128)
     want_out, want_lse = paged.formula(args, options, kept)
     got = run(args, options, "gpu", return_lse=case["lse"])
     out, lse = got if case["lse"] else (got, None)
@@ -61,7 +68,9 @@ def test_parts_are_put_together_by_their_log_sum_exps():
 
 
 def test_slots_that_no_token_sees_change_nothing():
-    case = CASES[0] | {"batch": "mixed", "dtype": "bfloat16", "packed": None, "page": 32, "window": 6}
+    case = CASES[0] | {"batch": "mixed", "packed": None, "page": 32, "window": 6}
     (q, pages, *rest), options, _ = paged.make(case, head_dim=64, value_dim=128)
     other = paged.changed(pages, paged.unseen(case, (q, pages, *rest)), 1e4)
-    np.testing.assert_array_equal(*(run((q, x, *rest), options, "gpu") for x in (pages, other)))
+    with devices.interpreter("gpu"):
+        attend = jax.jit(lambda pages: ragged_paged_attention(q, pages, *rest, implementation="gpu", **options))
+        np.testing.assert_array_equal(attend(pages), attend(other))

@@ -11,18 +11,30 @@ from tests.kernels import devices, paged
 from tests.kernels.numerics import assert_float32, assert_half
 from tests.kernels.pairwise import covering
 
-OPTIONS = paged.OPTIONS | {"dtype": ("bfloat16", "float32"), "page": (32,), "heads": ((2, 3), (1, 4))}
-CASES = covering(OPTIONS, paged.allowed)
+OPTIONS = paged.OPTIONS | {"dtype": ("bfloat16", "float32"), "page": (32, 64)}
+FEW = OPTIONS | {"page": (32,), "batch": ("decode", "mixed"), "heads": ((1, 4),), "values": ("same",)}
+CASES = covering(FEW) + [
+    dict(zip(OPTIONS, values, strict=True))
+    for values in (
+        ("prefill", "bfloat16", None, 32, (2, 3), "other", 6, None, True, True, True),
+        ("decode", "bfloat16", "int8", 32, (1, 4), "latent", None, 2.0, False, False, False),
+        ("mixed", "bfloat16", None, 32, (1, 4), "latent", 6, None, False, True, False),
+    )
+]
+SIZES = Sizes(rows=16, block=32)
+MORE = [case for case in covering(OPTIONS, paged.allowed) if case not in CASES]
 
 
 def run(args, options, implementation, **more):
-    with devices.interpreter(implementation), trying("ragged_paged_attention", "tpu", Sizes(rows=16, block=32)):
+    with devices.interpreter(implementation), trying("ragged_paged_attention", "tpu", SIZES):
         return jax.jit(lambda *args: ragged_paged_attention(*args, implementation=implementation, **options, **more))(
             *args
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=paged.name)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)], ids=paged.name
+)
 def test_equals_the_formula(case):
     args, options, kept = paged.make(case, multiple=128)
     want_out, want_lse = paged.formula(args, options, kept)
@@ -37,7 +49,9 @@ def test_equals_the_formula(case):
 
 
 def test_slots_that_no_token_sees_change_nothing():
-    case = CASES[0] | {"batch": "mixed", "dtype": "bfloat16", "packed": None, "page": 32, "window": 6}
+    case = CASES[0] | {"batch": "mixed", "packed": None, "page": 32, "window": 6}
     (q, pages, *rest), options, _ = paged.make(case, multiple=128)
     other = paged.changed(pages, paged.unseen(case, (q, pages, *rest)), 1e4)
-    np.testing.assert_array_equal(*(run((q, x, *rest), options, "tpu") for x in (pages, other)))
+    with devices.interpreter("tpu"), trying("ragged_paged_attention", "tpu", SIZES):
+        attend = jax.jit(lambda pages: ragged_paged_attention(q, pages, *rest, implementation="tpu", **options))
+        np.testing.assert_array_equal(attend(pages), attend(other))

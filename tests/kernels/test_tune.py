@@ -166,4 +166,4 @@ def test_cases_make_calls_that_the_op_takes(op):
     assert case.bytes == inputs + outputs if op != "ragged_paged_attention" else case.bytes <= inputs + outputs
     assert all(jnp.issubdtype(case.arrays[i].dtype, jnp.floating) for i in case.differentiable)
     for name, groups in made.CANDIDATES.items():
-        assert name in choice.find(op).implementations and isinstance(groups, tuple)
+        assert name.removesuffix("_backward") in choice.find(op).implementations and isinstance(groups, tuple)

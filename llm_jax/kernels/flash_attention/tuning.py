@@ -25,6 +25,11 @@ SHAPE = {
     "sinks": 0,
 }
 CANDIDATES = {
+    "gpu": ({"q_block": (64, 128), "kv_block": (64, 96, 128, 160, 256), "stages": (2, 3), "producer": (0, 1)},),
+    "gpu_backward": (
+        {"dq_q_block": (64, 128), "dq_kv_block": (32, 64, 128), "dq_stages": (2, 3)},
+        {"dkv_kv_block": (64, 128), "dkv_q_block": (32, 64, 128), "dkv_stages": (2, 3), "dkv_panels": (1, 2)},
+    ),
     "tpu": (
         {"q": (256, 512, 1024, 2048), "kv": (256, 512, 1024, 2048)},
         {"dq_q": (256, 512, 1024), "dq_kv": (256, 512, 1024)},

@@ -42,6 +42,8 @@ def supports(spec: RaggedSpec, platform: str) -> str | None:
         return f"sizes {(spec.head_dim, spec.value_dim)} must be multiples of 64, latent values of 128"
     if spec.value_dim > (512 if spec.latent else 256):
         return f"values of {spec.value_dim} numbers do not fit into registers"
+    if spec.latent and spec.packed and spec.value_dim > 256:
+        return f"{spec.page_dtype} latent values of {spec.value_dim} numbers do not fit into registers"
     if spec.page_size not in (16, 32) and spec.page_size % 64:
         return f"page size {spec.page_size} must be 16, 32 or a multiple of 64"
     if spec.table > TABLE:

@@ -34,6 +34,8 @@ from llm_jax.kernels.ragged_paged_attention.pages import Pages
 from llm_jax.kernels.ragged_paged_attention.spec import RaggedSpec
 from llm_jax.kernels.ragged_paged_attention.work import Tiles
 
+WIDE = 128
+"""Columns of values beyond which all blocks go through one loop: further copies of it take scarce registers."""
 COPIED = 256
 """The most numbers along an axis that one copy brings."""
 STORED_ROWS = 8
@@ -70,9 +72,9 @@ def attention(
 
     def kernel(
         q, k, v, k_scales, v_scales, slopes, sinks, meta, tables, out, lse, *, q_smem, ids, lse_smem, buffers,
-        k_scales_smem, v_scales_smem, k_unpacked, v_unpacked, **barriers
+        k_scales_smem, v_scales_smem, **barriers
     ):  # fmt: skip
-        (k_smem, v_smem), (out_smem,) = buffers
+        (k_smem, v_smem, k_unpacked, v_unpacked), (out_smem,) = buffers
         v_smem = k_smem if spec.latent else v_smem
         part, tile, head = lax.axis_index("parts"), lax.axis_index("tiles"), lax.axis_index("heads")
         warpgroup = lax.axis_index("warpgroup")
@@ -167,7 +169,7 @@ def attention(
                 rewrite(keys, k_unpacked, start, hide=spec.latent and masked)
                 keys, scales = k_unpacked, per_column(k_scales_smem.at[buffer])
             elif spec.latent and masked:
-                rewrite(keys, keys, start, hide=True)
+                pl.when((start < first) | (start + block > end))(lambda: rewrite(keys, keys, start, hide=True))
             scores = product(queries, keys.T)
             if not spec.latent:
                 plgpu.barrier_arrive(barriers["k_empty"].at[buffer])
@@ -224,7 +226,10 @@ def attention(
                 total += jnp.where(part == 0, 1.0, 0.0)
             state = top, total, constant((WARPGROUP_ROWS, columns), 0.0)
             sections = ((low, full_low, True), (full_low, full_high, False), (full_high, high, True))
-            for start, stop, masked in sections[spec.window is None :]:
+            sections = sections[spec.window is None :]
+            if columns > WIDE:
+                sections = ((low, high, True),)
+            for start, stop, masked in sections:
                 body = functools.partial(step_of, masked=masked, panel=panel)
                 state = lax.fori_loop(start, stop, body, state)
             top, total, acc = state
@@ -266,13 +271,16 @@ def attention(
             ids=plgpu.SMEM(tables.shape[1:], jnp.int32),
             lse_smem=plgpu.SMEM((warpgroups, WARPGROUP_ROWS), jnp.float32),
             buffers=plgpu.RefUnion(
-                [kept(stages, block, H), None if spec.latent else kept(stages, block, spec.value_dim)],
+                [
+                    kept(stages, block, H),
+                    None if spec.latent else kept(stages, block, spec.value_dim),
+                    unpacked(block, H),
+                    None if spec.latent else unpacked(block, spec.value_dim),
+                ],
                 [matrices(out_smem, dtype) if splits == 1 else plgpu.SMEM(out_smem, jnp.float32)],
             ),
             k_scales_smem=scales,
             v_scales_smem=None if spec.latent else scales,
-            k_unpacked=unpacked(block, H),
-            v_unpacked=None if spec.latent else unpacked(block, spec.value_dim),
             q_full=plgpu.Barrier(num_barriers=row_groups),
             ids_full=plgpu.Barrier(),
             k_full=plgpu.Barrier(**full),
