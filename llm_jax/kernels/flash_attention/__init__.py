@@ -58,7 +58,8 @@ def flash_attention(
         dropout_rate: share of the softmax's weights set to 0, the others divided by 1 - dropout_rate; the log-sum-exp
             is without. `dropout_keys`: data of a Threefry key per row and query head. Only "reference" has it.
         return_lse: also return float32[B, T, N], the log-sum-exp of the row with its sink, in nats.
-        implementation: "tpu", "xla" or "reference"; None takes the best one for the machine. See `kernels.explain`.
+        implementation: "tpu", "gpu" (Hopper), "xla" or "reference"; None takes the best one for the machine. See
+            `kernels.explain`.
 
     Returns:
         [B, T, N, Hv] in q's dtype, or that and the log-sum-exp. A query that sees no key gives 0, log-sum-exp -inf

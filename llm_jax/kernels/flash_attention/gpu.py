@@ -21,6 +21,8 @@ def supports(spec: AttentionSpec, platform: str) -> str | None:
     """bfloat16 and float16 on Hopper, head sizes to 256, no dropout."""
     if (reason := hopper_refusal(platform)) is not None:
         return reason
+    if 0 in (spec.batch, spec.q_len, spec.kv_len):
+        return "no queries or no keys"
     if spec.dropout:
         return "no attention dropout (dropout_rate); the reference has it"
     if spec.dtype not in ("bfloat16", "float16"):

@@ -13,14 +13,7 @@ from jaxtyping import Array, Float
 
 from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
-from llm_jax.kernels.flash_attention.spec import (
-    AttentionSpec,
-    Rows,
-    alibi_bias,
-    first_position,
-    may_hold_unseen,
-    visible,
-)
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, Rows, alibi_bias, first_position, visible
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras
 from llm_jax.kernels.flash_attention.tpu_schedule import MASKED, UNMASKED, inner, outer
 
