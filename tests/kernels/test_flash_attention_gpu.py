@@ -1,5 +1,7 @@
 """flash_attention's Hopper kernels in the GPU interpreter: against float64, and what no query may see."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,9 @@ CASES = OPTIONS | {
     "heads": [(2, 1)],
     "lengths": [(70, 70), (66, 134), (134, 70)],
 }
-PLAIN = dict(sizes=(64, 64), heads=(2, 1), lengths=(70, 70), softcap=None, alibi=False, sinks=False, chunk=None)
+PLAIN: dict[str, Any] = dict(
+    sizes=(64, 64), heads=(2, 1), lengths=(70, 70), softcap=None, alibi=False, sinks=False, chunk=None
+)
 PLAIN["dtype"] = "bfloat16"
 FEW = CASES | {
     "lengths": [(70, 70), (66, 134)],

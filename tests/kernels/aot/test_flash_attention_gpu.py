@@ -20,8 +20,8 @@ MODELS = {
     "gpt-oss": dict(heads=(64, 8), sizes=(64, 64), window=128, sinks=True),
     "bloom": dict(heads=(112, 112), sizes=(128, 128), alibi=True),
 }
-ALLOWED = {"llm_jax_flash_attention_dkv": 200}
-"""Bytes of spills a thread, in both directions: a register or two of scalars where keys and values leave no room."""
+ALLOWED = {"llm_jax_flash_attention_dkv": 16}
+"""Bytes of spills a thread, in both directions: a scalar or two, where the mask is causal."""
 
 
 def program(heads, sizes, length=LENGTH, packed=False, sinks=False, alibi=False, **options):
@@ -43,8 +43,11 @@ def program(heads, sizes, length=LENGTH, packed=False, sinks=False, alibi=False,
     return run, arrays, data, jax.ShapeDtypeStruct((1, length, N, Hv), bf16)
 
 
+SPILLS = pytest.mark.xfail(reason="head size 256 with a soft cap: the backward kernels spill", strict=True)
+
+
 @pytest.mark.aot_gpu
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(x, marks=SPILLS) if x == "gemma 2 9B" else x for x in MODELS])
 def test_compiles_without_spills(model):
     pytest.importorskip("jax_cuda13_plugin")
     compiled = gpu_compile(*program(**MODELS[model]))
