@@ -25,10 +25,8 @@ CASES = OPTIONS | {
     "heads": [(2, 1)],
     "lengths": [(70, 70), (66, 134), (134, 70)],
 }
-PLAIN: dict[str, Any] = dict(
-    sizes=(64, 64), heads=(2, 1), lengths=(70, 70), softcap=None, alibi=False, sinks=False, chunk=None
-)
-PLAIN["dtype"] = "bfloat16"
+SMALL = dict(sizes=(64, 64), heads=(2, 1), lengths=(70, 70))
+PLAIN: dict[str, Any] = SMALL | dict(softcap=None, alibi=False, sinks=False, chunk=None, dtype="bfloat16")
 FEW = CASES | {
     "lengths": [(70, 70), (66, 134)],
     "mask": ["causal", "full", "window"],
@@ -118,7 +116,7 @@ def test_a_key_that_is_not_seen_changes_nothing(case):
 @pytest.mark.parametrize("mask", MASKS)
 def test_sections_hold_what_is_visible(mask, data):
     """Nothing visible is outside of [low, high), and nothing hidden within [full_low, full_high)."""
-    arrays, options = make_case(**PLAIN | dict(mask=mask, data=data, lengths=(200, 200)))
+    arrays, options = make_case(**(PLAIN | {"mask": mask, "data": data, "lengths": (200, 200)}))
     spec = attention_spec(**arrays, **options)
     names = ("segment_ids", "q_positions", "kv_positions", "kv_ranges")
     masks = mask_arrays(spec, **{name: options.get(name) for name in names})
@@ -168,9 +166,10 @@ def test_inside_shard_map(monkeypatch):
 
 
 def test_what_is_refused():
-    arrays, options = make_case(**PLAIN | dict(mask="causal", data="none"))
+    arrays: Any
+    arrays, options = make_case(**(PLAIN | {"mask": "causal", "data": "none"}))
 
-    def reason(**change):
+    def reason(**change) -> Any:
         with devices.target(devices.GPU):
             return explain(flash_attention, **arrays | change, **options).reasons.get("gpu")
 
