@@ -140,9 +140,7 @@ def test_sections_hold_what_is_visible(mask, data):
 
 def test_inside_shard_map(monkeypatch):
     """Traced only: rows of the batch on two devices, slopes and sinks on both. Gradients have the types they should."""
-    arrays, options = make_case(
-        mask="causal", data="segments", **PLAIN | dict(lengths=(70, 70), alibi=True, sinks=True)
-    )
+    arrays, options = make_case(**(PLAIN | {"mask": "causal", "data": "segments", "alibi": True, "sinks": True}))
     segments = options.pop("segment_ids")
     d_out, _ = cotangents(arrays)
     P = jax.sharding.PartitionSpec
@@ -167,7 +165,7 @@ def test_inside_shard_map(monkeypatch):
 
 def test_what_is_refused():
     arrays: Any
-    arrays, options = make_case(**(PLAIN | {"mask": "causal", "data": "none"}))
+    arrays, options = make_case(mask="causal", data="none", **PLAIN)
 
     def reason(**change) -> Any:
         with devices.target(devices.GPU):
