@@ -86,18 +86,6 @@ def test_every_combination_of_options(mask):
         check(case)
 
 
-PLAIN = dict(
-    sizes=(64, 64),
-    heads=(2, 1),
-    lengths=(200, 200),
-    softcap=None,
-    alibi=False,
-    sinks=False,
-    chunk=None,
-    dtype="bfloat16",
-)
-
-
 @pytest.mark.parametrize("case", [dict(mask="window", data="none"), dict(mask="causal", data="segments")], ids=name)
 def test_a_key_that_is_not_seen_changes_nothing(case):
     """One key is made far larger: queries that may not see it get the same bits."""
