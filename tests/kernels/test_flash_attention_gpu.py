@@ -25,10 +25,8 @@ CASES = OPTIONS | {
     "heads": [(2, 1)],
     "lengths": [(70, 70), (66, 134), (134, 70)],
 }
-PLAIN: dict[str, Any] = dict(
-    sizes=(64, 64), heads=(2, 1), lengths=(70, 70), softcap=None, alibi=False, sinks=False, chunk=None
-)
-PLAIN["dtype"] = "bfloat16"
+SMALL = dict(sizes=(64, 64), heads=(2, 1), lengths=(70, 70))
+PLAIN: dict[str, Any] = SMALL | dict(softcap=None, alibi=False, sinks=False, chunk=None, dtype="bfloat16")
 FEW = CASES | {
     "lengths": [(70, 70), (66, 134)],
     "mask": ["causal", "full", "window"],
@@ -88,18 +86,6 @@ def test_every_combination_of_options(mask):
         check(case)
 
 
-PLAIN = dict(
-    sizes=(64, 64),
-    heads=(2, 1),
-    lengths=(200, 200),
-    softcap=None,
-    alibi=False,
-    sinks=False,
-    chunk=None,
-    dtype="bfloat16",
-)
-
-
 @pytest.mark.parametrize("case", [dict(mask="window", data="none"), dict(mask="causal", data="segments")], ids=name)
 def test_a_key_that_is_not_seen_changes_nothing(case):
     """One key is made far larger: queries that may not see it get the same bits."""
@@ -118,7 +104,7 @@ def test_a_key_that_is_not_seen_changes_nothing(case):
 @pytest.mark.parametrize("mask", MASKS)
 def test_sections_hold_what_is_visible(mask, data):
     """Nothing visible is outside of [low, high), and nothing hidden within [full_low, full_high)."""
-    arrays, options = make_case(**PLAIN | dict(mask=mask, data=data, lengths=(200, 200)))
+    arrays, options = make_case(**(PLAIN | {"mask": mask, "data": data, "lengths": (200, 200)}))
     spec = attention_spec(**arrays, **options)
     names = ("segment_ids", "q_positions", "kv_positions", "kv_ranges")
     masks = mask_arrays(spec, **{name: options.get(name) for name in names})
@@ -142,9 +128,7 @@ def test_sections_hold_what_is_visible(mask, data):
 
 def test_inside_shard_map(monkeypatch):
     """Traced only: rows of the batch on two devices, slopes and sinks on both. Gradients have the types they should."""
-    arrays, options = make_case(
-        mask="causal", data="segments", **PLAIN | dict(lengths=(70, 70), alibi=True, sinks=True)
-    )
+    arrays, options = make_case(**(PLAIN | {"mask": "causal", "data": "segments", "alibi": True, "sinks": True}))
     segments = options.pop("segment_ids")
     d_out, _ = cotangents(arrays)
     P = jax.sharding.PartitionSpec
@@ -168,9 +152,10 @@ def test_inside_shard_map(monkeypatch):
 
 
 def test_what_is_refused():
-    arrays, options = make_case(**PLAIN | dict(mask="causal", data="none"))
+    arrays: Any
+    arrays, options = make_case(mask="causal", data="none", **PLAIN)
 
-    def reason(**change):
+    def reason(**change) -> Any:
         with devices.target(devices.GPU):
             return explain(flash_attention, **arrays | change, **options).reasons.get("gpu")
 

@@ -43,11 +43,12 @@ def program(heads, sizes, length=LENGTH, packed=False, sinks=False, alibi=False,
     return run, arrays, data, jax.ShapeDtypeStruct((1, length, N, Hv), bf16)
 
 
-SPILLS = pytest.mark.xfail(reason="head size 256 with a soft cap: the backward kernels spill", strict=True)
+SPILLING = ("gemma 2 9B", "bloom")
+SPILLS = pytest.mark.xfail(reason="head size 256 with a soft cap, and ALiBi: backward kernels spill", strict=True)
 
 
 @pytest.mark.aot_gpu
-@pytest.mark.parametrize("model", [pytest.param(x, marks=SPILLS) if x == "gemma 2 9B" else x for x in MODELS])
+@pytest.mark.parametrize("model", [pytest.param(x, marks=SPILLS) if x in SPILLING else x for x in MODELS])
 def test_compiles_without_spills(model):
     pytest.importorskip("jax_cuda13_plugin")
     compiled = gpu_compile(*program(**MODELS[model]))
