@@ -119,9 +119,9 @@ LONGER = {
     "online": (
         f"{CONFIGS / 'iterative_dpo.py'}:online_test",
         {
-            "sample_every": 3,
+            "sample_every": 2,
             "data.generated.records": 400,
-            "preference.train.steps": 120,
+            "preference.train.steps": 200,
             "preference.train.batch_size": 4,
             "preference.train.checkpoint.every": 5,
             "preference.train.log_every": 7,
