@@ -24,13 +24,14 @@ from llm_jax.jobs.graph import Node
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.workdir import Workdir
 from tests.jobs.alignment.conftest import CONFIG, overrides
+from tests.jobs.conftest import CONFIGS
 
 KILLS = 12
 
 
-def start(workdir: Path, fields: list[tuple[str, str]]) -> subprocess.Popen:
+def start(workdir: Path, fields: list[tuple[str, str]], config: str = CONFIG) -> subprocess.Popen:
     flags = [f"--config.{name}={value}" for name, value in fields]
-    command = [sys.executable, "-m", "llm_jax.main", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+    command = [sys.executable, "-m", "llm_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -52,7 +53,7 @@ def left(workdir: Path, rounds: int) -> dict[str, object]:
     found: dict[str, object] = {}
     for number in range(1, rounds + 1):
         folder = workdir / "rounds" / f"{number:02d}"
-        for file in sorted([folder / "pairs.jsonl", *folder.glob("chunks/*"), *folder.glob("journal/*")]):
+        for file in sorted([folder / "pairs.jsonl", *folder.glob("**/chunks/*"), *folder.glob("**/journal/*")]):
             found[str(file.relative_to(workdir))] = file.read_bytes()
         found[f"{number}/eval"] = (folder / "eval.json").read_bytes()
         checkpoints = Checkpoints(Workdir(folder / "run").checkpoints)
@@ -103,25 +104,45 @@ def test_killed_while_it_samples_and_while_it_trains(rounds: Node, chain: dict[s
     check_equal(workdir, Path(rounds.workdir.path), 2)
 
 
+LONGER = {
+    "iterative": (
+        CONFIG,
+        {
+            "rounds": 6,
+            "prompts_per_round": 48,
+            "chunk": 4,
+            "data.generated.records": 400,
+            "preference.train.steps": 60,
+            "preference.train.log_every": 7,
+        },
+    ),
+    "online": (
+        f"{CONFIGS / 'iterative_dpo.py'}:online_test",
+        {
+            "sample_every": 2,
+            "data.generated.records": 400,
+            "preference.train.steps": 200,
+            "preference.train.batch_size": 4,
+            "preference.train.checkpoint.every": 5,
+            "preference.train.log_every": 7,
+        },
+    ),
+}
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments(chain: dict[str, Node], tmp_path: Path):
-    fields = [
-        *overrides(chain),
-        ("rounds", "6"),
-        ("prompts_per_round", "48"),
-        ("chunk", "4"),
-        ("sampling.max_tokens", "24"),
-        ("data.generated.records", "400"),
-        ("preference.train.steps", "60"),
-        ("preference.train.log_every", "7"),
-    ]
-    process = start(tmp_path / "whole", fields)
+@pytest.mark.parametrize("method", LONGER)
+def test_killed_at_random_moments(method: str, chain: dict[str, Node], tmp_path: Path):
+    config, longer = LONGER[method]
+    fields = [*overrides(chain), ("sampling.max_tokens", "24"), *((name, str(x)) for name, x in longer.items())]
+    rounds = int(longer.get("rounds", 1))
+    process = start(tmp_path / "whole", fields, config)
     assert process.wait() == 0, process.communicate()[1].decode()[-2000:]
     chance, kills, kinds = random.Random(int(os.environ.get("LLM_JAX_KILL_SEED", "0"))), 0, set()
     workdir = tmp_path / "killed"
 
     def files() -> int:
-        return sum(1 for _ in workdir.glob("rounds/*/chunks/*.json")) + sum(
+        return sum(1 for _ in workdir.glob("rounds/**/chunks/*.json")) + sum(
             1 for _ in workdir.glob("rounds/*/run/checkpoints/*/commit.json")
         )
 
@@ -130,13 +151,13 @@ def test_killed_at_random_moments(chain: dict[str, Node], tmp_path: Path):
         last = max(workdir.glob("rounds/*"), default=workdir)
         if (last / "eval.json").exists():
             return "between rounds"
-        if (last / "pairs.jsonl").exists():
-            return "training"
-        journal, chunks = (sum(1 for _ in last.glob(f"{name}/0*")) for name in ("journal", "chunks"))
-        return "scoring" if journal > chunks else "sampling"
+        journal, chunks = (sum(1 for _ in last.glob(f"**/{name}/0*")) for name in ("journal", "chunks"))
+        if journal > chunks:
+            return "scoring"
+        return "training" if (last / "pairs.jsonl").exists() else "sampling"
 
     while kills < KILLS:
-        process = start(workdir, fields)
+        process = start(workdir, fields, config)
         before, more = files(), chance.randint(1, 6)
         # Now and then as early as may be, else after some further chunks or checkpoints.
         if kills % 4:
@@ -145,7 +166,7 @@ def test_killed_at_random_moments(chain: dict[str, Node], tmp_path: Path):
         kill(process)
         kinds.add(kind())
         kills += 1
-    process = start(workdir, fields)
+    process = start(workdir, fields, config)
     assert process.wait() == 0, process.communicate()[1].decode()[-2000:]
     assert {"sampling", "training"} <= kinds or {"scoring", "training"} <= kinds, kinds
-    check_equal(workdir, tmp_path / "whole", 6)
+    check_equal(workdir, tmp_path / "whole", rounds)
