@@ -20,7 +20,8 @@ test-slow: .venv/dev
 	$(PYTHON) -m pytest -m "slow and not aot and not aot_gpu"
 
 # What is compiled for a device that is not there can't be read back from the cache.
-COMPILE_ONLY := JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=0 TPU_SKIP_MDS_QUERY=1 CUDA_VISIBLE_DEVICES=-1
+COMPILE_ONLY := JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=0 TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+	CUDA_VISIBLE_DEVICES=-1
 
 # libtpu lives in an environment of its own: beside it, every start of JAX looks for a TPU.
 test-aot: .venv-aot/ready

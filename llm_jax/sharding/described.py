@@ -61,7 +61,8 @@ def custom_calls(text: str) -> list[tuple[str, str]]:
         target = re.search(r'custom_call_target="([^"]+)"', line)
         if target is None:
             continue
-        kernel = re.search(r'op_name="(?:[^"]*/)?([^/"]+)/(?:pallas_call|mpmd_map)"', line)
+        # A kernel under transformations is named as in "transpose(jvp(NAME))".
+        kernel = re.search(r'op_name="(?:[^"]*[/(])?([^/"()]+)\)*/(?:pallas_call|mpmd_map)"', line)
         digest = re.search(r'kernel_hash = "((?:[^"\\]|\\.)*)"', line)
         calls.append((kernel[1] if kernel else target[1], digest[1] if digest else ""))
     return calls
