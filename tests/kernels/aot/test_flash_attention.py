@@ -1,6 +1,5 @@
 """flash_attention's kernels by the real compilers, at the shapes of models, forward and backward."""
 
-
 import jax
 import jax.numpy as jnp
 import pytest
