@@ -20,7 +20,8 @@ from tests.kernels.pairwise import covering, everything
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 """Interpreters compile longer than they run."""
 PER_HEAD = {"bfloat16": 1e-2, "float16": 2e-3}
-"""Gradients of slopes and sinks are few numbers, sums that cancel; the saved output that they need is rounded."""
+"""Gradients of slopes and sinks are few numbers, sums that cancel; the saved output that they need is rounded. Where it
+costs `xla`, all float32 but for that, more than half of this, up to twice its error."""
 CASES = OPTIONS | {
     "heads": [(2, 1)],
     "lengths": [(70, 70), (66, 134), (134, 70)],
@@ -61,7 +62,9 @@ def check(case):
         elif name in "qkv" or name == "out":
             assert_half(name, x, plain[name], exact[name])
         else:
-            assert distance(x, exact[name]) < PER_HEAD[case["dtype"]], name
+            rounded = compiled(options, "xla")(arrays, *cotangents(arrays))[name]
+            limit = max(PER_HEAD[case["dtype"]], 2 * distance(rounded, exact[name]))
+            assert distance(x, exact[name]) <= limit, name
 
 
 def name(case):

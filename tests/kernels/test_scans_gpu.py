@@ -12,7 +12,7 @@ from tests.kernels.scan_cases import Case, arguments, check_documents, check_num
 CASES = [
     Case("ssd", "bfloat16", True, True, {"heads": (2, 8), "groups": 1}, length=140),
     Case("ssd", "float16", False, False, {"heads": (1, 70), "groups": 1, "states": 70}),
-    Case("ssd", "bfloat16", False, True, {"heads": (2, 64), "groups": 2}),
+    Case("ssd", "bfloat16", False, True, {"heads": (4, 64), "groups": 2}),
     Case("selective_scan", "float32", True, True, {"channels": 5}, length=40),
 ]
 
