@@ -20,6 +20,9 @@ PAUSE = 0.25
 """Seconds between turns: OpenMP's threads keep spinning for 0.2."""
 HERE = Path(__file__).parent
 
+# transformers looks for a package `kernels`, and would take the benchmark of that name, which lies beside its workers.
+sys.modules["kernels"] = None  # pyright: ignore[reportArgumentType]
+
 
 def serve(name: str, step: Callable[[], Any], warmups: int = 2) -> None:
     """A worker's main loop. `step` does one whole step, waits for it, and returns its result: a loss, or tokens."""
