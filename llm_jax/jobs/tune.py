@@ -99,9 +99,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows = json.loads(path.read_text())
-        assert isinstance(rows, list) and all(set(KEYS) <= row.keys() for row in rows)
-    except (ValueError, AttributeError, AssertionError):
-        raise UserError(f"--write {path}: the file is there and is not a table of tile sizes") from None
+        good = isinstance(rows, list) and all(set(KEYS) <= row.keys() for row in rows)
+    except (ValueError, AttributeError):
+        good, rows = False, []
+    if not good:
+        raise UserError(f"--write {path}: the file is there and is not a table of tile sizes")
     return rows
 
 

@@ -26,3 +26,8 @@ def vary(tree: Any, axes: frozenset[str]) -> Any:
 def full(shape: Sequence[int], value: float, like: Any, dtype: Any = jnp.float32) -> Array:
     """A constant array that varies over the same mesh axes as the arrays of `like`."""
     return vary(jnp.full(shape, value, dtype), axes_of(like))
+
+
+def like(x: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """The type of a kernel's output that varies over the same mesh axes as `x`."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -1,9 +1,7 @@
 """What the TPU kernels of several ops share. Imports Pallas: for kernel modules only."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
@@ -16,11 +14,6 @@ VMEM_BYTES = 56 * 2**20
 def params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
     """Compiler parameters of a kernel with these semantics of its grid."""
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_BYTES)
-
-
-def like(x: Array, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
-    """The type of an output that varies over the same mesh axes as `x`."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def even(size: int, tile: int) -> int:

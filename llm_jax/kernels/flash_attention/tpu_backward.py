@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads, by_length, extras, rows_by_heads
@@ -111,8 +111,8 @@ def queries_gradient(
             ],
         ),
         out_shape=[
-            mosaic_tpu.like(saved.q, (spec.batch, spec.heads, tiles.q_padded, spec.head_dim), saved.q.dtype),
-            slopes_too and mosaic_tpu.like(saved.q, (spec.batch, spec.heads, 1, tiles.q_padded), jnp.float32),
+            manual_axes.like(saved.q, (spec.batch, spec.heads, tiles.q_padded, spec.head_dim), saved.q.dtype),
+            slopes_too and manual_axes.like(saved.q, (spec.batch, spec.heads, 1, tiles.q_padded), jnp.float32),
         ],
         compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary"),
         name="llm_jax_flash_attention_dq",
@@ -172,7 +172,7 @@ def keys_gradient(
             scratch_shapes=[pltpu.VMEM((bkv, width), jnp.float32) for width in widths],
         ),
         out_shape=[
-            mosaic_tpu.like(saved.k, (spec.batch, spec.kv_heads, tiles.kv_padded, width), saved.k.dtype)
+            manual_axes.like(saved.k, (spec.batch, spec.kv_heads, tiles.kv_padded, width), saved.k.dtype)
             for width in widths
         ],
         compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary", "arbitrary"),

@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads, by_length, extras
@@ -82,8 +82,8 @@ def forward(
             scratch_shapes=[statistic, statistic, pltpu.VMEM((bq, Hv), jnp.float32)],
         ),
         out_shape=[
-            mosaic_tpu.like(q, (B, N, tiles.q_padded, Hv), q.dtype),
-            mosaic_tpu.like(q, (B, N, 1, tiles.q_padded), jnp.float32),
+            manual_axes.like(q, (B, N, tiles.q_padded, Hv), q.dtype),
+            manual_axes.like(q, (B, N, 1, tiles.q_padded), jnp.float32),
         ],
         compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary"),
         name="llm_jax_flash_attention_forward",

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.grouped_matmul.tpu import Tiles
 from llm_jax.kernels.grouped_matmul.visits import visits
 
@@ -46,7 +46,7 @@ def rows_times(
             out_specs=pl.BlockSpec((m, b), of_products),
             scratch_shapes=[pltpu.VMEM((m, b), jnp.float32)],
         ),
-        out_shape=mosaic_tpu.like(rows, (rows.shape[0], made), rows.dtype),
+        out_shape=manual_axes.like(rows, (rows.shape[0], made), rows.dtype),
         compiler_params=mosaic_tpu.params("parallel", "arbitrary", "arbitrary"),
         name="llm_jax_grouped_matmul_input_gradient" if transposed else "llm_jax_grouped_matmul",
     )

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.grouped_matmul.tpu import Tiles
 from llm_jax.kernels.grouped_matmul.visits import visits
 
@@ -38,7 +38,7 @@ def sums_of_groups(
             out_specs=pl.BlockSpec((None, a, b), of_sums),
             scratch_shapes=[pltpu.VMEM((a, b), jnp.float32)],
         ),
-        out_shape=mosaic_tpu.like(x, (group_sizes.shape[0], x.shape[1], g.shape[1]), x.dtype),
+        out_shape=manual_axes.like(x, (group_sizes.shape[0], x.shape[1], g.shape[1]), x.dtype),
         compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary"),
         name="llm_jax_grouped_matmul_weight_gradient",
     )

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.linear_cross_entropy.tpu import Tiles
 from llm_jax.kernels.linear_cross_entropy.tpu_logits import LANES, column, columns, logits, pack, specs_by_tokens
@@ -36,7 +36,7 @@ def hidden_gradient(
     call = pl.pallas_call(
         functools.partial(_hidden_kernel, spec=spec, names=names),
         grid_spec=grid_spec,
-        out_shape=mosaic_tpu.like(hidden, hidden.shape, hidden.dtype),
+        out_shape=manual_axes.like(hidden, hidden.shape, hidden.dtype),
         compiler_params=mosaic_tpu.params("parallel", "arbitrary"),
         name="llm_jax_linear_cross_entropy_hidden_gradient",
     )
@@ -65,7 +65,7 @@ def head_gradient(
             pl.BlockSpec((tiles.tokens, LANES), lambda v, t: (t, 0)),
         ],
         out_specs=pl.BlockSpec((spec.width, vocab), lambda v, t: (0, v)),
-        out_shape=mosaic_tpu.like(hidden, head.shape, spec.head_dtype),
+        out_shape=manual_axes.like(hidden, head.shape, spec.head_dtype),
         scratch_shapes=[pltpu.VMEM((vocab, spec.width), jnp.float32)],
         compiler_params=mosaic_tpu.params("parallel", "arbitrary"),
         name="llm_jax_linear_cross_entropy_head_gradient",

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.linear_cross_entropy.tpu import Tiles
 from llm_jax.kernels.linear_cross_entropy.tpu_logits import LANES, columns, logits, specs_by_tokens
@@ -43,7 +43,7 @@ def statistics(
     call = pl.pallas_call(
         functools.partial(_kernel, spec=spec),
         grid_spec=grid_spec,
-        out_shape=mosaic_tpu.like(hidden, (hidden.shape[0], LANES), jnp.float32),
+        out_shape=manual_axes.like(hidden, (hidden.shape[0], LANES), jnp.float32),
         compiler_params=mosaic_tpu.params("parallel", "arbitrary"),
         name="llm_jax_linear_cross_entropy",
     )

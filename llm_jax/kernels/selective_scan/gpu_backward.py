@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from llm_jax.kernels.manual_axes import like
 from llm_jax.kernels.selective_scan.gpu import CHUNK, GROUP, LANES, STATES, Layout
 from llm_jax.kernels.selective_scan.gpu_forward import (
     LANE,
@@ -20,7 +21,6 @@ from llm_jax.kernels.selective_scan.gpu_forward import (
     States,
     decays,
     kept,
-    like,
     load,
     load_states,
     step,

@@ -1,15 +1,14 @@
 """Outputs: one block of threads per row and 128 channels, over the chunks in order. And a step, for both passes."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from llm_jax.kernels.manual_axes import like
 from llm_jax.kernels.selective_scan.gpu import CHUNK, LANES, STATES, Layout
 
 STAGES = 2
@@ -19,11 +18,6 @@ PARAMS = plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0)
 
 States = tuple[Float[Array, " 128"], ...]
 """Of the channels, one vector per state."""
-
-
-def like(x: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """The type of an output that varies over the same mesh axes as `x`."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def load(ref: Any) -> Float[Array, " 128"]:

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.selective_scan.spec import ScanSpec
 from llm_jax.kernels.selective_scan.tpu import Layout
 from llm_jax.kernels.selective_scan.tpu_forward import GROUP, columns
@@ -76,7 +76,7 @@ def run(
     )
 
     def like(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return mosaic_tpu.like(u, shape, dtype)
+        return manual_axes.like(u, shape, dtype)
 
     call = pl.pallas_call(
         functools.partial(_kernel, cut=cut),

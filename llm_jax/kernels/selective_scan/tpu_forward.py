@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.selective_scan.spec import ScanSpec
 from llm_jax.kernels.selective_scan.tpu import Layout
 
@@ -86,7 +86,7 @@ def run(
         skip=pl.BlockSpec((1, W), lambda i, h, j: (0, h)),
         initial=state,
     )
-    kept = mosaic_tpu.like(u, (spec.batch, cut.chunks, *rates.shape), jnp.float32)
+    kept = manual_axes.like(u, (spec.batch, cut.chunks, *rates.shape), jnp.float32)
     call = pl.pallas_call(
         functools.partial(_kernel, cut=cut),
         grid=(spec.batch, cut.tiles, cut.chunks),
@@ -94,8 +94,8 @@ def run(
         out_specs=(Out(tokens, state, each if keep_states else None),),
         out_shape=(
             Out(
-                mosaic_tpu.like(u, u.shape, u.dtype),
-                mosaic_tpu.like(u, initial.shape, jnp.float32),
+                manual_axes.like(u, u.shape, u.dtype),
+                manual_axes.like(u, initial.shape, jnp.float32),
                 kept if keep_states else None,
             ),
         ),

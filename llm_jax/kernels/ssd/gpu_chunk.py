@@ -1,9 +1,7 @@
 """What the Hopper kernels of `ssd` share: products, vectors along either side of a tile, decays."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -20,11 +18,6 @@ def matrices(*lead: int, dtype: Any) -> Any:
     """Shared memory of tiles of 64 x 64 in 16 bits, laid out as TMA writes and wgmma reads it."""
     tiling, swizzle = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
     return plgpu.SMEM((*lead, *TILE), dtype, transforms=(tiling, swizzle))
-
-
-def like(x: Array, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
-    """The type of an output that varies over the same mesh axes as `x`."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def product(*pairs: tuple[Any, Any]) -> Float[Array, "64 n"]:

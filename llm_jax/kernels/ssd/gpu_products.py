@@ -13,8 +13,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from llm_jax.kernels.manual_axes import like
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, Layout
-from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, between, like, matrices, nothing, over, product, read, sees
+from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, between, matrices, nothing, over, product, read, sees
 
 HEADS = 16
 """Most heads of a block."""

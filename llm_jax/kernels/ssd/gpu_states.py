@@ -11,8 +11,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from llm_jax.kernels.manual_axes import like
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, Layout
-from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, like, matrices, over, product, read, since
+from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, matrices, over, product, read, since
 
 STAGES = 2
 

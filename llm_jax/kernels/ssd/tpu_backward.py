@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.mosaic_tpu import dot
 from llm_jax.kernels.ssd import tpu_chunk
 from llm_jax.kernels.ssd.spec import SsdSpec
@@ -98,7 +98,7 @@ def run(
     )
 
     def like(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-        return mosaic_tpu.like(x, shape, dtype)
+        return manual_axes.like(x, shape, dtype)
 
     def square(dtype: Any = jnp.float32) -> Any:
         return pltpu.VMEM((Q, Q), dtype)

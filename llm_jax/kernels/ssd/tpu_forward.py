@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from llm_jax.kernels import mosaic_tpu
+from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.mosaic_tpu import dot
 from llm_jax.kernels.ssd import tpu_chunk
 from llm_jax.kernels.ssd.spec import SsdSpec
@@ -81,7 +81,7 @@ def run(
         initial=first_only,
     )
     each = pl.BlockSpec((None, None, N, W), lambda i, g, j, h: (i, j, 0, tile(g, h)))
-    kept = mosaic_tpu.like(x, (spec.batch, cut.chunks, N, x.shape[2]), jnp.float32)
+    kept = manual_axes.like(x, (spec.batch, cut.chunks, N, x.shape[2]), jnp.float32)
     call = pl.pallas_call(
         functools.partial(_kernel, cut=cut),
         grid=(spec.batch, spec.groups, cut.chunks, cut.tiles),
@@ -89,8 +89,8 @@ def run(
         out_specs=(Out(tokens, last_only, each if keep_states else None),),
         out_shape=(
             Out(
-                mosaic_tpu.like(x, x.shape, x.dtype),
-                mosaic_tpu.like(x, initial.shape, jnp.float32),
+                manual_axes.like(x, x.shape, x.dtype),
+                manual_axes.like(x, initial.shape, jnp.float32),
                 kept if keep_states else None,
             ),
         ),
