@@ -63,12 +63,11 @@ ARMS = {
 def drawn(world: World, logps: np.ndarray, count: int, seed: int) -> Pairs:
     """So many pairs of a policy's answers, of whose log-probabilities `logps` has all."""
     # Of a policy that has made up its mind most pairs are of equal answers, and left out.
-    found = replace(world, train_logps=logps).pairs(16 * count, seed)
-    if found.count < count:
-        raise SystemExit(
-            f"{count} pairs wanted, {found.count} found: the policy gives one answer to nearly all prompts"
-        )
-    return Pairs(world, found.prompts[:count], found.answers[:count])
+    for draws in (16, 64, 256):
+        found = replace(world, train_logps=logps).pairs(draws * count, seed)
+        if found.count >= count:
+            return Pairs(world, found.prompts[:count], found.answers[:count])
+    raise SystemExit(f"{count} pairs wanted, {found.count} found: the policy gives one answer to nearly all prompts")
 
 
 @functools.cache

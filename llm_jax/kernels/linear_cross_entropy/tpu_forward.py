@@ -9,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import manual_axes, mosaic_tpu
+from llm_jax.kernels.linear_cross_entropy.partials import statistic
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.linear_cross_entropy.tpu import Tiles
 from llm_jax.kernels.linear_cross_entropy.tpu_logits import LANES, columns, logits, specs_by_tokens
@@ -73,7 +74,7 @@ def _kernel(blocks_ref: Any, hidden_ref: Any, head_ref: Any, targets_ref: Any, o
     def _():
         done = {key: out_ref[:, i : i + 1] for i, key in enumerate(state)}
         for i, name in enumerate(spec.statistics):
-            out_ref[:, i : i + 1] = _statistic(name, done)
+            out_ref[:, i : i + 1] = statistic(name, done)
 
 
 def _advance(
@@ -102,17 +103,3 @@ def _advance(
     if "target" in before:
         after["target"] = before["target"] + jnp.where(column == targets, finite, 0.0).sum(1, keepdims=True)
     return after
-
-
-def _statistic(name: str, state: dict[str, Array]) -> Float[Array, "t 1"]:
-    match name:
-        case "lse":
-            return state["top"] + jnp.log(state["total"])
-        case "expected_logit":
-            return state["weighted"] / state["total"]
-        case "lse2":
-            return 2.0 * state["top"] + jnp.log(state["squares"])
-        case "max":
-            return state["top"]
-        case _:
-            return state[{"sum_logit": "sum", "argmax": "best", "target_logit": "target"}[name]]

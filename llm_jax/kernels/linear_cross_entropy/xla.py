@@ -1,6 +1,8 @@
-"""Statistics of logits in chunks of tokens by plain XLA: the logits of one chunk exist at a time, forward and backward.
+"""Statistics of logits by plain XLA: those of one chunk of tokens exist at a time, forward and backward.
 
-Tokens outside the mask are sorted behind the others and the loop ends before them, so they cost nothing.
+On a CPU, where the logits of a few tokens fill its caches, a chunk has a block of the vocabulary: more tokens for each
+reading of the head, whose gradient is then written once and not added to by every chunk. Tokens outside the mask are
+sorted behind the others and the loop ends before them, so they cost nothing.
 """
 
 import math
@@ -15,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.linear_cross_entropy.order import TokenOrder, token_order
+from llm_jax.kernels.linear_cross_entropy.partials import merged, partials_of, statistic
 from llm_jax.kernels.linear_cross_entropy.spec import LossSpec
 from llm_jax.kernels.platform import target_platform
 from llm_jax.kernels.tiles import tiles
@@ -22,15 +25,29 @@ from llm_jax.kernels.tiles import tiles
 CHUNK_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the float32 logits of a chunk may take."""
 CHUNK_TOKENS = {"cpu": 128, "gpu": 1024, "tpu": 1024}
-"""The least tokens of a chunk: each chunk reads the whole head."""
+"""The least tokens of a chunk with the whole vocabulary: each reads the whole head."""
+BLOCK_TOKENS = {"cpu": 1024}
+"""Tokens of a chunk with a block of the vocabulary, which it has where the least do not fit with all of it. (1,024
+columns of 128,256, instead of 128 tokens and all: forward in 0.82, forward and backward in 0.77 of the time.)"""
+LANES = 128
+"""A block's columns are a multiple of it."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The size of a chunk: what its logits may take, and the least tokens."""
+    """The size of a chunk: what its logits may take, and the least tokens with the whole vocabulary."""
 
     logits_mib: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """`count` chunks of `size` tokens, and of `columns` of the vocabulary."""
+
+    size: int
+    count: int
+    columns: int
 
 
 def supports(spec: LossSpec, platform: str) -> str | None:
@@ -46,22 +63,31 @@ def forward(
     mask: Bool[Array, " M"] | None,
 ) -> dict[str, Array]:
     """The statistics that `spec` names, 0 where masked."""
-    size, count = _chunks(spec)
-    order = token_order(mask, size * count - spec.tokens)
+    chunks = _chunks(spec)
+    order = token_order(mask, chunks.size * chunks.count - spec.tokens)
     head = head.astype(hidden.dtype)
     inputs = order.gather((hidden, targets))
 
     def chunk(c: Array, made: dict[str, Array]) -> dict[str, Array]:
-        hidden, targets = _cut(inputs, c, size)
-        logits = _logits(spec, hidden, head)
-        values = _statistics(spec, logits, targets)
-        return {name: lax.dynamic_update_slice_in_dim(made[name], values[name], c * size, 0) for name in made}
+        hidden, targets = _cut(inputs, c, chunks.size)
 
+        def block(start: Array | int, width: int, before: dict[str, Array] | None) -> dict[str, Array]:
+            logits = _logits(spec, hidden, _columns(head, start, width))
+            parts = partials_of(spec.statistics, logits, targets - start)
+            if "best" in parts:
+                parts["best"] += start
+            return parts if before is None else merged(before, parts)
+
+        parts = _over_columns(chunks.columns, spec.vocab, block, None)
+        values = {name: statistic(name, parts).astype(x.dtype) for name, x in made.items()}
+        return {name: lax.dynamic_update_slice_in_dim(made[name], values[name], c * chunks.size, 0) for name in made}
+
+    rows = (chunks.size * chunks.count,)
     empty = {
-        name: manual_axes.full((size * count,), 0, (hidden, head), jnp.int32 if name == "argmax" else jnp.float32)
+        name: manual_axes.full(rows, 0, (hidden, head), jnp.int32 if name == "argmax" else jnp.float32)
         for name in spec.statistics
     }
-    made = order.scatter(_loop(order, size, count, chunk, empty))
+    made = order.scatter(_loop(order, chunks, chunk, empty))
     # The last chunk that ran may hold masked tokens.
     return made if mask is None else {name: jnp.where(mask, x, jnp.zeros_like(x)) for name, x in made.items()}
 
@@ -76,60 +102,64 @@ def backward(
     cotangents: dict[str, Float[Array, " M"]],
 ) -> tuple[Float[Array, "M D"], Float[Array, "D V"]]:
     """Gradients of hidden and head from the statistics (at least "lse") and their cotangents; logits made again."""
-    size, count = _chunks(spec)
-    order = token_order(mask, size * count - spec.tokens)
+    chunks = _chunks(spec)
+    order = token_order(mask, chunks.size * chunks.count - spec.tokens)
     cast_head = head.astype(hidden.dtype)
     if mask is not None:
         cotangents = {name: jnp.where(mask, g, 0.0) for name, g in cotangents.items()}
     saved = {name: made[name] for name in ("lse", "expected_logit", "lse2") if name in made}
     inputs = order.gather((hidden, targets, saved, cotangents))
 
-    def chunk(c: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
+    whole = chunks.columns == spec.vocab
+    rows = (chunks.size * chunks.count, spec.width)
+
+    def block(start: Array | int, width: int, grads: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_head = grads
-        hidden, targets, saved, d = _cut(inputs, c, size)
-        logits = _logits(spec, hidden, cast_head)
-        d_logits = _logit_gradient(spec, logits, targets, saved, d)
-        if spec.softcap is not None:
-            d_logits *= 1.0 - (logits / spec.softcap) ** 2
-        d_logits = (spec.scale * d_logits).astype(hidden.dtype)
-        dh = _dot("cv,dv->cd", d_logits, cast_head).astype(hidden.dtype)
-        d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, dh, c * size, 0)
-        return d_hidden, d_head + _dot("cd,cv->dv", hidden, d_logits)
+        part = _columns(cast_head, start, width)
+
+        def chunk(c: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
+            d_hidden, d_part = grads
+            hidden, targets, saved, d = _cut(inputs, c, chunks.size)
+            logits = _logits(spec, hidden, part)
+            d_logits = _logit_gradient(logits, targets - start, saved, d)
+            if spec.softcap is not None:
+                d_logits *= 1.0 - (logits / spec.softcap) ** 2
+            d_logits = (spec.scale * d_logits).astype(hidden.dtype)
+            dh = _dot("cv,dv->cd", d_logits, part).astype(d_hidden.dtype)
+            if not whole:
+                dh += lax.dynamic_slice_in_dim(d_hidden, c * chunks.size, chunks.size, 0)
+            d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, dh, c * chunks.size, 0)
+            return d_hidden, d_part + _dot("cd,cv->dv", hidden, d_logits)
+
+        empty = manual_axes.full((spec.width, width), 0.0, (hidden, head))
+        d_hidden, d_part = _loop(order, chunks, chunk, (d_hidden, empty))
+        return d_hidden, d_part if whole else lax.dynamic_update_slice_in_dim(d_head, d_part, start, 1)
 
     start = (
-        manual_axes.full((size * count, spec.width), 0.0, (hidden, head), hidden.dtype),
+        manual_axes.full(rows, 0.0, (hidden, head), hidden.dtype if whole else jnp.float32),
         manual_axes.full((spec.width, spec.vocab), 0.0, (hidden, head)),
     )
-    d_hidden, d_head = _loop(order, size, count, chunk, start)
-    return order.scatter(d_hidden), d_head.astype(head.dtype)
+    d_hidden, d_head = _over_columns(chunks.columns, spec.vocab, block, start)
+    return order.scatter(d_hidden.astype(hidden.dtype)), d_head.astype(head.dtype)
 
 
-def _statistics(spec: LossSpec, logits: Float[Array, "c V"], targets: Int[Array, " c"]) -> dict[str, Array]:
-    top = logits.max(1)
-    weights = jnp.exp(logits - top[:, None])
-    total = weights.sum(1)
-    columns = jnp.arange(spec.vocab)
+def _over_columns(columns: int, vocab: int, block: Callable[[Any, int, Any], Any], state: Any) -> Any:
+    """`block(start, width, state)` of all blocks in turn; the last one may be narrower."""
+    blocks, rest = divmod(vocab, columns)
+    state = block(0, columns, state)
+    if blocks > 1:
+        state = lax.fori_loop(1, blocks, lambda b, state: block(b * columns, columns, state), state)
+    return block(blocks * columns, rest, state) if rest else state
 
-    def target_logit() -> Array:
-        here = (targets >= 0) & (targets < spec.vocab)
-        at_target = jnp.take_along_axis(logits, jnp.where(here, targets, 0)[:, None], axis=1)[:, 0]
-        return jnp.where(here, at_target, 0.0)
 
-    every: dict[str, Callable[[], Array]] = {
-        "target_logit": target_logit,
-        "lse": lambda: top + jnp.log(total),
-        "expected_logit": lambda: jnp.sum(weights * logits, 1) / total,
-        "sum_logit": lambda: logits.sum(1),
-        "lse2": lambda: 2.0 * top + jnp.log(jnp.sum(weights**2, 1)),
-        # The first of the largest, as a reduction that vectorises.
-        "argmax": lambda: jnp.where(logits == top[:, None], columns, spec.vocab - 1).min(1).astype(jnp.int32),
-        "max": lambda: top,
-    }
-    return {name: every[name]() for name in spec.statistics}
+def _columns(head: Float[Array, "D V"], start: Array | int, width: int) -> Float[Array, "D width"]:
+    if width == head.shape[1]:
+        return head
+    return lax.optimization_barrier(lax.dynamic_slice_in_dim(head, start, width, 1))
 
 
 def _logit_gradient(
-    spec: LossSpec, logits: Float[Array, "c V"], targets: Array, saved: dict[str, Array], d: dict[str, Array]
+    logits: Float[Array, "c V"], targets: Array, saved: dict[str, Array], d: dict[str, Array]
 ) -> Float[Array, "c V"]:
     """With p the softmax: d lse = p, d expected = p (1 + z - expected), d lse2 = 2 softmax(2z), d sum = 1."""
     probs = jnp.exp(logits - saved["lse"][:, None])
@@ -142,7 +172,7 @@ def _logit_gradient(
     if "sum_logit" in d:
         gradient += d["sum_logit"][:, None]
     if "target_logit" in d:
-        at_target = jnp.arange(spec.vocab) == targets[:, None]
+        at_target = jnp.arange(logits.shape[1]) == targets[:, None]
         gradient += jnp.where(at_target, d["target_logit"][:, None], 0.0)
     return gradient
 
@@ -157,20 +187,28 @@ def _dot(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _chunks(spec: LossSpec) -> tuple[int, int]:
-    """Tokens of a chunk and number of chunks; of equal size, so that little is padding."""
+def _chunks(spec: LossSpec) -> Chunks:
     platform = target_platform()
-    default = Tiles(CHUNK_BYTES.get(platform, 256 * 2**20) // 2**20, CHUNK_TOKENS.get(platform, 1024))
     shape = f"D{spec.width} V{spec.vocab}"
+    default = Tiles(CHUNK_BYTES.get(platform, 256 * 2**20) // 2**20, CHUNK_TOKENS.get(platform, 1024))
     chosen = tiles("linear_cross_entropy", "xla", dtype=spec.dtype, shape=shape, default=default)
-    fitting = chosen.logits_mib * 2**20 // (4 * spec.vocab)
-    count = max(1, math.ceil(spec.tokens / max(fitting, chosen.tokens)))
-    size = math.ceil(spec.tokens / count)
-    return (size if count == 1 else math.ceil(size / 8) * 8), count
+    return chunks_of(spec.tokens, spec.vocab, platform, chosen)
 
 
-def _loop(order: TokenOrder, size: int, count: int, chunk: Callable[[Array, Any], Any], state: Any) -> Any:
-    stop = count if order.active is None else (order.active + size - 1) // size
+def chunks_of(tokens: int, vocab: int, platform: str, chosen: Tiles) -> Chunks:
+    """Chunks of equal size, so that little is padding."""
+    room = chosen.logits_mib * 2**20 // 4
+    size, columns = max(room // vocab, chosen.tokens), vocab
+    if platform in BLOCK_TOKENS and min(size, tokens) * vocab > room:
+        size = min(BLOCK_TOKENS[platform], tokens)
+        columns = min(vocab, max(room // size // LANES, 1) * LANES)
+    count = max(1, math.ceil(tokens / size))
+    size = math.ceil(tokens / count)
+    return Chunks(size if count == 1 else math.ceil(size / 8) * 8, count, columns)
+
+
+def _loop(order: TokenOrder, chunks: Chunks, chunk: Callable[[Array, Any], Any], state: Any) -> Any:
+    stop = chunks.count if order.active is None else (order.active + chunks.size - 1) // chunks.size
     return lax.fori_loop(0, stop, chunk, state)
 
 
