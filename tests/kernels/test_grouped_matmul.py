@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.kernels import grouped_matmul
+from llm_jax.kernels import debug, grouped_matmul
 from tests.kernels.grouped import SIZES, arrays, compiled, formula
 
 K, N = 12, 20
@@ -56,3 +56,21 @@ def test_bad_calls_name_the_argument(change, message):
     x, w, _ = arrays("float32", K, N)
     with pytest.raises(UserError, match=message):
         grouped_matmul(*change(x, w, jnp.asarray(SIZES["uneven"])))
+
+
+@pytest.mark.parametrize("sizes", [[3, -1, 1, 9, 15], [3, 17, 1, 9, 16]], ids=["negative", "beyond the rows"])
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_group_sizes_that_are_not_there(implementation, sizes):
+    """Named in debug mode, at once and from a compiled program; cut to the rows that are there out of it."""
+    x, w, g = arrays("float32", K, N)
+    message = r"add up to 45 at most; got \[3, "
+    with debug.checking(), pytest.raises(UserError, match=message):
+        grouped_matmul(x, w, jnp.asarray(sizes), implementation=implementation)
+    with debug.checking(), pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        run = jax.jit(lambda sizes: grouped_matmul(x, w, sizes, implementation=implementation))
+        jax.block_until_ready(run(jnp.asarray(sizes)))
+        jax.effects_barrier()
+    there = np.maximum(sizes, 0)
+    there[-1] = min(there[-1], 45 - there[:-1].sum())
+    for got, want in zip(compiled(implementation)(x, w, g, sizes), formula(x, w, g, there)):
+        np.testing.assert_allclose(got, want, atol=1e-5)

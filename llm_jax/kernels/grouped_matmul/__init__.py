@@ -5,10 +5,15 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import manual_axes
+from llm_jax.kernels import debug, manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.grouped_matmul import gpu, reference, tpu, xla
-from llm_jax.kernels.grouped_matmul.spec import GroupedSpec, grouped_matmul_spec
+from llm_jax.kernels.grouped_matmul.spec import (
+    GroupedSpec,
+    check_sizes,
+    grouped_matmul_spec,
+    within_rows,
+)
 
 OP = Op(
     "grouped_matmul",
@@ -32,14 +37,17 @@ def grouped_matmul(
 
     Args:
         x, w: one dtype of float32, bfloat16, float16.
-        group_sizes: rows of each group, at least 0, adding up to M at most (not checked: they are data).
+        group_sizes: rows of each group, at least 0, adding up to M at most.
         implementation: "gpu", "tpu", "xla" or "reference"; None takes the best one for the machine.
 
     Raises:
-        ArgumentError: shapes or dtypes that do not fit, or an unknown implementation.
+        ArgumentError: shapes or dtypes that do not fit, or an unknown implementation; in debug mode (`kernels.debug`)
+            also group sizes below 0 or beyond the rows, which out of debug mode are cut to what is there.
     """
     spec = grouped_matmul_spec(x, w, group_sizes)
+    debug.check_values(partial(check_sizes, spec), group_sizes)
     name = choose(OP, spec, implementation)
+    group_sizes = within_rows(spec, group_sizes)
     x, w, group_sizes = manual_axes.vary((x, w, group_sizes), manual_axes.axes_of(x, w, group_sizes))
     return _product(name, spec, x, w, group_sizes)
 

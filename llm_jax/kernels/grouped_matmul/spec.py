@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from llm_jax.kernels.choice import ArgumentError
 
@@ -32,6 +34,18 @@ def grouped_matmul_spec(x: Any, w: Any, group_sizes: Any) -> GroupedSpec:
         raise _error(f"group_sizes must be integers [{w.shape[0]}]; got {group_sizes.dtype}{list(group_sizes.shape)}")
     groups, inputs, outputs = w.shape
     return GroupedSpec(x.shape[0], groups, inputs, outputs, dtype)
+
+
+def within_rows(spec: GroupedSpec, group_sizes: Int[Array, " E"]) -> Int[Array, " E"]:
+    """The same sizes, with what is below 0 or behind the last row left out."""
+    ends = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0)), spec.rows)
+    return jnp.diff(ends, prepend=0)
+
+
+def check_sizes(spec: GroupedSpec, group_sizes: np.ndarray) -> None:
+    """Raises ArgumentError for groups that are not there."""
+    if (group_sizes < 0).any() or group_sizes.sum() > spec.rows:
+        raise _error(f"group_sizes must be at least 0 and add up to {spec.rows} at most; got {group_sizes.tolist()}")
 
 
 def _error(text: str) -> ArgumentError:
