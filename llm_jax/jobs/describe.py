@@ -13,10 +13,10 @@ from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, tree_bytes
 from llm_jax.data.config import DataConfig
 from llm_jax.jobs.adapting import Adapting
-from llm_jax.jobs.fit import adapter_of, policy_optimizer
 from llm_jax.jobs.registry import load_config, split_reference
 from llm_jax.jobs.regularization import check_of_model, without_noise
 from llm_jax.jobs.reward import headed
+from llm_jax.jobs.setup import adapter_of, policy_optimizer
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.kernels.choice import unannounced
 from llm_jax.models import Decoder, abstract_params, bind, declarations, pattern

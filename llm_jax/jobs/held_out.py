@@ -9,7 +9,8 @@ from llm_jax.data import Loader
 from llm_jax.data.baselines import interpolated_bigram_nats, unigram_nats, xz_bits_per_byte
 from llm_jax.data.corpus import examples
 from llm_jax.data.examples import Text
-from llm_jax.jobs.fit import Hook, Setup
+from llm_jax.jobs.fit import Hook
+from llm_jax.jobs.setup import Setup
 from llm_jax.models import declarations
 from llm_jax.sharding import placed_batches
 from llm_jax.training import Objective, make_eval_step

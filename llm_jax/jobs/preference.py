@@ -10,7 +10,7 @@ from llm_jax.data import load_tokenizer
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_numbers
 from llm_jax.jobs.config import PreferenceConfig
-from llm_jax.jobs.fit import LiveRows, check_training, fit, packed_rows, pairs_have, prepare_child, setup
+from llm_jax.jobs.fit import LiveRows, fit
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.paired import paired_objective
 from llm_jax.jobs.preference_loss import PreferenceLoss, preference_loss
@@ -18,6 +18,7 @@ from llm_jax.jobs.reference import stored_logps, synchronised
 from llm_jax.jobs.regularization import regularization
 from llm_jax.jobs.samples import sample_hook
 from llm_jax.jobs.scoring import answer_logps, unpaired_logps
+from llm_jax.jobs.setup import check_training, packed_rows, pairs_have, prepare_child, setup
 from llm_jax.jobs.unpaired import unpaired_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import Decoder

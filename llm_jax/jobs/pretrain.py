@@ -18,10 +18,11 @@ from llm_jax.data.store import obtain
 from llm_jax.data.tokenizer_training import check_bpe_size
 from llm_jax.data.tokenizers import has_tokenizer, tokenizer_manifest
 from llm_jax.jobs.config import PretrainConfig
-from llm_jax.jobs.fit import check_shapes, check_training, fit, packed_sets, prepare_child, prepare_rows, setup
+from llm_jax.jobs.fit import fit
 from llm_jax.jobs.held_out import text_hook
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.regularization import check_of_model, regularization
+from llm_jax.jobs.setup import check_shapes, check_training, packed_sets, prepare_child, prepare_rows, setup
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 from llm_jax.models import init_params

@@ -14,8 +14,9 @@ from llm_jax.adapters.loading import load_merged
 from llm_jax.base import processes
 from llm_jax.base.logging import log
 from llm_jax.data import Loader, RowSet
-from llm_jax.jobs.fit import Columns, Setup
+from llm_jax.jobs.fit import Columns
 from llm_jax.jobs.origin import Origin
+from llm_jax.jobs.setup import Setup
 from llm_jax.models import Decoder, bind
 from llm_jax.sharding import placed_batches
 from llm_jax.storage.atomic import write_atomically

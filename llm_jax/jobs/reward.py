@@ -10,10 +10,11 @@ from llm_jax.data import source_manifest as data_manifest
 from llm_jax.data.checking import check_classes
 from llm_jax.data.examples import PAIRED, Kind
 from llm_jax.jobs.config import RewardConfig
-from llm_jax.jobs.fit import Setup, check_training, fit, packed_rows, pairs_have, prepare_rows, setup
+from llm_jax.jobs.fit import fit
 from llm_jax.jobs.origin import Origin, origin
 from llm_jax.jobs.regularization import NONE, Regularization, regularization
 from llm_jax.jobs.reward_terms import classes_objective, pairs_objective, rankings_objective
+from llm_jax.jobs.setup import Setup, check_training, packed_rows, pairs_have, prepare_rows, setup
 from llm_jax.models import HeadConfig, family, with_head
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.heads import LABELS, PAIRWISE

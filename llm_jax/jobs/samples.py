@@ -16,8 +16,9 @@ from llm_jax.data.stepwise import StepPair
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.jobs.alignment.prompts import Prompt
 from llm_jax.jobs.alignment.sampler import encode
-from llm_jax.jobs.fit import Hook, Setup
+from llm_jax.jobs.fit import Hook
 from llm_jax.jobs.origin import Origin
+from llm_jax.jobs.setup import Setup
 from llm_jax.jobs.word_problems import problem_count, trained_model
 from llm_jax.models import Model
 from llm_jax.storage.atomic import write_atomically

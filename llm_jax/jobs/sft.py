@@ -6,9 +6,10 @@ from llm_jax.adapters.loading import load_merged
 from llm_jax.base.errors import UserError
 from llm_jax.data import source_manifest as data_manifest
 from llm_jax.jobs.config import SFTConfig
-from llm_jax.jobs.fit import check_training, fit, prepare_child, setup
+from llm_jax.jobs.fit import fit
 from llm_jax.jobs.origin import origin
 from llm_jax.jobs.regularization import regularization
+from llm_jax.jobs.setup import check_training, prepare_child, setup
 from llm_jax.jobs.terms import sft_objective
 from llm_jax.jobs.word_problems import problem_hook
 

@@ -11,9 +11,10 @@ from llm_jax.base import processes
 from llm_jax.data import Tokenizer, held_out_problems, load_tokenizer
 from llm_jax.data.embedded.problems import Problem, is_careful, is_correct
 from llm_jax.inference import Generator, SamplingParams
-from llm_jax.jobs.fit import Hook, Setup, policy_of
+from llm_jax.jobs.fit import Hook, policy_of
 from llm_jax.jobs.generate import encode_prompt
 from llm_jax.jobs.origin import Origin
+from llm_jax.jobs.setup import Setup
 from llm_jax.models import Model
 from llm_jax.sharding import Plan
 from llm_jax.storage.atomic import write_atomically

@@ -36,12 +36,12 @@ def test_dpo_starts_at_log_2(chain):
 
 def held_out_loss_at_step_0(node) -> float:
     from llm_jax.data import Loader
-    from llm_jax.jobs.fit import setup
     from llm_jax.jobs.origin import origin
     from llm_jax.jobs.paired import paired_objective
     from llm_jax.jobs.preference_loss import preference_loss
     from llm_jax.jobs.reference import stored_logps
     from llm_jax.jobs.scoring import answer_logps
+    from llm_jax.jobs.setup import setup
     from llm_jax.models import declarations
     from llm_jax.training import evaluate, make_eval_step
 

@@ -11,7 +11,7 @@ from llm_jax.kernels import linear_cross_entropy, partial_linear_cross_entropy
 from tests.kernels.losses import ALL, arrays, combine, relative, value_and_grads
 
 M, D, V = 1100, 16, 9000
-"""On a CPU two chunks of tokens, in nine blocks of the vocabulary; with 2,000 in place of 9,000, three chunks of all."""
+"""On a CPU two chunks of tokens in nine blocks of the vocabulary; of 2,000 in place of 9,000, three chunks."""
 
 
 def make(dtype=jnp.float32, m=M, v=V):

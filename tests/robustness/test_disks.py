@@ -17,7 +17,7 @@ import pytest
 
 from llm_jax.base.door import run_door
 from llm_jax.base.trees import flatten
-from llm_jax.jobs import fit
+from llm_jax.jobs import setup
 from llm_jax.main import main
 from llm_jax.storage.checkpoints import Checkpoints
 from llm_jax.storage.workdir import Workdir
@@ -72,7 +72,7 @@ def before_write(kind: str, act: Callable[[], None], monkeypatch: pytest.MonkeyP
             act()
 
     # Rows and arrays are written by libraries in C++, whose files Python does not see.
-    prepare, save = fit.prepare, Checkpoints.save
+    prepare, save = setup.prepare, Checkpoints.save
 
     def preparing(*arguments: Any) -> Any:
         strike(f"{arguments[3]}/rows")
@@ -83,7 +83,7 @@ def before_write(kind: str, act: Callable[[], None], monkeypatch: pytest.MonkeyP
         strike(f"{self.path(step)}/state")
         save(self, step, *arguments)
 
-    monkeypatch.setattr(fit, "prepare", preparing)
+    monkeypatch.setattr(setup, "prepare", preparing)
     monkeypatch.setattr(Checkpoints, "save", saving)
     _watching.append(strike)
     try:

@@ -17,9 +17,9 @@ from llm_jax.jobs.alignment.sampler import encode
 from llm_jax.jobs.alignment.scorers import check_scorer
 from llm_jax.jobs.alignment.step_checks import STEPWISE, check_steps
 from llm_jax.jobs.config import PairsConfig, PreferenceConfig, RoundsConfig, ScorerConfig, TaskEvalConfig
-from llm_jax.jobs.fit import check_shapes, check_training
 from llm_jax.jobs.origin import Origin, check_tokenizer, origin
 from llm_jax.jobs.preference import checked_loss
+from llm_jax.jobs.setup import check_shapes, check_training
 from llm_jax.models import Decoder
 from llm_jax.models.families.heads import PAIRWISE
 from llm_jax.objectives.preference.named import LOSSES
