@@ -38,6 +38,12 @@ def supports(spec: LossSpec, platform: str) -> str | None:
     return None
 
 
+def held_bytes(spec: LossSpec, platform: str) -> int:
+    """Logits, their softmax and their gradient, float32, of one chunk."""
+    chunk = min(spec.tokens, max(CHUNK_BYTES[platform] // (4 * spec.vocab), CHUNK_TOKENS[platform]))
+    return 3 * 4 * chunk * spec.vocab
+
+
 def forward(
     spec: LossSpec,
     hidden: Float[Array, "M D"],
