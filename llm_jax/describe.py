@@ -10,7 +10,7 @@ state per token and at a length, and a training step's memory per device.
   --window=N                      tokens of a row
   --microbatches=N                pieces of a batch
   --remat=none|full|dots          what the backward pass makes again
-  --platform=cpu|gpu|tpu          decides the size of a chunk of logits (tpu)
+  --platform=cpu|gpu|tpu          decides which kernels are counted on (tpu)
   --json                          numbers for programs
   --config.a.b=value              any field of a CONFIG
 """

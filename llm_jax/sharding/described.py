@@ -1,6 +1,6 @@
 """Compiles for a TPU or GPU that is not there: the real compiler, for devices that are only described.
 
-TPUs need libtpu (the extra `aot`), GPUs the CUDA plugin (the extra `aot-gpu`), each in an environment of its own.
+TPUs need libtpu (the extra `aot`), GPUs the CUDA plugin (the extra `aot-gpu`).
 """
 
 import re

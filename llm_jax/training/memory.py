@@ -3,7 +3,7 @@
 Exact: parameters, optimizer state, frozen models (their shards are counted). By rule (the table in `training.step`):
 the weights in compute dtype, the gradients. By tracing: what is kept for the backward pass, which is what JAX hands
 from the forward to the backward function of one microbatch of one device. Estimated: what the backward pass of a layer
-and a chunk of logits take for a moment.
+and a chunk of logits take for a moment, by the kernels that the platform would run.
 """
 
 import math
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.extend.core import Var
 
 from llm_jax.base.trees import flatten
-from llm_jax.kernels.flash_attention.bounds import tiling
-from llm_jax.kernels.flash_attention.spec import attention_spec
-from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_BYTES, CHUNK_TOKENS
+from llm_jax.kernels.choice import Op, decide
+from llm_jax.kernels.flash_attention import OP as ATTENTION
+from llm_jax.kernels.linear_cross_entropy import OP as LOSS
 from llm_jax.models import Decoder, abstract_params
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.experts_config import ExpertsConfig
@@ -45,9 +45,9 @@ class StepMemory:
     activations: int
     """Kept from the forward to the backward pass of a microbatch."""
     working: int
-    """What the backward pass of one layer makes again, and a tile of its attention."""
+    """What the backward pass of one layer makes again, and what its attention holds of a tile in memory."""
     logits: int
-    """float32 logits, softmax and their gradient, of one chunk of tokens."""
+    """What the loss holds of the logits, softmax and their gradient, of one chunk of tokens."""
 
     @property
     def persistent(self) -> int:
@@ -83,7 +83,7 @@ def step_memory(
         batch_size: rows of the whole batch.
         window: tokens of a row.
         trained: paths `policy/…` of the parameters that take a gradient; None means all.
-        platform: cpu, gpu or tpu; decides how large a chunk of logits is.
+        platform: cpu, gpu or tpu; decides which kernels run, and what they hold.
     """
     itemsize = jnp.dtype(plan.compute_dtype).itemsize
     shapes = flatten({**state["params"], **state["frozen"]})
@@ -120,8 +120,8 @@ def step_memory(
         compute_copy=copied * itemsize,
         gradients=gradients,
         activations=activations,
-        working=again + _attention_bytes(local, rows, window, platform),
-        logits=_logits_bytes(rows * window, local.vocab_size or 1, platform) if local.head.labels is None else 0,
+        working=again + _attention_bytes(local, rows, window, plan.compute_dtype, platform),
+        logits=_loss_bytes(local, rows * window, plan.compute_dtype, platform) if local.head.labels is None else 0,
     )
 
 
@@ -182,20 +182,26 @@ def _elements(shape: tuple[int, ...], plan: Plan, spec: Any) -> int:
     return math.prod(plan.sharding(spec).shard_shape(shape))
 
 
-def _attention_bytes(config: ModelConfig, rows: int, window: int, platform: str) -> int:
-    """Probabilities, their gradient and that of the scores, float32, of one tile of attention."""
+def _attention_bytes(config: ModelConfig, rows: int, window: int, dtype: Any, platform: str) -> int:
     if not {"attention", "latent"} & set(config.mixers or ()):
         return 0
-    kv_heads, size = config.num_kv_heads, config.head_dim
+    heads, kv_heads, size, value_size = config.num_heads, config.num_kv_heads, config.head_dim, config.head_dim
     if config.latent.kv_rank:
-        kv_heads, size = config.num_heads, config.latent.head_dim
-    q, k = ((rows, window, heads, size) for heads in (config.num_heads, kv_heads))
-    q, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q, k))  # pyright: ignore
-    tiles = tiling(attention_spec(q, k, k), platform)
-    return 3 * 4 * tiles.rows * config.num_heads * tiles.q_block * tiles.kv_block
+        kv_heads, size, value_size = heads, config.latent.head_dim, config.latent.value_dim
+    shapes = ((rows, window, *inner) for inner in ((heads, size), (kv_heads, size), (kv_heads, value_size)))
+    arrays = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)  # pyright: ignore
+    return _held(ATTENTION, platform, *arrays, segment_ids=jax.ShapeDtypeStruct((rows, window), jnp.int32))
 
 
-def _logits_bytes(tokens: int, vocab: int, platform: str) -> int:
-    """Logits, their softmax and their gradient, float32, of one chunk."""
-    chunk = min(tokens, max(CHUNK_BYTES[platform] // (4 * vocab), CHUNK_TOKENS[platform]))
-    return 3 * 4 * chunk * vocab
+def _loss_bytes(config: ModelConfig, tokens: int, dtype: Any, platform: str) -> int:
+    width, vocab = config.hidden_size, config.vocab_size or 1
+    hidden, head = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((tokens, width), (width, vocab)))
+    targets = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    return _held(LOSS, platform, hidden, head, targets, mask=targets)
+
+
+def _held(op: Op, platform: str, *args: Any, **kwargs: Any) -> int:
+    """What the implementation of a call that would run on `platform` holds of scores or logits."""
+    spec = op.spec(*args, **kwargs)
+    chosen = decide(op, spec, None, platform).implementation
+    return op.implementations[chosen or ""].held_bytes(spec, platform)

@@ -187,6 +187,27 @@ def test_a_step_takes_what_is_said_within_a_fifth(mesh, remat, microbatches):
     assert per_device["persistent"] == pytest.approx(compiled.argument_size_in_bytes, rel=0.002)
 
 
+@pytest.mark.parametrize(
+    "platform, dtype, logits, scores",
+    [
+        # On a CPU a chunk is of 4 MiB, or 512 tokens, and a tile of 128 x 128 for each of 8 heads and 8 rows.
+        ("cpu", "bfloat16", 3 * 4 * 512 * 2048, 3 * 4 * 8 * 8 * 128 * 128),
+        ("tpu", "bfloat16", 0, 0),
+        ("tpu", "float32", 0, 0),
+        # Gradients of all 2,048 tokens' logits, in 16 bits.
+        ("gpu", "bfloat16", 2 * 2048 * 2048, 0),
+        # Hopper's tensor cores take no float32, so XLA's form runs: all tokens, and blocks of 256, the whole window.
+        ("gpu", "float32", 3 * 4 * 2048 * 2048, 3 * 4 * 8 * 8 * 256 * 256),
+    ],
+)
+def test_what_kernels_hold_is_counted_by_platform(platform, dtype, logits, scores):
+    """Of 8 rows of 256 tokens."""
+    held = describe(setting(compute_dtype=dtype), platform=platform)["memory"]["per_device"]
+    assert held["logits"] == logits
+    # Without remat nothing of a layer is made again.
+    assert held["working"] == scores
+
+
 def test_frozen_models_and_groups():
     plain = describe(setting())["memory"]["per_device"]
     with_ref = describe(dataclasses.replace(setting(), frozen={"ref": SMALL}))["memory"]["per_device"]

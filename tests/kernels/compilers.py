@@ -7,15 +7,17 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 from llm_jax.sharding.described import compile_for, custom_calls
 
+TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 REGISTERS, SHARED_MEMORY, THREADS = 65536, 233472, 2048
 """Of a Hopper multiprocessor, the memory in bytes."""
 RESERVED = 1024
@@ -84,6 +86,20 @@ def gpu_compile(f: Callable[..., Any], *shapes: Any) -> Program:
             compiled = compile_for("h200:1x1x1", f, *shapes)
         calls = custom_calls(compiled.as_text() or "")
         return Program(compiled, tuple(name for name, _ in calls), _resources(calls, Path(folder)))
+
+
+def on_every_tpu(cases: Mapping[str, Any], sample: Mapping[str, str]) -> pytest.MarkDecorator:
+    """Parametrizes a test's `case` and `topology`: each case, given by its id, for each generation.
+
+    Marked `aot`, and where `sample` has the case with this topology, `sample`.
+    """
+    assert sample.keys() <= cases.keys() and set(sample.values()) <= set(TPUS)
+    params = []
+    for topology in TPUS:
+        for name, case in cases.items():
+            marks = [pytest.mark.aot, *([pytest.mark.sample] if sample.get(name) == topology else [])]
+            params.append(pytest.param(case, topology, id=f"{name}-{topology}", marks=marks))
+    return pytest.mark.parametrize("case, topology", params)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,11 @@ def supports(spec: AttentionSpec, platform: str) -> str | None:
     return next((text for plan in plans if (text := schedule_refusal(spec, *plan)) is not None), None)
 
 
+def held_bytes(spec: AttentionSpec, platform: str) -> int:
+    """Scores do not leave the chip."""
+    return 0
+
+
 def forward(
     spec: AttentionSpec,
     q: Float[Array, "B T N H"],

@@ -31,6 +31,12 @@ def supports(spec: AttentionSpec, platform: str) -> str | None:
     return "no attention dropout (dropout_rate); the reference has it" if spec.dropout else None
 
 
+def held_bytes(spec: AttentionSpec, platform: str) -> int:
+    """Probabilities, their gradient and that of the scores, float32, of one tile."""
+    tiles = tiling(spec, platform)
+    return 3 * 4 * tiles.rows * spec.heads * tiles.q_block * tiles.kv_block
+
+
 def forward(
     spec: AttentionSpec,
     q: Float[Array, "B T N H"],

@@ -46,6 +46,11 @@ def supports(spec: LossSpec, platform: str) -> str | None:
     return None
 
 
+def held_bytes(spec: LossSpec, platform: str) -> int:
+    """Gradients of the logits of one chunk, in 16 bits."""
+    return 2 * _chunks(spec, _tiles(spec, "backward"))[1] * spec.vocab
+
+
 def forward(
     spec: LossSpec,
     hidden: Float[Array, "M D"],
@@ -85,8 +90,7 @@ def backward(
     from llm_jax.kernels.linear_cross_entropy import gpu_backward
 
     sizes = _tiles(spec, "backward")
-    chunks = -(-spec.tokens // sizes.chunk)
-    size = -(-spec.tokens // (chunks * HEIGHT)) * HEIGHT
+    chunks, size = _chunks(spec, sizes)
     order = token_order(mask, chunks * size - spec.tokens)
     if mask is not None:
         cotangents = {name: jnp.where(mask, g, 0.0) for name, g in cotangents.items()}
@@ -109,6 +113,12 @@ def backward(
     stop = chunks if order.active is None else (order.active + size - 1) // size
     d_hidden, d_head = lax.fori_loop(0, stop, chunk, start)
     return order.scatter(d_hidden), d_head.astype(head.dtype)
+
+
+def _chunks(spec: LossSpec, sizes: Tiles) -> tuple[int, int]:
+    """Number of chunks, and tokens of each, in whole tiles."""
+    chunks = -(-spec.tokens // sizes.chunk)
+    return chunks, -(-spec.tokens // (chunks * HEIGHT)) * HEIGHT
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Float[Array, "m n"]:

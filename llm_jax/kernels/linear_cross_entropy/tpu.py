@@ -42,6 +42,11 @@ def supports(spec: LossSpec, platform: str) -> str | None:
     return None
 
 
+def held_bytes(spec: LossSpec, platform: str) -> int:
+    """Logits do not leave the chip."""
+    return 0
+
+
 def forward(
     spec: LossSpec,
     hidden: Float[Array, "M D"],

@@ -55,6 +55,12 @@ def supports(spec: LossSpec, platform: str) -> str | None:
     return None
 
 
+def held_bytes(spec: LossSpec, platform: str) -> int:
+    """Logits, their softmax and their gradient, float32, of one chunk."""
+    chunks = _chunks(spec, platform)
+    return 3 * 4 * chunks.size * chunks.columns
+
+
 def forward(
     spec: LossSpec,
     hidden: Float[Array, "M D"],
@@ -63,7 +69,7 @@ def forward(
     mask: Bool[Array, " M"] | None,
 ) -> dict[str, Array]:
     """The statistics that `spec` names, 0 where masked."""
-    chunks = _chunks(spec)
+    chunks = _chunks(spec, target_platform())
     order = token_order(mask, chunks.size * chunks.count - spec.tokens)
     head = head.astype(hidden.dtype)
     inputs = order.gather((hidden, targets))
@@ -102,7 +108,7 @@ def backward(
     cotangents: dict[str, Float[Array, " M"]],
 ) -> tuple[Float[Array, "M D"], Float[Array, "D V"]]:
     """Gradients of hidden and head from the statistics (at least "lse") and their cotangents; logits made again."""
-    chunks = _chunks(spec)
+    chunks = _chunks(spec, target_platform())
     order = token_order(mask, chunks.size * chunks.count - spec.tokens)
     cast_head = head.astype(hidden.dtype)
     if mask is not None:
@@ -187,23 +193,18 @@ def _dot(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _chunks(spec: LossSpec) -> Chunks:
-    platform = target_platform()
+def _chunks(spec: LossSpec, platform: str) -> Chunks:
+    """Of equal size, so that little is padding."""
     shape = f"D{spec.width} V{spec.vocab}"
     default = Tiles(CHUNK_BYTES.get(platform, 256 * 2**20) // 2**20, CHUNK_TOKENS.get(platform, 1024))
     chosen = tiles("linear_cross_entropy", "xla", dtype=spec.dtype, shape=shape, default=default)
-    return chunks_of(spec.tokens, spec.vocab, platform, chosen)
-
-
-def chunks_of(tokens: int, vocab: int, platform: str, chosen: Tiles) -> Chunks:
-    """Chunks of equal size, so that little is padding."""
     room = chosen.logits_mib * 2**20 // 4
-    size, columns = max(room // vocab, chosen.tokens), vocab
-    if platform in BLOCK_TOKENS and min(size, tokens) * vocab > room:
-        size = min(BLOCK_TOKENS[platform], tokens)
-        columns = min(vocab, max(room // size // LANES, 1) * LANES)
-    count = max(1, math.ceil(tokens / size))
-    size = math.ceil(tokens / count)
+    size, columns = max(room // spec.vocab, chosen.tokens), spec.vocab
+    if platform in BLOCK_TOKENS and min(size, spec.tokens) * columns > room:
+        size = min(BLOCK_TOKENS[platform], spec.tokens)
+        columns = min(columns, max(room // size // LANES, 1) * LANES)
+    count = max(1, math.ceil(spec.tokens / size))
+    size = math.ceil(spec.tokens / count)
     return Chunks(size if count == 1 else math.ceil(size / 8) * 8, count, columns)
 
 

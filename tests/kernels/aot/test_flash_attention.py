@@ -6,9 +6,8 @@ import pytest
 
 from llm_jax.kernels import flash_attention
 from llm_jax.sharding.described import custom_calls, devices_of
-from tests.kernels.compilers import tpu_compile
+from tests.kernels.compilers import on_every_tpu, tpu_compile
 
-TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 TPU_KERNELS = {f"llm_jax_flash_attention_{part}" for part in ("forward", "dq", "dkv")}
 BASE = dict(T=4096, S=4096, N=32, K=8, H=128, Hv=128, dtype="bfloat16", marks=(), options={})
 CALLS = {
@@ -33,7 +32,7 @@ CALLS = {
 
 def gradients(call):
     """A function of arrays and its arguments' shapes: output, log-sum-exp and every gradient."""
-    c = BASE | CALLS[call]
+    c = BASE | call
     T, S, N, dtype = c["T"], c["S"], c["N"], c["dtype"]
 
     def integers(*shape):
@@ -67,24 +66,22 @@ def attention_kernels(compiled):
     return {name for name in names if name.startswith("llm_jax_flash_attention_")}
 
 
-@pytest.mark.aot
-@pytest.mark.parametrize("topology", TPUS)
-@pytest.mark.parametrize("call", CALLS)
-def test_tpu(call, topology):
+@on_every_tpu(CALLS, sample={"llama_8b_packed": "v6e:2x2"})
+def test_tpu(case, topology, request):
     pytest.importorskip("libtpu")
-    run, shapes = gradients(call)
+    run, shapes = gradients(case)
     program = tpu_compile(run, *shapes, topology=topology)
     assert attention_kernels(program.compiled) == TPU_KERNELS
     memory = program.compiled.memory_analysis()
     assert memory is not None
-    print(f"{call} {topology}: temporaries {memory.temp_size_in_bytes / 2**20:.0f} MiB")
+    print(f"{request.node.callspec.id}: temporaries {memory.temp_size_in_bytes / 2**20:.0f} MiB")
 
 
 @pytest.mark.aot
 def test_tpu_inside_shard_map():
     """Heads over four chips, with JAX's account of what varies; the slopes' and sinks' gradients are the heads' own."""
     pytest.importorskip("libtpu")
-    run, shapes = gradients("everything")
+    run, shapes = gradients(CALLS["everything"])
     P = jax.sharding.PartitionSpec
     mesh = jax.sharding.Mesh(devices_of("v5e:2x2"), ("tensor",))
     heads = P(None, None, "tensor")

@@ -6,9 +6,8 @@ import pytest
 
 from llm_jax.kernels.grouped_matmul import gpu, tpu
 from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
-from tests.kernels.compilers import TABLE, gpu_compile, tpu_compile
+from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
 
-TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 SHAPES = {
     "Mixtral up": GroupedSpec(16384, 8, 4096, 14336, "bfloat16"),
     "Mixtral down": GroupedSpec(16384, 8, 14336, 4096, "bfloat16"),
@@ -31,12 +30,10 @@ def calls(spec: GroupedSpec, implementation):
     }
 
 
-@pytest.mark.aot
-@pytest.mark.parametrize("topology", TPUS)
-@pytest.mark.parametrize("spec", (SHAPES | FLOAT32).values(), ids=SHAPES | FLOAT32)
-def test_tpu(spec, topology):
+@on_every_tpu(SHAPES | FLOAT32, sample={"Mixtral up": "v5p:2x2x1"})
+def test_tpu(case, topology):
     pytest.importorskip("libtpu")
-    for name, (f, structs) in calls(spec, tpu).items():
+    for name, (f, structs) in calls(case, tpu).items():
         found = tpu_compile(f, *structs, topology=topology).kernels
         assert [kernel for kernel in found if kernel.startswith("llm_jax")] == [name]
 

@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import init_pages, ragged_paged_attention
-from tests.kernels.compilers import TABLE, gpu_compile, tpu_compile
+from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
 
 NAME = "llm_jax_ragged_paged_attention"
 MODELS = {"8B": (32, 8, 128), "70B": (64, 8, 128), "hd64": (32, 8, 64), "gemma": (16, 8, 256), "latent": (128, 1, 576)}
@@ -61,9 +61,7 @@ def call(case, implementation, multiple):
     return f, shapes, per_head
 
 
-@pytest.mark.aot
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@on_every_tpu(dict(zip(ids, CASES, strict=True)), sample={"8B-mixed-64-bfloat16-all": "v5e:2x2"})
 def test_tpu(case, topology):
     pytest.importorskip("libtpu")
     program = tpu_compile(*call(case, "tpu", multiple=128), topology=topology)

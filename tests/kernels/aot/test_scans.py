@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax import kernels
-from tests.kernels.compilers import TABLE, gpu_compile, tpu_compile
+from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
 
-TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 SSD = {"Mamba-2 2.7B": (2, 4096, 80, 64, 1, 128), "Nemotron-H 8B": (1, 8192, 128, 64, 8, 128)}
 """B, T, heads, head size, groups, states."""
 SELECTIVE_SCAN = {"Mamba 2.8B": (2, 4096, 5120, 16), "Jamba": (1, 8192, 8192, 16)}
@@ -40,26 +39,21 @@ def gradients(op: str, shape: tuple[int, ...]):
     return jax.grad(loss, argnums=(0, 2)), structs
 
 
-@pytest.mark.aot
-@pytest.mark.parametrize("topology", TPUS)
-@pytest.mark.parametrize(
-    "op, shape",
-    [("ssd", shape) for shape in SSD.values()] + [("selective_scan", shape) for shape in SELECTIVE_SCAN.values()],
-    ids=[*SSD, *SELECTIVE_SCAN],
-)
-def test_tpu(op, shape, topology):
+CASES = {model: ("ssd", shape) for model, shape in SSD.items()}
+CASES |= {model: ("selective_scan", shape) for model, shape in SELECTIVE_SCAN.items()}
+
+
+@on_every_tpu(CASES, sample={"Mamba-2 2.7B": "v5p:2x2x1", "Mamba 2.8B": "v5e:2x2"})
+def test_tpu(case, topology):
     pytest.importorskip("libtpu")
+    op, shape = case
     f, structs = gradients(op, shape)
     found = tpu_compile(f, *structs, topology=topology).kernels
     assert {f"llm_jax_{op}_forward", f"llm_jax_{op}_backward"} <= set(found)
 
 
 @pytest.mark.aot_gpu
-@pytest.mark.parametrize(
-    "op, shape",
-    [*(("ssd", shape) for shape in SSD.values()), *(("selective_scan", shape) for shape in SELECTIVE_SCAN.values())],
-    ids=[*SSD, *SELECTIVE_SCAN],
-)
+@pytest.mark.parametrize("op, shape", CASES.values(), ids=CASES)
 def test_gpu(op, shape):
     pytest.importorskip("jax_cuda13_plugin")
     f, structs = gradients(op, shape)
