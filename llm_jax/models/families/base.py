@@ -91,6 +91,8 @@ class Family:
     """`rope_theta` where config.json has none."""
     PARTIAL: ClassVar[float] = 1.0
     """`partial_rotary_factor` where config.json has none."""
+    TOKENS: ClassVar[dict[str, int]] = {}
+    """Special tokens that transformers takes where config.json names none, and that a small vocabulary lacks."""
 
     TOP: ClassVar[dict[str, str]] = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     """Modules outside of the layers."""
@@ -180,7 +182,10 @@ class Family:
         return fields | write_head(config, self.heads(fields), extra)
 
     def _all_but_head(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {"model_type": self.MODEL_TYPE} | dict(extra)
+        assert config.vocab_size is not None
+        # transformers makes no embedding whose padding is none of its rows.
+        absent = {name: None for name, token in self.TOKENS.items() if token >= config.vocab_size}
+        fields: dict[str, Any] = {"model_type": self.MODEL_TYPE} | absent | dict(extra)
         for name, (theirs, _) in self.FIELDS.items():
             value = getattr(config, name)
             if name == "activation" and self.ACTIVATIONS.get(fields.get(theirs, "")) != value:
