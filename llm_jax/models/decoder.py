@@ -24,7 +24,17 @@ from llm_jax.models.pooling import pool
 from llm_jax.models.prefix import check_prefix, sight_ends, with_sight
 from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rope, Rotation, rotation
-from llm_jax.models.segments import Grouping, LayerSpec, Layout, Segment, group, layer_specs, layout_of, regroup
+from llm_jax.models.segments import (
+    Grouping,
+    LayerSpec,
+    Layout,
+    Segment,
+    further_spec,
+    group,
+    layer_specs,
+    layout_of,
+    regroup,
+)
 from llm_jax.models.shared import Shared
 from llm_jax.models.transform import Transform
 from llm_jax.models.weights import in_compute
@@ -70,8 +80,8 @@ class Decoder(nnx.Module):
         )
         self.norm = make_norm(config)
         if config.mtp:
-            last = layer_specs(config)[-1]
-            self.mtp = nnx.Dict({str(k): FurtherToken(config, Block(config, last)) for k in range(config.mtp)})
+            spec = further_spec(config)
+            self.mtp = nnx.Dict({str(k): FurtherToken(config, Block(config, spec)) for k in range(config.mtp)})
         D, V, head = config.hidden_size, config.vocab_size, config.head
         assert V is not None
         self.transform = Transform(config) if head.transform else None
@@ -164,7 +174,7 @@ class Decoder(nnx.Module):
         `layer_inputs` as of a call, [mtp, ...].
         """
         found, seen = [], []
-        spec = layer_specs(self.config)[-1]
+        spec = further_spec(self.config)
         apply = REMAT[self.remat](partial(_apply, cache=self._packed(spec), taps=()), scanned=False)
         for k in range(self.config.mtp):
             layer = self.mtp[str(k)]

@@ -29,7 +29,7 @@ def with_head(model: Model, head: HeadConfig, seed: int = 0) -> Model:
     """
     if head.labels is None:
         raise UserError("a new head is for scores: head.labels has to be a number")
-    before, config = model.config.head, dataclasses.replace(model.config.resolved(), head=head, mtp=0)
+    before, config = model.config.head, dataclasses.replace(model.config.resolved().without_further(), head=head)
     if before.labels not in (None, head.labels):
         raise UserError(f"the model ends in {before.labels} scores, not in {head.labels}; their head is not replaced")
     decoder = Decoder(config)
