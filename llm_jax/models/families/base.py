@@ -117,11 +117,10 @@ class Family:
         hf = self._today(hf)
         fixed = {**FIXED, **self.FIXED}
         read_packing(hf)
-        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures", PACKING}
+        read, known = self._read(), self._known()
         for name, value in hf.items():
             if name in fixed and name not in read and value not in fixed[name]:
                 raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
-            known = read | fixed.keys() | CARRIED | self.CARRIED
             if name not in known and value not in (None, False, {}, []):
                 raise UserError(f"config.json: {name}={value!r} is not a field of the {self.MODEL_TYPE} family")
         values = dict(self.CONSTANTS)
@@ -134,6 +133,16 @@ class Family:
         config = ModelConfig(family=self.MODEL_TYPE, **values)
         config.resolved()
         return config
+
+    def _read(self) -> set[str]:
+        return {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures", PACKING}
+
+    def _known(self) -> set[str]:
+        return self._read() | FIXED.keys() | self.FIXED.keys() | CARRIED | self.CARRIED
+
+    def unknown(self, hf: Mapping[str, Any]) -> list[str]:
+        """Fields that the family does not have, of a config.json that `from_hf` takes: they are empty there."""
+        return sorted(self._today(hf).keys() - self._known())
 
     def _today(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """The fields in today's spelling. Raises UserError where two spellings of one say different things."""
