@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -22,15 +23,14 @@ from llm_jax.models.parameter import abstract_params, declarations
 from llm_jax.sharding import storage_shardings
 
 FAMILIES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
-"""Families of dense models -> those of the same models with experts. Of others, none is published: the model is then of
-the family `llm_jax`."""
+"""Families of dense models -> those of the same models with experts."""
 
 
 def with_experts(model: Model, num: int, top_k: int, seed: int = 0, noise: float = 0.0) -> Model:
     """The model with `num` copies of each feed-forward layer for experts, `top_k` to a token (see `upcycle`).
 
     Its weights add up to 1, so that without noise it computes what the model did, until training tells the experts
-    apart. `seed`: of routers and noise.
+    apart. `seed`: of routers and noise. Its family is one of `FAMILIES`, or `llm_jax` where none has such a model.
 
     Raises:
         UserError: the model has experts, layers for further tokens or no feed-forward layers, or `num` and `top_k` do
@@ -45,14 +45,13 @@ def with_experts(model: Model, num: int, top_k: int, seed: int = 0, noise: float
             f"{','.join(sorted({*kinds}))}, mtp={config.mtp}"
         )
     experts = ExpertsConfig(num, top_k, config.intermediate_size, bias=config.mlp_bias)
-    made = dataclasses.replace(
-        config,
-        family=FAMILIES.get(config.family, "llm_jax"),
-        feed_forwards=tuple("experts" if kind == "dense" else kind for kind in kinds),
-        experts=experts,
-    )
-    fam = family(made.family)
-    fam.check(made)
+    kinds = tuple("experts" if kind == "dense" else kind for kind in kinds)
+    made = dataclasses.replace(config, family="llm_jax", feed_forwards=kinds, experts=experts)
+    made.resolved()
+    with contextlib.suppress(UserError):
+        published = dataclasses.replace(made, family=FAMILIES.get(config.family, "llm_jax"))
+        family(published.family).check(published)
+        made = published
     decoder, keys = Decoder(made), itertools.count()
     flat = flatten(model.params)
     params = {path: leaf for path, leaf in flat.items() if "/mlp/" not in path}
@@ -65,11 +64,10 @@ def with_experts(model: Model, num: int, top_k: int, seed: int = 0, noise: float
         shardings = flatten(storage_shardings(declarations(decoder), abstract_params(decoder), model.plan))
         params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in params.items()}
     # What only the dense family's files say is nothing to the new one's.
-    extra = {name: value for name, value in fam.carried(model.extra).items() if name != "model_type"}
-    kinds_in_files = stored_dtypes(model, decoder)
-    return Model(
-        decoder, unflatten(params), made, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=kinds_in_files
-    )
+    carried = family(made.family).carried(model.extra)
+    extra = {name: value for name, value in carried.items() if name != "model_type"}
+    dtypes = stored_dtypes(model, decoder)
+    return Model(decoder, unflatten(params), made, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=dtypes)
 
 
 def upcycle(

@@ -36,6 +36,7 @@ def dense(**changes):
     [
         ({}, "mixtral"),
         ({"family": "mistral", "window": 4}, "mixtral"),
+        ({"attention_bias": True}, "llm_jax"),
         ({"family": "qwen3", "qk_norm": "head"}, "qwen3_moe"),
         ({"family": "llm_jax", "gated": False, "mlp_bias": True, "activation": "gelu"}, "llm_jax"),
     ],
