@@ -5,7 +5,8 @@ import sys
 
 from llm_jax.base.door import run_door
 
-USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--kv-heads=G] [--verify]
+USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--kv-heads=G]
+                                 [--experts=E [--top-k=K]] [--verify]
 
 SRC a Hugging Face folder  -> DST a native folder (checkpoints, tokenizer, architecture)
 SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safetensors, tokenizer)
@@ -15,9 +16,10 @@ Which one SRC is, is recognised. DST must be empty or absent, or what a conversi
 Tensors keep their values and, going back, their dtypes, or get the one of --dtype.
 The checksum is over names, dtypes, shapes and values: both layouts of one model have the same.
 --kv-heads=G makes a model of G key and value heads, each the mean of those it stands for (then train on).
+--experts=E makes a dense model's feed-forward layers E experts, K (2) to a token, all equal (then train on).
 --verify reads DST again and compares weights, logits (or scores) and greedy tokens of both."""
 
-FLAGS = {"--dtype": "float32", "--kv-heads": "2"}
+FLAGS = {"--dtype": "float32", "--kv-heads": "2", "--experts": "8", "--top-k": "2"}
 WRITTEN = re.compile(
     r"[\w.-]+\.(safetensors|part|json|model|txt|jinja|new)|additional_chat_templates|checkpoints|tokenizer|lock"
 )
@@ -49,6 +51,11 @@ def main(args: list[str]) -> None:
     dtype = given.get("--dtype")
     if dtype is not None and dtype not in FLOATS:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(FLOATS)}")
+    for flag in ("--kv-heads", "--experts", "--top-k"):
+        if not given.get(flag, "0").isdecimal():
+            raise UserError(f"{flag}={given[flag]} is not a number")
+    if "--top-k" in given and "--experts" not in given:
+        raise UserError("--top-k is of --experts, which is not given")
     native = has_adapter(source) or read_hf_config(source) is None
     if dtype is not None and not native:
         raise UserError("--dtype is for Hugging Face folders: a native one holds float32 and remembers dtypes")
@@ -56,9 +63,11 @@ def main(args: list[str]) -> None:
     if "--kv-heads" in given:
         from llm_jax.models.grouping_heads import group_heads
 
-        if not given["--kv-heads"].isdecimal():
-            raise UserError(f"--kv-heads={given['--kv-heads']} is not a number")
         model = group_heads(model, int(given["--kv-heads"]))
+    if "--experts" in given:
+        from llm_jax.models.upcycling import with_experts
+
+        model = with_experts(model, int(given["--experts"]), int(given.get("--top-k", "2")))
     if native:
         # A model that no folder of its family can hold is refused before DST is made.
         hf_contents(model, dtype)
@@ -67,7 +76,8 @@ def main(args: list[str]) -> None:
             save(model, target, dtype)
         else:
             save_native(model, target)
-    print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout)")
+    made = f", family {model.config.family}" if "--experts" in given else ""
+    print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout{made})")
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")
     lossy = rounded(model, dtype) if native else []

@@ -32,7 +32,7 @@ def with_projection(config: LoraConfig) -> LoraConfig:
 def with_head_of(path: epath.Path, base: ModelConfig) -> ModelConfig:
     """The architecture `base` as the adapter at `path` (a PEFT folder or a workdir) has it end."""
     head = head_of(path, base)
-    return base if head == base.head else replace(base.resolved(), head=head, mtp=0)
+    return base if head == base.head else replace(base.resolved().without_further(), head=head)
 
 
 def head_of(path: epath.Path, base: ModelConfig) -> HeadConfig:

@@ -86,6 +86,8 @@ class Batch:
         self.lengths = np.asarray([len(row.ids) for row in prompts], np.int32)
         self.filled = np.asarray([len(row.ids) for row in padded], np.int32)
         """Tokens of each row in the caches."""
+        self.prefix = self.filled.copy() if generator.prefix_lm else None
+        """Tokens of each row that see each other from both sides."""
         self.prompt_params = generator.params_of([row.choice for row in prompts])
         self.params = self.prompt_params
         if prompts is not padded:
@@ -180,7 +182,8 @@ class Batch:
         tokens = np.zeros((len(self.told), self.size), np.int32)
         for i, (told, filled) in enumerate(zip(self.told, self.filled)):
             tokens[i, :filled] = told[:filled]
-        self.caches = refill(g.decoder, self.params, tokens, self.filled, cache_len=self.size, dtype=g.dtype)
+        options = {"cache_len": self.size, "dtype": g.dtype}
+        self.caches = refill(g.decoder, self.params, tokens, self.filled, self.prefix, **options)
         rest = left[left > 0]
         return min(every, int(rest.min())) if rest.size else every
 
@@ -188,7 +191,7 @@ class Batch:
         g = self.generator
         self.size = min(max(g.bucket(int(self.filled.max()) + every), self.tokens.shape[1]), self.slots)
         if self.past is None:
-            options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top}
+            options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top, "prefix_lm": g.prefix_lm}
             return start(
                 g.decoder, self.prompt_params, self.tokens, self.lengths, self.source, *self.requests, **options
             )

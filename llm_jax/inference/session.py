@@ -15,8 +15,9 @@ from llm_jax.models.rope import turning_length
 class Session:
     """One row of a generator's, from prompt to prompt.
 
-    The longest common beginning of a prompt and of what the caches hold is not run again. Answers are those of
-    `Generator.stream`, but for the order of the arithmetic.
+    The longest common beginning of a prompt and of what the caches hold is not run again; of a prefix language model
+    all is, since each token of a longer prompt sees more. Answers are those of `Generator.stream`, but for the order of
+    the arithmetic.
     """
 
     def __init__(self, generator: Generator):
@@ -62,7 +63,7 @@ class Session:
     def _keep(self, batch: Batch) -> None:
         """The batch's caches with the tokens they hold for certain, unless an interruption came between them."""
         caches, (out,) = batch.caches, batch.results
-        if caches is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(caches)):
+        if caches is None or self.generator.prefix_lm or any(leaf.is_deleted() for leaf in jax.tree.leaves(caches)):
             return
         # The newest token is in no cache yet. An interruption, or a stop string inside of a chunk, leaves later ones
         # in the caches: a row of slots forgets them, a ring has lost others to them, a state holds them for good.

@@ -31,6 +31,7 @@ def prefill(
     tokens: Int[Any, "B T"],
     lengths: Int[Any, "B"],
     horizon: Int[Any, "B"] | None = None,
+    prefix: Int[Any, "B"] | None = None,
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
     """Runs the first `lengths[b] >= 1` tokens of each row; the rest of the row is padding and leaves no trace.
 
@@ -41,11 +42,15 @@ def prefill(
       tokens: int32[B, T], prompts from the left.
       lengths: int32[B], prompt tokens per row.
       horizon: int32[B], length of the document that these tokens begin, for LongRoPE; None means `lengths`.
+      prefix: int32[B], how many of them, from the first, see each other from both sides (a prefix language model);
+        None means none. Further tokens (`extend`, `decode_step`) see all before them in any case. Raises UserError for
+        a model with state-space layers.
 
     Returns:
       float32 logits [B, V] after each row's last token, and the filled caches.
     """
-    return _run(decoder, params, tuple(map(known_empty, caches)), tokens, jnp.zeros_like(lengths), lengths, horizon)
+    starts = jnp.zeros_like(lengths)
+    return _run(decoder, params, tuple(map(known_empty, caches)), tokens, starts, lengths, horizon, prefix)
 
 
 @partial(jax.jit, static_argnames="decoder", donate_argnames="caches")
@@ -73,11 +78,13 @@ def _run(
     starts: Array,
     lengths: Array,
     horizon: Array | None = None,
+    prefix: Array | None = None,
 ) -> tuple[Float[Array, "B V"], Any]:
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     meta = Meta(starts[:, None] + index, (index < lengths[:, None]).astype(jnp.int32), starts, horizon)
     bound = bind(decoder, params)
-    hidden, filled, _ = bound(tokens, caches=caches, meta=meta)
+    within = None if prefix is None else index < prefix[:, None]
+    hidden, filled, _ = bound(tokens, caches=caches, meta=meta, prefix=within)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return bound.logits(last)[:, 0], filled
 

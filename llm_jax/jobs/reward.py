@@ -110,7 +110,7 @@ def headed(config: RewardConfig, model: ModelConfig) -> ModelConfig:
     head = HeadConfig(labels, "none" if steps else config.pooling, bias=steps)
     if before is not None:
         head = dataclasses.replace(model.head, pooling=head.pooling if model.causal else model.head.pooling)
-    return dataclasses.replace(model.resolved(), head=head, mtp=0)
+    return dataclasses.replace(model.resolved().without_further(), head=head)
 
 
 def run(node: "Node") -> None:

@@ -189,7 +189,8 @@ class SlidingCache:
 
     def attend(self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN) -> tuple[Array, SlidingCache]:
         new = self.write(k, v, meta)
-        if q.shape[1] == 1:
+        # ALiBi asks how far a slot's token is, and a ring's slots are in no order.
+        if q.shape[1] == 1 and scoring.alibi_slopes is None:
             # A full ring holds the window's tokens and no others: all its slots are seen.
             seen = jnp.minimum(meta.positions[:, 0] + 1, self.k.shape[2])
             return attend_slots(q, new.k, new.v, seen, None, scoring), new
@@ -269,19 +270,21 @@ class LatentCache:
         return replace(self, k=write_slots(self.k, k, slots, SHARED))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["cache"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["cache", "ends"], meta_fields=[])
 @dataclass(frozen=True)
 class Empty:
     """A cache known to hold nothing yet: the call's tokens see each other alone, and are then written."""
 
     cache: ContiguousCache | SlidingCache | LatentCache
+    ends: Int[Array, "B T"] | None = None
+    """As of `Packed`."""
 
     def attend(
         self, q: Array, k: Array, v: Array, meta: Meta, scoring: Scoring = PLAIN
     ) -> tuple[Array, ContiguousCache | SlidingCache]:
         assert not isinstance(self.cache, LatentCache)  # Whose mixer attends without it, and writes.
         chunk = self.cache.chunk if isinstance(self.cache, ContiguousCache) else None
-        out, _ = Packed(self.cache.window, chunk).attend(q, k, v, meta, scoring)
+        out, _ = Packed(self.cache.window, chunk, ends=self.ends).attend(q, k, v, meta, scoring)
         return out, self.cache.write(k, v, meta)
 
 

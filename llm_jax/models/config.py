@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.head_config import Activation, HeadConfig
 from llm_jax.models.latent_config import LatentConfig
 from llm_jax.models.mamba_config import MambaConfig
+from llm_jax.models.rope_config import RopeScaling
 
 POSITIVE = (
     "vocab_size",
@@ -41,59 +42,6 @@ Mixer = Literal["attention", "latent", "mamba", "mamba2", "none"]
 FeedForwardKind = Literal["dense", "experts", "none"]
 Sight = Literal["full", "sliding", "chunked"]
 """What an attention layer sees: all before, the last `window` tokens, or those of its own `chunk`."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Rotary angles beyond the trained length; which fields count depends on the kind."""
-
-    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
-    factor: float = 1.0
-    """How many times the trained length."""
-    original_length: int | None = None
-    """`original_max_position_embeddings`: the trained length, in tokens (yarn, llama3, longrope)."""
-    attention_factor: float | None = None
-    """Multiplies queries and keys (yarn, longrope); None takes the paper's formula."""
-    beta_fast: float = 32.0
-    """Turns in the trained length above which yarn keeps a frequency."""
-    beta_slow: float = 1.0
-    """Turns in the trained length below which yarn interpolates."""
-    mscale: float | None = None
-    """DeepSeek's weight of the logarithm in yarn's attention factor."""
-    mscale_all_dim: float | None = None
-    """The same in its denominator."""
-    truncate: bool = True
-    """Whether yarn rounds the range between kept and interpolated to whole pairs."""
-    low_freq_factor: float = 1.0
-    """Turns below which llama3 stretches."""
-    high_freq_factor: float = 4.0
-    """Turns above which llama3 keeps a frequency."""
-    short_factor: tuple[float, ...] = ()
-    """Of longrope, one per pair, up to the trained length."""
-    long_factor: tuple[float, ...] = ()
-    """Of longrope beyond it."""
-
-    def check(self, pairs: int) -> None:
-        """Raises UserError for values that give no angles. `pairs`: how many turn in a head."""
-        where = f"model.rope_scaling ({self.kind})"
-        if not 0 < self.factor < math.inf:
-            raise UserError(f"{where}: factor is {self.factor}, it has to be a positive number")
-        if self.kind in ("yarn", "llama3", "longrope") and (self.original_length is None or self.original_length < 2):
-            raise UserError(f"{where}: original_length is {self.original_length}, it has to be at least 2")
-        if self.kind == "yarn" and not 0 < self.beta_slow <= self.beta_fast:
-            raise UserError(f"{where}: beta_slow={self.beta_slow} has to be in (0, beta_fast={self.beta_fast}]")
-        if self.kind == "llama3" and not 0 < self.low_freq_factor <= self.high_freq_factor:
-            raise UserError(
-                f"{where}: low_freq_factor={self.low_freq_factor} has to be in (0, high_freq_factor="
-                f"{self.high_freq_factor}]"
-            )
-        if self.kind == "dynamic" and pairs < 2:
-            raise UserError(f"{where}: needs at least 2 pairs of coordinates that turn")
-        if self.kind == "longrope":
-            for name in ("short_factor", "long_factor"):
-                factors = getattr(self, name)
-                if len(factors) != pairs or not all(0 < x < math.inf for x in factors):
-                    raise UserError(f"{where}: {name} has to be {pairs} positive numbers, one per pair that turns")
 
 
 @dataclass(frozen=True)
@@ -212,7 +160,11 @@ class ModelConfig:
     """What the model ends in."""
 
     mtp: int = 0
-    """Further tokens that training predicts at each position, by a layer each, like the last one (DeepSeek-V3)."""
+    """Further tokens that training predicts at each position, by a layer each (DeepSeek-V3)."""
+    mtp_mixer: Mixer | None = None
+    """What mixes the tokens in such layers; None means as the model's last layer does (DeepSeek-V3)."""
+    mtp_feed_forward: FeedForwardKind | None = None
+    """Their feed-forward, likewise."""
 
     init_std: float = 0.02
     """Standard deviation of the weights' normal init."""
@@ -261,19 +213,26 @@ class ModelConfig:
         if self.residual_normed and (self.norm_at != "pre" or self.parallel != "no"):
             raise UserError("model.residual_normed needs model.norm_at=pre and model.parallel=no")
         self.head.check()
+        mixers, feed_forwards = self._mixers(), self._feed_forwards()
         return replace(
             self,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             sights=self._sights(),
-            mixers=self._mixers(),
-            feed_forwards=self._feed_forwards(),
+            mixers=mixers,
+            feed_forwards=feed_forwards,
+            mtp_mixer=self._of_further("mtp_mixer", mixers),
+            mtp_feed_forward=self._of_further("mtp_feed_forward", feed_forwards),
             experts=self._experts(),
             rope_dim=self._rope_dim(head_dim),
             rope_layers=self._rope_layers(),
             embed_init_std=self.init_std if self.embed_init_std is None else self.embed_init_std,
             output_bias=self.attention_bias if self.output_bias is None else self.output_bias,
         )
+
+    def without_further(self) -> "ModelConfig":
+        """The same without layers for further tokens."""
+        return replace(self, mtp=0, mtp_mixer=None, mtp_feed_forward=None)
 
     def cut_sizes(self) -> dict[str, int]:
         """Sizes that a mesh has to divide, by logical axes. Without a vocabulary where that is not known yet.
@@ -345,6 +304,16 @@ class ModelConfig:
         if ("experts" in kinds) != (self.experts.num > 0):
             raise UserError(f"model.feed_forwards={','.join(kinds)} does not go with experts.num={self.experts.num}")
         return kinds
+
+    def _of_further(self, name: str, kinds: tuple[str, ...]) -> Any:
+        kind = getattr(self, name)
+        if kind is None:
+            return kinds[-1] if self.mtp else None
+        if not self.mtp:
+            raise UserError(f"model.{name}={kind} says nothing without model.mtp")
+        if kind not in kinds:
+            raise UserError(f"model.{name}={kind} is of no layer of the model, which has {', '.join(sorted({*kinds}))}")
+        return kind
 
     def _experts(self) -> ExpertsConfig:
         self.experts.check()

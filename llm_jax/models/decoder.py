@@ -21,10 +21,20 @@ from llm_jax.models.mtp import FurtherToken, ahead, same_document
 from llm_jax.models.norms import make_norm
 from llm_jax.models.parameter import stack
 from llm_jax.models.pooling import pool
-from llm_jax.models.prefix import sight_ends
+from llm_jax.models.prefix import check_prefix, sight_ends, with_sight
 from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rope, Rotation, rotation
-from llm_jax.models.segments import Grouping, LayerSpec, Layout, Segment, group, layer_specs, layout_of, regroup
+from llm_jax.models.segments import (
+    Grouping,
+    LayerSpec,
+    Layout,
+    Segment,
+    further_spec,
+    group,
+    layer_specs,
+    layout_of,
+    regroup,
+)
 from llm_jax.models.shared import Shared
 from llm_jax.models.transform import Transform
 from llm_jax.models.weights import in_compute
@@ -70,8 +80,8 @@ class Decoder(nnx.Module):
         )
         self.norm = make_norm(config)
         if config.mtp:
-            last = layer_specs(config)[-1]
-            self.mtp = nnx.Dict({str(k): FurtherToken(config, Block(config, last)) for k in range(config.mtp)})
+            spec = further_spec(config)
+            self.mtp = nnx.Dict({str(k): FurtherToken(config, Block(config, spec)) for k in range(config.mtp)})
         D, V, head = config.hidden_size, config.vocab_size, config.head
         assert V is not None
         self.transform = Transform(config) if head.transform else None
@@ -101,8 +111,10 @@ class Decoder(nnx.Module):
         a `meta` in place of both. `layer_inputs`: `residual` [L, ...], added to the residual stream after each layer;
         `residual_dropout` (of both sublayers' outputs) and `attention_dropout`, `Dropout`s with keys [L, B];
         `router_noise`, keys [L, B], for noisy routers in training. `embedding_noise` is added to the token vectors.
-        `prefix`: the tokens up to a document's last True one see each other from both sides (a prefix language model).
-        `taps`: names in `TAPS`. Raises UserError for unknown names, and for a prefix of layers that have none.
+        `prefix`: the tokens up to a document's last True one see each other from both sides (a prefix language model);
+        over caches, of the first call (`prefix.with_sight`): later ones see all that is kept, and name no prefix.
+        `taps`: names in `TAPS`. Raises UserError for unknown names, for a prefix of layers that have none, and for one
+        behind tokens that are kept.
         """
         for name in [*(set(taps) - set(TAPS)), *(set(layer_inputs or ()) - set(LAYER_INPUTS))]:
             raise UserError(
@@ -118,7 +130,11 @@ class Decoder(nnx.Module):
             meta = Meta(positions, segment_ids)
         elif positions is not None or segment_ids is not None:
             raise UserError("positions and segment_ids are part of meta when meta is given")
-        ends = None if prefix is None else self._sight_ends(prefix, meta, caches)
+        ends = None
+        if prefix is not None:
+            check_prefix(self.config)
+            ends = sight_ends(prefix, meta.segment_ids)
+            caches = None if caches is None else with_sight(caches, ends)
         shared = self._shared(meta)
         hidden = self._embedded(tokens, meta)
         if embedding_noise is not None:
@@ -158,7 +174,7 @@ class Decoder(nnx.Module):
         `layer_inputs` as of a call, [mtp, ...].
         """
         found, seen = [], []
-        spec = layer_specs(self.config)[-1]
+        spec = further_spec(self.config)
         apply = REMAT[self.remat](partial(_apply, cache=self._packed(spec), taps=()), scanned=False)
         for k in range(self.config.mtp):
             layer = self.mtp[str(k)]
@@ -170,12 +186,6 @@ class Decoder(nnx.Module):
             seen.append(statistics)
             found.append(layer.norm(hidden))
         return found, _stacked(seen, ()).get("experts", {})
-
-    def _sight_ends(self, prefix: Array, meta: Meta, caches: Sequence[Cache] | None) -> Int[Array, "B T"]:
-        mixers = {spec.mixer for segment in self.groups for spec in segment.block}
-        if caches is not None or not self.config.causal or mixers & {"mamba", "mamba2"}:
-            raise UserError("a prefix is for causal attention in all layers, without a cache")
-        return sight_ends(prefix, meta.segment_ids)
 
     def _shared(self, meta: Meta) -> Shared:
         used = {spec.rope for segment in self.groups for spec in segment.block}

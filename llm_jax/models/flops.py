@@ -1,13 +1,12 @@
 """Floating-point operations of a model, by the usual convention."""
 
 import math
-from dataclasses import replace
 
 from llm_jax.base.trees import flatten
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.parameter import abstract_params, declarations
-from llm_jax.models.segments import LayerSpec, layer_specs
+from llm_jax.models.segments import LayerSpec, further_spec
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
@@ -20,16 +19,16 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     state-space layer takes 6 * I * N for its states (they fade, take in, are read) and 2 * K for each channel of its
     convolution.
     """
-    return _forward(Decoder(replace(config, mtp=0)), length)
+    return _forward(Decoder(config.without_further()), length)
 
 
 def training_flops_per_token(config: ModelConfig, length: int, further: bool) -> float:
     """Of a training step: three times the forward pass, without recomputation. `further`: whether it trains the layers
-    for further tokens, each a layer like the last one, a projection, and the head once more."""
+    for further tokens, each a layer, a projection, and the head once more."""
     forward = flops_per_token(config, length)
     if further:
         decoder = Decoder(config)
-        config, layer = decoder.config, layer_specs(decoder.config)[-1]
+        config, layer = decoder.config, further_spec(decoder.config)
         head = 2.0 * config.hidden_size * (config.vocab_size or 0)
         mixed = _attention(config, layer, length) + _states(config, layer)
         forward = _forward(decoder, length) + config.mtp * (mixed + head)

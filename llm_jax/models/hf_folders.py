@@ -33,7 +33,7 @@ class HfFolder:
         family: of the config's `model_type`.
         decoder: abstract.
         shapes: of its parameters, by path.
-        notes: lines for the user about tensors that are not written as they are read.
+        notes: lines for the user about tensors and fields that are not written as they are read.
     """
 
     def __init__(self, path: epath.Path, hf: Mapping[str, Any], dtype: np.dtype) -> None:
@@ -47,6 +47,9 @@ class HfFolder:
         self._stored = open_tensors(path, hf, dtype)
         self.notes = notes(self._stored)
         config = self.family.from_hf(hf)
+        if unknown := self.family.unknown(hf):
+            empty = f"config.json: no fields of the {self.family.MODEL_TYPE} family, empty, and not kept"
+            self.notes.append(f"{empty}: {', '.join(unknown)}")
         self.decoder = Decoder(self.family.as_stored(config, self._stored.index))
         if config.mtp and not self.decoder.config.mtp:
             said = f"config.json speaks of {config.mtp} layers for further tokens, which the files lack"

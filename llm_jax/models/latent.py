@@ -79,7 +79,7 @@ class LatentAttention(nnx.Module):
         up = constrain(up, ("batch", "length", "heads", None))
         k = jnp.concatenate([up[..., : size.nope_dim], jnp.broadcast_to(k_rope, q_rope.shape)], axis=-1)
         q, v = jnp.concatenate([q_nope, q_rope], axis=-1), up[..., size.nope_dim :]
-        packed = cache if isinstance(cache, Packed) else Packed()
+        packed = cache if isinstance(cache, Packed) else Packed(ends=cache.ends)
         out, _ = packed.attend(q, k, v, shared.meta, scoring)
         if isinstance(cache, Packed):
             return out, cache

@@ -29,7 +29,7 @@ def with_head(model: Model, head: HeadConfig, seed: int = 0) -> Model:
     """
     if head.labels is None:
         raise UserError("a new head is for scores: head.labels has to be a number")
-    before, config = model.config.head, dataclasses.replace(model.config.resolved(), head=head, mtp=0)
+    before, config = model.config.head, dataclasses.replace(model.config.resolved().without_further(), head=head)
     if before.labels not in (None, head.labels):
         raise UserError(f"the model ends in {before.labels} scores, not in {head.labels}; their head is not replaced")
     decoder = Decoder(config)
@@ -39,12 +39,13 @@ def with_head(model: Model, head: HeadConfig, seed: int = 0) -> Model:
     dtype = old["embed/weight"].dtype
     params = {path: old[path] if path in old else drawn[path].astype(dtype) for path in flatten(shapes)}
     extra = {name: value for name, value in model.extra.items() if name not in LABELS}
-    kinds = _dtypes(model, decoder)
+    kinds = stored_dtypes(model, decoder)
     return Model(decoder, unflatten(params), config, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=kinds)
 
 
-def _dtypes(model: Model, decoder: Decoder) -> dict[str, Any]:
-    """Of the tensors in a folder: the new ones like the others, where these are of one dtype."""
+def stored_dtypes(model: Model, decoder: Decoder) -> dict[str, Any]:
+    """Of the tensors in a folder of `decoder`, made of `model`: new ones like the others, where these are of one dtype,
+    float32 where not."""
     kinds = set(model.dtypes.values())
     new = kinds.pop() if len(kinds) == 1 else "float32"
     names = (name for tensor in family(decoder.config.family).tensors(decoder) for name in tensor.names)

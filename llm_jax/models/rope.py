@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llm_jax.models.config import ModelConfig, RopeScaling
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.rope_config import RopeScaling
 
 
 class Rotation(NamedTuple):

@@ -7,7 +7,7 @@ its layout, and `regroup` takes a tree from one layout to another), and changes 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +69,14 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
 
     layers = zip(range(config.num_layers), config.sights, config.mixers, config.feed_forwards)
     return tuple(spec(*layer) for layer in layers)
+
+
+def further_spec(config: ModelConfig) -> LayerSpec:
+    """That of the layers for further tokens (`mtp`), which mix tokens as the last layer with such a mixer."""
+    config = config.resolved()
+    assert config.mtp_mixer is not None and config.mtp_feed_forward is not None
+    like = [spec for spec in layer_specs(config) if spec.mixer == config.mtp_mixer][-1]
+    return replace(like, feed_forward=config.mtp_feed_forward)
 
 
 def _repeats(specs: Sequence[LayerSpec], start: int, period: int) -> int:

@@ -60,7 +60,7 @@ def rows(decoder: Decoder) -> list[Row]:
             block = tree["segments"][str(s)][str(position)]
             layers = segment.layers(position)
             found.append(_row(_numbers(layers), block, len(layers), stacked=True))
-    # Layers for further tokens are alike, each like the last one.
+    # Layers for further tokens are alike.
     if "mtp" in tree:
         count = len(tree["mtp"])
         where = "further token" if count == 1 else f"further tokens 1–{count}"

@@ -1,7 +1,10 @@
-"""A dense feed-forward layer made into a mixture of experts."""
+"""A dense model, or a feed-forward layer of one, made into a mixture of experts, to be trained on ("upcycling")."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +12,62 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten, unflatten
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.experts_config import ExpertsConfig
+from llm_jax.models.families import family
+from llm_jax.models.loading import Model
+from llm_jax.models.new_head import stored_dtypes
+from llm_jax.models.parameter import abstract_params, declarations
+from llm_jax.sharding import storage_shardings
+
+FAMILIES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
+"""Families of dense models -> those of the same models with experts."""
+
+
+def with_experts(model: Model, num: int, top_k: int, seed: int = 0, noise: float = 0.0) -> Model:
+    """The model with `num` copies of each feed-forward layer for experts, `top_k` to a token (see `upcycle`).
+
+    Its weights add up to 1, so that without noise it computes what the model did, until training tells the experts
+    apart. `seed`: of routers and noise. Its family is one of `FAMILIES`, or `llm_jax` where none has such a model.
+
+    Raises:
+        UserError: the model has experts, layers for further tokens or no feed-forward layers, or `num` and `top_k` do
+            not go together.
+    """
+    config = model.config.resolved()
+    assert config.feed_forwards is not None
+    kinds = config.feed_forwards
+    if "dense" not in kinds or "experts" in kinds or config.mtp:
+        raise UserError(
+            "experts are made of the feed-forward layers of a dense model; this one has feed_forwards="
+            f"{','.join(sorted({*kinds}))}, mtp={config.mtp}"
+        )
+    experts = ExpertsConfig(num, top_k, config.intermediate_size, bias=config.mlp_bias)
+    kinds = tuple("experts" if kind == "dense" else kind for kind in kinds)
+    made = dataclasses.replace(config, family="llm_jax", feed_forwards=kinds, experts=experts)
+    made.resolved()
+    with contextlib.suppress(UserError):
+        published = dataclasses.replace(made, family=FAMILIES.get(config.family, "llm_jax"))
+        family(published.family).check(published)
+        made = published
+    decoder, keys = Decoder(made), itertools.count()
+    flat = flatten(model.params)
+    params = {path: leaf for path, leaf in flat.items() if "/mlp/" not in path}
+    for at in dict.fromkeys(path.partition("/mlp/")[0] + "/mlp/" for path in flat if "/mlp/" in path):
+        dense = unflatten({path.removeprefix(at): leaf for path, leaf in flat.items() if path.startswith(at)})
+        key = jax.random.fold_in(jax.random.key(seed), next(keys))
+        own = flatten(upcycle(dense, num, key, router_std=config.init_std, noise=noise))
+        params |= {at + path: leaf for path, leaf in own.items()}
+    if model.plan is not None:
+        shardings = flatten(storage_shardings(declarations(decoder), abstract_params(decoder), model.plan))
+        params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in params.items()}
+    # What only the dense family's files say is nothing to the new one's.
+    carried = family(made.family).carried(model.extra)
+    extra = {name: value for name, value in carried.items() if name != "model_type"}
+    dtypes = stored_dtypes(model, decoder)
+    return Model(decoder, unflatten(params), made, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=dtypes)
 
 
 def upcycle(

@@ -52,7 +52,7 @@ def test_folder_in_folder_out(hf_folder, tmp_path, name, dtype):
     assert ours == theirs | {"_name_or_path": ours["_name_or_path"]}
 
 
-def test_mixed_dtypes_shards_and_tokenizer_files(hf_folder, recipe, tmp_path):
+def test_mixed_dtypes_shards_and_tokenizer_files(hf_folder, recipe, tmp_path, capfd):
     folder = hf_folder("gqa", None, bos_token_id=7, custom_note=None)
     tensors = {k: v.astype(BF16) if "proj" in k else v for k, v in recipe.weights("gqa").items()}
     write_folder(folder, tensors, max_shard_bytes=10_000)
@@ -60,6 +60,7 @@ def test_mixed_dtypes_shards_and_tokenizer_files(hf_folder, recipe, tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         (folder / file).write_text(f'{{"from": "{file}"}}')
     model = load(folder)
+    assert "config.json: no fields of the llama family, empty, and not kept: custom_note\n" in capfd.readouterr().err
     assert model.tokenizer_dir == folder
     save(model, tmp_path)
     assert bits(tmp_path) == bits(folder)

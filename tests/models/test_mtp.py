@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig
 
 from llm_jax.base.errors import UserError
 from llm_jax.base.trees import flatten
@@ -21,51 +22,128 @@ from llm_jax.models.loading import read_model_config
 from tests.jobs.batches import Document, document_rows
 from tests.oracles import family_recipe as recipe
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mtp.npz")
-META: dict[str, Any] = json.loads(GOLDEN["meta"].tobytes())
-DEPTH = 2
+FAMILIES = ("deepseek_v3", "nemotron_h")
+GOLDEN = {name: np.load(Path(__file__).parents[1] / "golden" / "mtp" / f"{name}.npz") for name in FAMILIES}
+METAS: dict[str, Any] = {name: json.loads(file["meta"].tobytes()) for name, file in GOLDEN.items()}
+META, NEMOTRON = METAS["deepseek_v3"], METAS["nemotron_h"]
+DEPTHS = {name: meta["config"]["num_nextn_predict_layers"] for name, meta in METAS.items()}
+DEPTH = DEPTHS["deepseek_v3"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """As DeepSeek publishes it: each further layer with a copy of embedding and head."""
-    path = tmp_path_factory.mktemp("mtp")
-    tensors = recipe.weights("deepseek_v3", META["shapes"])
-    layers = META["config"]["num_hidden_layers"]
-    for k in range(DEPTH):
-        for name, source in (("embed_tokens", "model.embed_tokens"), ("shared_head.head", "lm_head")):
-            tensors[f"model.layers.{layers + k}.{name}.weight"] = tensors[f"{source}.weight"]
-    save_file(tensors, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(META["config"]))
-    return path
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """As they are published: DeepSeek's further layers come with a copy of embedding and head each."""
+    paths = {}
+    for name, meta in METAS.items():
+        paths[name] = tmp_path_factory.mktemp(name)
+        tensors = recipe.weights(name, meta["shapes"])
+        for k in range(DEPTH if name == "deepseek_v3" else 0):
+            at = f"model.layers.{META['config']['num_hidden_layers'] + k}."
+            tensors[f"{at}embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+            tensors[f"{at}shared_head.head.weight"] = tensors["lm_head.weight"]
+        save_file(tensors, paths[name] / "model.safetensors")
+        (paths[name] / "config.json").write_text(json.dumps(meta["config"]))
+    return paths
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return load(folder)
+def folder(folders) -> Path:
+    return folders["deepseek_v3"]
 
 
-def test_equals_the_equations_of_the_paper(model):
-    tokens = jnp.asarray(GOLDEN["tokens"], jnp.int32)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_the_equations_of_the_paper(folders, name):
+    model, golden = load(folders[name]), GOLDEN[name]
+    tokens = jnp.asarray(golden["tokens"], jnp.int32)
     T = tokens.shape[1]
     positions, ids = jnp.broadcast_to(jnp.arange(T), tokens.shape), jnp.ones_like(tokens)
     decoder = bind(model.decoder, model.params)
     hidden, _, _ = decoder(tokens, positions, ids)
     states, statistics = decoder.further(hidden, tokens, positions, ids)
-    for name, state in (("logits", hidden), *((f"further_{k + 1}", states[k]) for k in range(DEPTH))):
-        want = GOLDEN[name]
+    assert [f"further_{k + 1}" for k in range(DEPTHS[name])] == [key for key in golden if key.startswith("further")]
+    for key, state in (("logits", hidden), *((f"further_{k}", state) for k, state in enumerate(states, start=1))):
+        want = golden[key]
         got = np.asarray(decoder.logits(state))[:, : want.shape[1]]
-        assert np.abs(got - want).max() <= 1e-4 * max(1.0, np.abs(want).max()), name
+        assert np.abs(got - want).max() <= 1e-4 * max(1.0, np.abs(want).max()), key
     # A token that has none k ahead is sent to no expert.
-    np.testing.assert_array_equal(statistics["tokens"], [2 * (T - 1), 2 * (T - 2)])
+    np.testing.assert_array_equal(statistics["tokens"], [2 * (T - 1), 2 * (T - 2)][: DEPTHS[name]])
 
 
-def test_goes_back_unchanged(model, folder, tmp_path):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_goes_back_unchanged(folders, tmp_path, name):
+    model = load(folders[name])
     save(model, tmp_path)
-    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path))
+    before, after = (load_file(path / "model.safetensors") for path in (folders[name], tmp_path))
     assert before.keys() == after.keys()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert json.loads((tmp_path / "config.json").read_text())["num_nextn_predict_layers"] == DEPTH
+    assert all(np.array_equal(before[tensor], after[tensor]) for tensor in before)
+    assert json.loads((tmp_path / "config.json").read_text())["num_nextn_predict_layers"] == DEPTHS[name]
+    assert read_model_config(tmp_path).resolved() == model.config
+
+
+def test_layers_of_nemotron_h_may_be_absent(folders, tmp_path, capfd):
+    """transformers reads and writes the model without them. Those that nobody speaks of are refused."""
+    tensors, config = load_file(folders["nemotron_h"] / "model.safetensors"), NEMOTRON["config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({n: t for n, t in tensors.items() if not n.startswith("mtp.")}, tmp_path / "model.safetensors")
+    assert read_model_config(tmp_path).mtp == 0
+    save(load(tmp_path), tmp_path / "again")
+    assert "config.json speaks of 1 layers for further tokens" in "".join(capfd.readouterr())
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["num_nextn_predict_layers"] == 0 and not [name for name in written if name.startswith("mtp_")]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}))
+    shutil.copy(folders["nemotron_h"] / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match=r"has a tensor mtp\.layers\.\d\.\S+ that the nemotron_h family does not have"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said, parts",
+    [
+        ({}, ("attention", "experts")),
+        ({"mtp_layers_block_type": ["attention", "moe"]}, ("attention", "experts")),
+        ({"mtp_hybrid_override_pattern": "*E"}, ("attention", "experts")),
+        ({"mtp_hybrid_override_pattern": "M"}, ("mamba2", "none")),
+        ({"mtp_hybrid_override_pattern": "E", "mtp_layers_block_type": ["full_attention", "moe"]}, ("none", "experts")),
+    ],
+)
+def test_parts_of_nemotron_hs_layers(tmp_path, said, parts):
+    """In the spellings of NVIDIA's folders and of transformers, which takes the pattern beside its default by name."""
+    nemotron = family("nemotron_h")
+    fields = {k: v for k, v in NEMOTRON["config"].items() if not k.startswith("mtp_")} | said
+    config = nemotron.from_hf(fields)
+    assert (config.mtp, config.mtp_mixer, config.mtp_feed_forward) == (1, *parts)
+    written = nemotron.to_hf(config, {})
+    assert nemotron.from_hf(written).resolved() == config.resolved()
+    patterns = []
+    for each in (fields, written):
+        (tmp_path / "config.json").write_text(json.dumps(each))
+        patterns.append(AutoConfig.from_pretrained(tmp_path).mtp_hybrid_override_pattern)
+    assert patterns[0] == patterns[1]
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"mtp_hybrid_override_pattern": "E*"}, r"\(mtp_hybrid_override_pattern\) is moe, full_attention; read are"),
+        ({"mtp_hybrid_override_pattern": "*M"}, "is full_attention, linear_attention; read are"),
+        ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers=2: the nemotron_h family has one layer"),
+        ({"mtp_hybrid_override_pattern": "*X"}, "mtp_hybrid_override_pattern has 'X'"),
+        (
+            {"mtp_hybrid_override_pattern": "*-"},
+            "model.mtp_feed_forward=dense is of no layer of the model, which has experts, none",
+        ),
+        ({"mtp_hybrid_override_pattern": "*E", "mtp_layers_block_type": ["moe"]}, "say different things"),
+    ],
+)
+def test_parts_that_are_refused(said, message):
+    fields = {k: v for k, v in NEMOTRON["config"].items() if not k.startswith("mtp_")} | said
+    with pytest.raises(UserError, match=message):
+        family("nemotron_h").from_hf(fields)
+
+
+def test_parts_of_layers_that_are_not_there():
+    with pytest.raises(UserError, match=r"model.mtp_mixer=attention says nothing without model.mtp"):
+        ModelConfig(vocab_size=32, mtp_mixer="attention").resolved()
 
 
 def test_the_layers_may_be_absent_and_their_copies_too(folder, tmp_path, capfd):

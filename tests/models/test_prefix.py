@@ -1,4 +1,5 @@
-"""Prefix language models: attention against JAX's own under an explicit mask, and what each token of a model sees."""
+"""Prefix language models: attention against JAX's own under an explicit mask, what each token of a model sees, and
+prompts in caches."""
 
 import dataclasses
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.models import Meta, ModelConfig, Packed, bind, init_caches, init_params
+from llm_jax.inference import decode_step, decoding_decoder, extend, prefill
+from llm_jax.models import Meta, ModelConfig, Packed, bind, init_caches, init_params, unstack
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.latent_config import LatentConfig
 from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.prefix import sight_ends
 from llm_jax.sharding import MeshConfig, make_plan, use
@@ -79,12 +82,54 @@ def test_packed_alone_and_on_a_mesh():
     np.testing.assert_allclose(sharded[real], packed[real], atol=1e-5)
 
 
+LATENT = {
+    "head_dim": 4,
+    "num_kv_heads": 4,
+    "window": None,
+    "sights": None,
+    "latent": LatentConfig(kv_rank=10, q_rank=8, nope_dim=6, rope_dim=4, value_dim=5),
+}
+LENGTHS, PREFIXES, STEPS = np.array([9, 3, 12]), np.array([7, 3, 12]), 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_layers": 3, "sights": ("sliding", "full", "chunked"), "chunk": 8}, {"positions": "alibi"}, LATENT],
+    ids=["sights", "alibi", "latent"],
+)
+def test_cached_equals_the_full_forward(change):
+    """Ragged prompts of which the first tokens are a prefix, the whole one of two; then token by token; and the same
+    where more of what follows on the prefix comes in a second call. Windows and chunks are shorter than a prefix."""
+    decoder = Decoder(dataclasses.replace(CONFIG, **change))
+    params, unrolled = init_params(decoder, 0), decoding_decoder(decoder.config)
+    unstacked, rows = unstack(params, decoder), np.arange(3)
+    tokens = np.random.default_rng(2).integers(0, 32, (3, 17)).astype(np.int32)
+    within = jnp.arange(17) < PREFIXES[:, None]
+    bound = bind(decoder, params)
+    full = np.asarray(jax.jit(lambda t: bound.logits(bound(t, prefix=within)[0]))(tokens))
+
+    def close(logits, lengths):
+        np.testing.assert_allclose(logits, full[rows, lengths - 1], atol=1e-5 * max(1.0, np.abs(full).max()))
+
+    # The prompts' ends are filled with tokens that would show if they were seen.
+    empty = init_caches(decoder.config, 3, 17)
+    logits, caches = prefill(unrolled, unstacked, empty, tokens[:, :12], LENGTHS, prefix=PREFIXES)
+    close(logits, LENGTHS)
+    for lengths in LENGTHS + np.arange(STEPS)[:, None]:
+        logits, caches = decode_step(unrolled, unstacked, caches, tokens[rows, lengths], lengths)
+        close(logits, lengths + 1)
+    empty = init_caches(decoder.config, 3, 17)
+    _, caches = prefill(unrolled, unstacked, empty, tokens[:, :12], PREFIXES, prefix=PREFIXES)
+    rest = np.take_along_axis(tokens, PREFIXES[:, None] + np.arange(STEPS), axis=1)
+    logits, _ = extend(unrolled, unstacked, caches, rest, PREFIXES, np.full(3, STEPS))
+    close(logits, PREFIXES + STEPS)
+
+
 def test_refused():
-    message = "a prefix is for causal attention in all layers, without a cache"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"a prefix has to come whole in the first call over caches \(prefill\)"):
         run(TOKENS, prefix=PREFIX, caches=init_caches(CONFIG, 2, 20), meta=Meta(POSITIONS))
     mamba = MambaConfig(inner_size=48, state_size=4, dt_rank=2)
     for change in ({"causal": False}, {"mixers": ("mamba", "attention"), "mamba": mamba}):
         decoder = Decoder(dataclasses.replace(CONFIG, **change))
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match="a prefix is for causal attention in all layers"):
             run(TOKENS, prefix=PREFIX, decoder=decoder, params=init_params(decoder, 0))

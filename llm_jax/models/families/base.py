@@ -91,6 +91,8 @@ class Family:
     """`rope_theta` where config.json has none."""
     PARTIAL: ClassVar[float] = 1.0
     """`partial_rotary_factor` where config.json has none."""
+    TOKENS: ClassVar[dict[str, int]] = {}
+    """Special tokens that transformers takes where config.json names none, and that a small vocabulary lacks."""
 
     TOP: ClassVar[dict[str, str]] = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     """Modules outside of the layers."""
@@ -115,11 +117,10 @@ class Family:
         hf = self._today(hf)
         fixed = {**FIXED, **self.FIXED}
         read_packing(hf)
-        read = {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures", PACKING}
+        read, known = self._read(), self._known()
         for name, value in hf.items():
             if name in fixed and name not in read and value not in fixed[name]:
                 raise UserError(f"config.json: {name}={value!r} is not supported (only {fixed[name][0]!r})")
-            known = read | fixed.keys() | CARRIED | self.CARRIED
             if name not in known and value not in (None, False, {}, []):
                 raise UserError(f"config.json: {name}={value!r} is not a field of the {self.MODEL_TYPE} family")
         values = dict(self.CONSTANTS)
@@ -132,6 +133,16 @@ class Family:
         config = ModelConfig(family=self.MODEL_TYPE, **values)
         config.resolved()
         return config
+
+    def _read(self) -> set[str]:
+        return {theirs for theirs, _ in self.FIELDS.values()} | self.derived_fields() | {"architectures", PACKING}
+
+    def _known(self) -> set[str]:
+        return self._read() | FIXED.keys() | self.FIXED.keys() | CARRIED | self.CARRIED
+
+    def unknown(self, hf: Mapping[str, Any]) -> list[str]:
+        """Fields that the family does not have, of a config.json that `from_hf` takes: they are empty there."""
+        return sorted(self._today(hf).keys() - self._known())
 
     def _today(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """The fields in today's spelling. Raises UserError where two spellings of one say different things."""
@@ -180,7 +191,10 @@ class Family:
         return fields | write_head(config, self.heads(fields), extra)
 
     def _all_but_head(self, config: ModelConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {"model_type": self.MODEL_TYPE} | dict(extra)
+        assert config.vocab_size is not None
+        # transformers makes no embedding whose padding is none of its rows.
+        absent = {name: None for name, token in self.TOKENS.items() if token >= config.vocab_size}
+        fields: dict[str, Any] = {"model_type": self.MODEL_TYPE} | absent | dict(extra)
         for name, (theirs, _) in self.FIELDS.items():
             value = getattr(config, name)
             if name == "activation" and self.ACTIVATIONS.get(fields.get(theirs, "")) != value:

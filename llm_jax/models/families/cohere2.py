@@ -31,6 +31,7 @@ class Cohere2(Llama):
              "use_embedding_sharing": (True,), "position_embedding_type": ("rope_gptj",), "rotary_pct": (1,),
              "layer_switch": (4, None), "order_of_interleaved_layers": ("local_attn_first",)}  # fmt: skip
     ALIASES = {"_sliding_window_pattern": "sliding_window_pattern"}
+    TOKENS = {"eos_token_id": 255001}
     LAYER = {name: theirs for name, theirs in Llama.LAYER.items() if name != "mlp_norm"}
 
     def derived_fields(self) -> set[str]:

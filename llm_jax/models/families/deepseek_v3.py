@@ -1,8 +1,7 @@
 """DeepSeek-V3 and R1 (arXiv:2412.19437): V2's layers, with experts chosen by sigmoid scores and a bias that follows
 their load."""
 
-import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.base.trees import flatten
@@ -10,11 +9,12 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families.deepseek_v2 import DeepseekV2, read_int
+from llm_jax.models.families.further import WithFurther
 from llm_jax.models.families.tensors import Form, Tensor
 from llm_jax.models.parameter import declarations
 
 
-class DeepseekV3(DeepseekV2):
+class DeepseekV3(WithFurther, DeepseekV2):
     MODEL_TYPE = "deepseek_v3"
     ARCHITECTURE = "DeepseekV3ForCausalLM"
     FIELDS = {
@@ -48,35 +48,27 @@ class DeepseekV3(DeepseekV2):
     SHARED = 1
     LAYER = {**DeepseekV2.LAYER, "mlp/router/correction": "mlp.gate.e_score_correction_bias"}
 
-    FURTHER = {"embed_norm": "enorm", "hidden_norm": "hnorm", "project": "eh_proj", "norm": "shared_head.norm"}
-    """Modules beside the block of a layer that predicts a further token; such layers come after all others."""
+    FURTHER = {**WithFurther.FURTHER, "norm": "shared_head.norm"}
     COPIES = {"embed/weight": "embed_tokens.weight", "head/weight": "shared_head.head.weight"}
     """Parameters of the model that each of them has in a tensor of its own too."""
 
     def derived_fields(self) -> set[str]:
         return super().derived_fields() - {"topk_method"}
 
-    def as_stored(self, config: ModelConfig, names: Collection[str]) -> ModelConfig:
-        """transformers writes `num_nextn_predict_layers` as it was, and leaves out the layers."""
-        first = f"{self.PREFIX}{config.num_layers}."
-        return config if any(name.startswith(first) for name in names) else dataclasses.replace(config, mtp=0)
+    def further_prefix(self, config: ModelConfig, depth: int, path: str) -> str:
+        """They come after all other layers."""
+        del path
+        return f"{self.PREFIX}{config.num_layers + depth}."
 
     def tensors(self, decoder: Decoder, present: frozenset[str] = frozenset()) -> list[Tensor]:
-        """With those of further tokens' layers."""
-        config, found = decoder.config, []
+        """With those of further tokens' layers, and their copies of others."""
+        config, found = decoder.config, self.further_tensors(decoder)
         declared = flatten(declarations(decoder))
-        for k in range(config.mtp):
-            start, prefix = f"mtp/{k}/", f"{self.PREFIX}{config.num_layers + k}."
-            for inside, table in (("block/", self.layer_table(config)), ("", self.FURTHER)):
-                at = start + inside
-                own = {path.removeprefix(at): d for path, d in declared.items() if path.startswith(at)}
-                own = {path: d for path, d in own.items() if not path.startswith("block/")}
-                for tensor in self._named(own, table, prefix, None, config):
-                    paths = tuple(at + path for path in tensor.paths)
-                    found.append(dataclasses.replace(tensor, paths=paths))
-            for path, name in self.COPIES.items():
-                if path in declared and (not present or prefix + name in present):
-                    found.append(Tensor((prefix + name,), (path,), None, Form(transposed=path.startswith("head"))))
+        for depth in range(config.mtp):
+            for path, theirs in self.COPIES.items():
+                name = self.further_prefix(config, depth, path) + theirs
+                if path in declared and (not present or name in present):
+                    found.append(Tensor((name,), (path,), None, Form(transposed=path.startswith("head"))))
         # Last, so that a parameter with copies is read from the tensor that is not one.
         return found + super().tensors(decoder, present)
 

@@ -26,6 +26,7 @@ class Glm4(Llama):
     }
     FUSED = {"mlp.gate_up_proj": ("mlp/gate", "mlp/up")}
     PARTIAL = 0.5
+    TOKENS = {"pad_token_id": 151329}
 
 
 FAMILY = Glm4()

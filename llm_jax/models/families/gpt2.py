@@ -46,6 +46,7 @@ class Gpt2(Family):
         "summary_use_proj",
     }
     ALIASES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
+    TOKENS = {"bos_token_id": 50256, "eos_token_id": 50256}
     TOP = {
         "embed": "transformer.wte",
         "position_embed": "transformer.wpe",

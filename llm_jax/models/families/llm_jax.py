@@ -32,6 +32,11 @@ class Own(Family):
         del fields["family"]
         return {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE, **extra, **fields}
 
+    def unknown(self, hf: Mapping[str, Any]) -> list[str]:
+        """None: they are refused."""
+        del hf
+        return []
+
     def check(self, config: ModelConfig) -> None:
         """Any combination can be said."""
         config.resolved()

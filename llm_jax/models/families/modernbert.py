@@ -53,6 +53,13 @@ class ModernBert(Family):
     }
     ALIASES = {"global_rope_theta": "rope_theta"}
     THETA = 160000.0
+    TOKENS = {
+        "bos_token_id": 50281,
+        "cls_token_id": 50281,
+        "eos_token_id": 50282,
+        "sep_token_id": 50282,
+        "pad_token_id": 50283,
+    }
     TOP = {
         "embed": "model.embeddings.tok_embeddings",
         "embed_norm": "model.embeddings.norm",

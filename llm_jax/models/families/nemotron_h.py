@@ -6,9 +6,12 @@ from typing import Any
 from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
 from llm_jax.models.config import FeedForwardKind, Mixer, ModelConfig
+from llm_jax.models.decoder import Decoder
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families.experts import WithExperts
+from llm_jax.models.families.further import WithFurther
 from llm_jax.models.families.states import WithMamba2, mamba2_fused, mamba2_names
+from llm_jax.models.families.tensors import Tensor
 
 KINDS: dict[str, tuple[str, Mixer, FeedForwardKind]] = {
     "linear_attention": ("M", "mamba2", "none"),
@@ -17,10 +20,16 @@ KINDS: dict[str, tuple[str, Mixer, FeedForwardKind]] = {
     "moe": ("E", "none", "experts"),
 }
 """Entry of `layers_block_type` -> letter of `hybrid_override_pattern`, and what such a layer is of ours."""
+LETTERS: dict[tuple[str | None, str | None], str] = {(mixer, feed): letter for letter, mixer, feed in KINDS.values()}
 OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
+SPELLINGS = ("layers_block_type", "hybrid_override_pattern")
+FURTHER_SPELLINGS = ("mtp_layers_block_type", "mtp_hybrid_override_pattern")
+"""Fields that list layers, by name and by letter; and those that list the parts of a layer for a further token."""
+FURTHER = ["full_attention", "moe"]
+"""Such a layer where nothing is said of it."""
 
 
-class NemotronH(WithMamba2, WithExperts):
+class NemotronH(WithFurther, WithMamba2, WithExperts):
     MODEL_TYPE = "nemotron_h"
     ARCHITECTURE = "NemotronHForCausalLM"
     FIELDS = {
@@ -35,6 +44,7 @@ class NemotronH(WithMamba2, WithExperts):
         "mlp_bias": ("mlp_bias", False),
         "activation": ("mlp_hidden_act", "relu2"),
         "init_std": ("initializer_range", 0.02),
+        "mtp": ("num_nextn_predict_layers", 0),
     }
     CONSTANTS = {"positions": "none", "gated": False}
     FIXED = {"hidden_dropout": (0, None)}
@@ -57,9 +67,6 @@ class NemotronH(WithMamba2, WithExperts):
         "mamba_ssm_cache_dtype",
         "n_shared_experts",
         "moe_shared_expert_overlap",
-        "num_nextn_predict_layers",
-        "mtp_layers_block_type",
-        "mtp_hybrid_override_pattern",
         "num_logits_to_keep",
         "rescale_prenorm_residual",
         "residual_in_fp32",
@@ -129,8 +136,10 @@ class NemotronH(WithMamba2, WithExperts):
     EACH = {f"mlp/{name}": f"mixer.experts.{{}}.{name}_proj" for name in ("up", "down")}
     ALL = {f"mixer.experts.{name}_proj": (f"mlp/{name}",) for name in ("up", "down")}
 
+    FURTHER = {**WithFurther.FURTHER, "norm": "final_layernorm"}
+
     def derived_fields(self) -> set[str]:
-        return super().derived_fields() | {"layers_block_type", "hybrid_override_pattern", "num_hidden_layers"}
+        return super().derived_fields() | {*SPELLINGS, *FURTHER_SPELLINGS, "num_hidden_layers"}
 
     def mixers(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Mixer, ...]:
         return tuple(KINDS[name][1] for name in _layers(hf))
@@ -146,6 +155,13 @@ class NemotronH(WithMamba2, WithExperts):
     def derived(self, hf: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         kinds = tuple(KINDS[name][2] for name in _layers(hf))
         found = super().derived(hf, values) | {"num_layers": len(kinds), "feed_forwards": kinds}
+        if values["mtp"] > 1:
+            raise UserError(
+                f"config.json: num_nextn_predict_layers={values['mtp']}: the nemotron_h family has one layer for a "
+                "further token at most, as the engines have it that run such layers"
+            )
+        if values["mtp"]:
+            found["mtp_mixer"], found["mtp_feed_forward"] = _further_kinds(hf)
         return found if "experts" in kinds else found | {"experts": ExpertsConfig()}
 
     def written(self, config: ModelConfig) -> dict[str, Any]:
@@ -156,41 +172,76 @@ class NemotronH(WithMamba2, WithExperts):
                 del fields[theirs]
         if self.MIXER in config.mixers:
             del fields["time_step_limit"]
-        letters = {(mixer, feed): letter for letter, mixer, feed in KINDS.values()}
         for layer, kind in enumerate(zip(config.mixers, config.feed_forwards)):
-            if kind not in letters:
+            if kind not in LETTERS:
                 raise UserError(
                     f"model.mixers and model.feed_forwards: layer {layer} is {kind[0]} and {kind[1]}, one of them has "
                     "to be none in the nemotron_h family"
                 )
         # The one spelling that every release reads.
-        pattern = "".join(letters[kind] for kind in zip(config.mixers, config.feed_forwards))
+        pattern = "".join(LETTERS[kind] for kind in zip(config.mixers, config.feed_forwards))
+        if config.mtp:
+            parts = ((config.mtp_mixer, "none"), ("none", config.mtp_feed_forward))
+            fields["mtp_hybrid_override_pattern"] = "".join(LETTERS.get(part, "") for part in parts)
         return fields | {"hybrid_override_pattern": pattern, "num_hidden_layers": config.num_layers}
+
+    def further_prefix(self, config: ModelConfig, depth: int, path: str) -> str:
+        """A mixer and a feed-forward have a layer each here; what comes before them is in the first, the norm behind
+        them in the last."""
+        del depth
+        both = "none" not in (config.mtp_mixer, config.mtp_feed_forward)
+        return f"mtp.layers.{int(both and path.startswith(('mlp', 'norm/')))}."
+
+    def tensors(self, decoder: Decoder, present: frozenset[str] = frozenset()) -> list[Tensor]:
+        """With those of further tokens' layers, which transformers leaves aside, and other engines run."""
+        return super().tensors(decoder, present) + self.further_tensors(decoder)
 
     def canonical(self, name: str) -> str:
         return f"backbone.{name.removeprefix('model.')}" if name.startswith("model.") else name
 
 
-def _layers(hf: Mapping[str, Any]) -> list[str]:
-    """An entry of `KINDS` for each layer."""
-    types = typed(tuple[str, ...] | None, hf.get("layers_block_type"), "config.json: layers_block_type")
-    pattern = typed(str | None, hf.get("hybrid_override_pattern"), "config.json: hybrid_override_pattern")
+def _spelled(hf: Mapping[str, Any], fields: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """What the two fields list, as entries of `KINDS`."""
+    types: tuple[str, ...] = typed(tuple[str, ...] | None, hf.get(fields[0]), f"config.json: {fields[0]}") or ()
+    pattern = typed(str | None, hf.get(fields[1]), f"config.json: {fields[1]}")
+    by_name = [OLDER.get(name, name) for name in types]
+    for name in by_name:
+        if name not in KINDS:
+            raise UserError(f"config.json: {fields[0]} has {name!r}, not one of {', '.join(KINDS)}")
     spelled = {letter: name for name, (letter, _, _) in KINDS.items()}
-    names: tuple[str, ...] = types or ()
-    found = [OLDER.get(name, name) for name in names]
     for letter in pattern or ():
         if letter not in spelled:
-            raise UserError(f"config.json: hybrid_override_pattern has {letter!r}, not one of {' '.join(spelled)}")
+            raise UserError(f"config.json: {fields[1]} has {letter!r}, not one of {' '.join(spelled)}")
     by_letter = [spelled[letter] for letter in pattern or ()]
-    if found and by_letter and found != by_letter:
+    return by_name, by_letter
+
+
+def _layers(hf: Mapping[str, Any]) -> list[str]:
+    """An entry of `KINDS` for each layer."""
+    by_name, by_letter = _spelled(hf, SPELLINGS)
+    if by_name and by_letter and by_name != by_letter:
         raise UserError("config.json: layers_block_type and hybrid_override_pattern say different things")
-    found = found or by_letter or ["linear_attention", "moe", "full_attention", "mlp"]
-    for name in found:
-        if name not in KINDS:
-            raise UserError(f"config.json: layers_block_type has {name!r}, not one of {', '.join(KINDS)}")
+    found = by_name or by_letter or ["linear_attention", "moe", "full_attention", "mlp"]
     if hf.get("num_hidden_layers", len(found)) != len(found):
         raise UserError(f"config.json: num_hidden_layers={hf['num_hidden_layers']!r}, but {len(found)} are described")
     return found
+
+
+def _further_kinds(hf: Mapping[str, Any]) -> tuple[Mixer, FeedForwardKind]:
+    """Mixer and feed-forward of a layer for a further token."""
+    by_name, by_letter = _spelled(hf, FURTHER_SPELLINGS)
+    # transformers writes the default by name beside another pattern by letter, and takes the pattern.
+    if by_letter and by_name not in ([], by_letter, FURTHER):
+        raise UserError(f"config.json: {' and '.join(FURTHER_SPELLINGS)} say different things")
+    found = by_letter or by_name or FURTHER
+    mixers: list[Mixer] = [KINDS[name][1] for name in found if KINDS[name][1] != "none"]
+    feeds: list[FeedForwardKind] = [KINDS[name][2] for name in found if KINDS[name][2] != "none"]
+    if len(mixers) > 1 or len(feeds) > 1 or (mixers and KINDS[found[0]][1] == "none"):
+        raise UserError(
+            f"config.json: a layer for a further token (mtp_hybrid_override_pattern) is {', '.join(found)}; read are a "
+            "mixer, a feed-forward, or the second behind the first"
+        )
+    return mixers[0] if mixers else "none", feeds[0] if feeds else "none"
 
 
 FAMILY = NemotronH()

@@ -12,6 +12,7 @@ class Olmo2(Llama):
         "norm_eps": ("rms_norm_eps", 1e-5),
     }
     CONSTANTS = {"norm_at": "output", "qk_norm": "whole"}
+    TOKENS = {"eos_token_id": 50279}
     LAYER = {
         **{name: theirs for name, theirs in Llama.LAYER.items() if not name.endswith("_norm")},
         "attention/q_norm": "self_attn.q_norm",

@@ -26,6 +26,7 @@ class Olmoe(WithExperts, Llama):
         "qkv_clip": ("clip_qkv", None),
     }
     CONSTANTS = {"qk_norm": "whole"}
+    TOKENS = {"eos_token_id": 50279}
     ALIASES = {"num_local_experts": "num_experts"}
     EXPERTS = {
         "num": ("num_experts", 64),

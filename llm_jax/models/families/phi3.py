@@ -21,6 +21,7 @@ class Phi3(Llama):
         "window": ("sliding_window", None),
     }
     CARRIED = {"embd_pdrop", "resid_pdrop", "original_max_position_embeddings", "attention_bias"}
+    TOKENS = {"eos_token_id": 32000, "pad_token_id": 32000}
     FUSED = {
         "self_attn.qkv_proj": ("attention/q", "attention/k", "attention/v"),
         "mlp.gate_up_proj": ("mlp/gate", "mlp/up"),

@@ -9,7 +9,8 @@ from typing import Any
 from llm_jax.base.config import typed
 from llm_jax.base.errors import UserError
 from llm_jax.base.fields import field_types
-from llm_jax.models.config import ModelConfig, RopeScaling
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.rope_config import RopeScaling
 
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 # Kind -> ours -> theirs, what a scaling may say.

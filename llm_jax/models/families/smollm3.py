@@ -24,6 +24,7 @@ class SmolLM3(Llama):
     }
     CARRIED = {"max_window_layers"}
     THETA = 2e6
+    TOKENS = {"bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004}
 
     def derived_fields(self) -> set[str]:
         own = {"no_rope_layers", "no_rope_layer_interval", "use_sliding_window", "sliding_window", "layer_types"}
