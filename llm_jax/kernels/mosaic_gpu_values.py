@@ -36,6 +36,13 @@ def accumulate(total: jax.Array, a: jax.Array, b: Any) -> jax.Array:
     return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
 
 
+def again(index: Any) -> jax.Array:
+    """The same number, of which the compiler does not know that. wgmma takes an address for every 16 columns of an
+    operand; those of one that is the same at every step of a loop are kept in registers, or spilled, unless its index
+    is made again at every step."""
+    return lax.optimization_barrier(index)
+
+
 def constant(shape: tuple[int, ...], value: float) -> jax.Array:
     """A constant in the layout of wgmma's results, or for a vector in that of one per row of them."""
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
@@ -45,6 +52,12 @@ def constant(shape: tuple[int, ...], value: float) -> jax.Array:
 def indices(shape: tuple[int, ...], axis: int) -> jax.Array:
     """Row or column numbers of wgmma's results."""
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+
+def numbers(count: int, axis: int) -> jax.Array:
+    """0, 1, ... along an axis of wgmma's results: a vector, whose numbers are computed once for all that it is spread
+    over."""
+    return plgpu.broadcasted_iota(jnp.int32, (count,), 0, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
 
 
 def spread(vector: jax.Array, shape: tuple[int, ...], axis: int = 0) -> jax.Array:

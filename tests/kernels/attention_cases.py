@@ -118,8 +118,8 @@ def compiled(options, implementation, compiler_options=None):
     return jax.jit(run, compiler_options=compiler_options)
 
 
-def formula(arrays, options, seen, d_out, d_lse, saved=None):
-    """What `compiled` gives, in float64; `saved`: the rounded output that a backward pass starts from, if not this."""
+def formula(arrays, options, seen, d_out, d_lse):
+    """What `compiled` gives, in float64."""
     q, k, v, d_out, d_lse = (np.asarray(x, np.float64) for x in (*(arrays[n] for n in "qkv"), d_out, d_lse))
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     scale, cap = options.get("scale") or H**-0.5, options.get("softcap")
@@ -143,10 +143,7 @@ def formula(arrays, options, seen, d_out, d_lse, saved=None):
         probs = np.where(total[..., None] > 0, weights / total[..., None], 0.0)
     d_lse = np.where(np.isfinite(lse), d_lse.transpose(0, 2, 1), 0.0)
     d_probs = np.einsum("btnh,bsnh->bnts", d_out, v)
-    row_sums = (probs * d_probs).sum(-1)
-    if saved is not None:
-        row_sums = np.einsum("btnh,btnh->bnt", np.asarray(saved, np.float64), d_out)
-    delta = row_sums - d_lse
+    delta = (probs * d_probs).sum(-1) - d_lse
     d_logits = probs * (d_probs - delta[..., None])
     d_scores = d_logits * slope * scale
     groups = (B, S, K, N // K, -1)

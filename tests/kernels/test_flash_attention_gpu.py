@@ -16,7 +16,6 @@ from tests.kernels import devices
 from tests.kernels.attention_cases import (
     MASKS,
     OPTIONS,
-    PER_HEAD,
     QUICK,
     compiled,
     cotangents,
@@ -24,7 +23,7 @@ from tests.kernels.attention_cases import (
     make_case,
     numpy_mask,
 )
-from tests.kernels.numerics import assert_float32, assert_half, distance
+from tests.kernels.numerics import assert_float32, assert_half
 from tests.kernels.pairwise import covering, everything
 
 CASES = OPTIONS | {
@@ -59,17 +58,13 @@ def check(case):
     holes = {name: jnp.where(unseen[name][:, :, None, None], jnp.nan, arrays[name]) for name in "qkv"}
     (got,) = run(case, options, arrays | holes)
     exact = formula(arrays, options, seen, *cotangents(arrays))
-    # Of few numbers, sums that cancel: beside the formula that starts from the saved output, which is rounded.
-    per_head = formula(arrays, options, seen, *cotangents(arrays), saved=got["out"])
     plain = compiled(options, "reference")(arrays, *cotangents(arrays))
     for name, x in got.items():
         assert x.dtype == plain[name].dtype
         if name == "lse":
             assert_float32(name, x, exact[name])
-        elif name in "qkv" or name == "out":
-            assert_half(name, x, plain[name], exact[name])
         else:
-            assert distance(x, per_head[name]) < PER_HEAD[case["dtype"]], name
+            assert_half(name, x, plain[name], exact[name])
 
 
 def name(case):

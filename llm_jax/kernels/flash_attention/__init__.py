@@ -107,10 +107,10 @@ def _forward(name: str, spec: AttentionSpec, q: Array, k: Array, v: Array, slope
 def _backward(name: str, spec: AttentionSpec, saved: tuple, cotangents: tuple[Array, Array]):
     q, k, v, slopes, sinks, masks, out, lse = saved
     d_out, d_lse = cotangents
-    # d lse / d score is the probability, so the log-sum-exp's cotangent joins the row sum that softmax subtracts.
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    row_sums = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
     q, k, v = unseen.for_backward(spec, q, k, v)
-    dq, dk, dv, d_slopes = OP.implementations[name].backward(spec, q, k, v, slopes, masks, lse, d_out, delta)
+    of = OP.implementations[name]
+    dq, dk, dv, d_slopes, delta = of.backward(spec, q, k, v, slopes, masks, lse, d_out, row_sums, d_lse)
     d_sinks = None
     if sinks is not None:
         d_sinks = -jnp.sum(jnp.exp(sinks.astype(jnp.float32) - lse) * delta, axis=(0, 1)).astype(sinks.dtype)

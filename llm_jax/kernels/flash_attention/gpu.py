@@ -84,15 +84,20 @@ def backward(
     masks: MaskArrays,
     lse: Float[Array, "B T N"],
     d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B T N"],
-) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of q, k, v and the slopes; probabilities are computed again from `lse`."""
+    row_sums: Float[Array, "B T N"],
+    d_lse: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, Array | None, Float[Array, "B T N"]]:
+    """Gradients of q, k, v and the slopes, and what softmax subtracts; probabilities are computed again from `lse`.
+
+    `row_sums` are sum(out · d_out) of the rounded output. Gradients of slopes and sinks are few numbers, sums in which
+    that would show: for them the sums are made again in float32, of probabilities.
+    """
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
     q, k, v, d_out = (_pad_heads(x) for x in (q, k, v, d_out))
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
-    slopes = _float32(alibi_slopes)
+    slopes, delta = _float32(alibi_slopes), row_sums - d_lse
     # exp2(score - inf) is the 0 that a row which sees nothing needs.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * math.log2(math.e))
 
@@ -108,10 +113,13 @@ def backward(
     dk, dv = run(gpu_dkv.dkv, _tiling(spec, sizes.dkv_q_block, kv_tile), "keys")
     dq, sums, dk, dv = manual_axes.vary((dq, sums, dk, dv), manual_axes.axes_of(q, k, v))
     d_slopes = None
-    if alibi_slopes is not None:
-        d_slopes = sums.sum((0, 2)).astype(alibi_slopes.dtype)
+    if sums is not None:
+        exact, *with_bias = (sums[:, i, :, : spec.q_len].mT for i in range(sums.shape[1]))
+        delta = exact - d_lse
+        if alibi_slopes is not None:
+            d_slopes = (with_bias[0] - delta * with_bias[1]).sum((0, 1)).astype(alibi_slopes.dtype)
     H, Hv = spec.head_dim, spec.value_dim
-    return dq[..., :H], dk[..., :H], dv[..., :Hv], d_slopes
+    return dq[..., :H], dk[..., :H], dv[..., :Hv], d_slopes, delta
 
 
 def _tiling(spec: AttentionSpec, q_block: int, kv_block: int) -> Tiling:

@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, Rows, alibi_bias, first_position, visible
 from llm_jax.kernels.mosaic_gpu import swizzled
-from llm_jax.kernels.mosaic_gpu_values import LOG2E, accumulate, indices
+from llm_jax.kernels.mosaic_gpu_values import LOG2E, accumulate, numbers
 from llm_jax.kernels.platform import interpreted
 
 
@@ -90,8 +90,8 @@ class Tile:
     shape: tuple[int, int]
     q_axis: int
 
-    def _index(self, axis: int, start: Any) -> jax.Array:
-        return start + indices(self.shape, axis)
+    def _index(self, axis: int, start: Any, dtype: Any = jnp.int32) -> jax.Array:
+        return spread((start + numbers(self.shape[axis], axis)).astype(dtype), self.shape, axis)
 
     def _vector(self, ref: Any, axis: int, start: Any) -> jax.Array | None:
         if ref is None:
@@ -120,6 +120,20 @@ class Tile:
         )
         return rows, keys
 
+    def bias(self, slope: Any) -> jax.Array:
+        """ALiBi's, -slope · |i - j|."""
+        masks, both = self.masks, (self.q_start, self.kv_start)
+        if masks.q_positions is not None or masks.kv_positions is not None:
+            return alibi_bias(slope, *self.sides())
+        # A number in float32 per row and per column, and not one per pair. Columns hold the distance of the starts:
+        # what does not change from tile to tile would be kept in registers.
+        start, other = both if self.q_axis == 1 else both[::-1]
+        first = first_position(self.spec) if self.q_axis == 1 else -first_position(self.spec)
+        distance = self._index(1, start - other + first, jnp.float32) - self._index(0, 0, jnp.float32)
+        if not self.spec.causal:
+            return -slope * jnp.abs(distance)
+        return (-slope if self.q_axis == 1 else slope) * distance  # nobody sees the other sign
+
     def seen(self, rows: Rows, keys: Rows) -> jax.Array:
         """Who sees whom, and nobody sees keys past the last; where keys are the rows, these are dropped later."""
         mask = visible(self.spec, rows, keys)
@@ -138,20 +152,23 @@ class Scores:
 
     def of(self, raw: jax.Array, tile: Tile, *, masked: bool) -> tuple[jax.Array, float]:
         """(logits, factor): the logits are to be multiplied by the factor, which is positive; -inf if not visible."""
-        logits, factor = self.soft_capped(raw)
-        if self.slope is not None or masked:
-            rows, keys = tile.sides()
-            if self.slope is not None:
-                logits = logits * factor + alibi_bias(self.slope * LOG2E, rows, keys)
-                factor = 1.0
-            if masked:
-                logits = jnp.where(tile.seen(rows, keys), logits, -jnp.inf)
+        return self._biased(*self.soft_capped(raw), tile, masked)
+
+    def _biased(self, logits: jax.Array, factor: float, tile: Tile, masked: bool) -> tuple[jax.Array, float]:
+        if self.slope is not None:
+            logits += tile.bias(self.slope * (LOG2E / factor))
+        if masked:
+            logits = jnp.where(tile.seen(*tile.sides()), logits, -jnp.inf)
         return logits, factor
 
-    def slope_of_cap(self, raw: jax.Array) -> jax.Array | None:
-        """d capped / d uncapped, where there is a cap."""
-        cap = self.spec.softcap
-        return None if cap is None else 1.0 - jnp.tanh(raw * (self.spec.scale / cap)) ** 2
+    def probabilities(
+        self, raw: jax.Array, tile: Tile, lse: jax.Array, *, masked: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Of logits with this log-sum-exp (over the tile), and where there is a cap, d capped / d uncapped."""
+        capped, factor = self.soft_capped(raw)
+        logits, factor = self._biased(capped, factor, tile, masked)
+        probs = jnp.exp2(logits * factor - lse)
+        return probs, None if self.spec.softcap is None else 1.0 - capped * capped
 
     def soft_capped(self, raw: jax.Array) -> tuple[jax.Array, float]:
         """The logits before the bias, with their factor."""

@@ -30,7 +30,7 @@ from llm_jax.kernels.flash_attention.gpu_common import (
 )
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, BackwardTiles
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
-from llm_jax.kernels.mosaic_gpu_values import constant
+from llm_jax.kernels.mosaic_gpu_values import again, constant
 
 
 def dkv(
@@ -75,9 +75,13 @@ def dkv(
         kv_tile = lax.axis_index("kv_tiles")
         low, full_low, full_high, high = read_bounds(bounds, batch, kv_tile)
         steps = (high - low) * spec.group
-        owner, panel = lax.div(warpgroup, jnp.int32(panels)), lax.rem(warpgroup, jnp.int32(panels))
 
-        def keys_of(owner: Any) -> Any:
+        def place_of(warpgroup: Any) -> tuple[Any, Any]:
+            return lax.div(warpgroup, jnp.int32(panels)), lax.rem(warpgroup, jnp.int32(panels))
+
+        owner, panel = place_of(warpgroup)
+
+        def keys_of(owner: Any, kv_tile: Any = kv_tile) -> Any:
             return batch, pl.ds((kv_tile * owners + owner) * rows, rows), kv_head
 
         def columns(panel: Any, size: int) -> Any:
@@ -131,24 +135,27 @@ def dkv(
                 stream.wait(step)
                 slot = stream.slot(step)
 
-                def probabilities(raw: Array) -> tuple[Array, Array | None]:
-                    logits, factor = scores.of(raw, tile, masked=masked)
-                    my_lse = load(lse_smem.at[slot], 1)
-                    return jnp.exp2(logits * factor - spread(my_lse, shape, 1)), scores.slope_of_cap(raw)
+                def probabilities(raw: Array) -> tuple[Array, Array]:
+                    """For the sum of values, in 16 bits; and for d logits, times the slope of the cap."""
+                    my_lse = spread(load(lse_smem.at[slot], 1), shape, 1)
+                    probs, slope = scores.probabilities(raw, tile, my_lse, masked=masked)
+                    if slope is None:
+                        return probs.astype(dtype), probs
+                    return lax.optimization_barrier((probs.astype(dtype), probs * slope))
+
+                same_owner = again(owner)
 
                 def both(mine: Any, buffers: Any) -> Any:
-                    return [(mine.at[owner, i], buffers.at[i, slot].T) for i in range(panels)]
+                    return [(mine.at[same_owner, i], buffers.at[i, slot].T) for i in range(panels)]
 
-                (probs, cap), d_probs = two_products(both(k_smem, q_smem), both(v_smem, o_smem), probabilities)
+                (probs, weights), d_probs = two_products(both(k_smem, q_smem), both(v_smem, o_smem), probabilities)
 
                 def d_logits() -> Array:
-                    result = probs * (d_probs - spread(load(delta_smem.at[slot], 1), shape, 1))
-                    return (result if cap is None else result * cap).astype(dtype)
+                    return (weights * (d_probs - spread(load(delta_smem.at[slot], 1), shape, 1))).astype(dtype)
 
                 dk, dv = state
                 dv, dk = accumulate_both(
-                    (dv, dk),
-                    ((probs.astype(dtype), o_smem.at[panel, slot]), (d_logits, q_smem.at[panel, slot])),
+                    (dv, dk), ((probs, o_smem.at[panel, slot]), (d_logits, q_smem.at[panel, slot]))
                 )
                 stream.release(step)
                 return dk, dv
@@ -158,12 +165,14 @@ def dkv(
         state = constant((rows, H), 0.0), constant((rows, Hv), 0.0)
         d_keys, d_values = lax.fori_loop(0, spec.group, head, state)
         plgpu.barrier_arrive_and_wait(barriers["done"])  # the other one may still read the keys that are overwritten
-        d_keys_mine, d_values_mine = k_smem.at[owner, panel], v_smem.at[owner, panel]
+        place = owner, panel = place_of(again(warpgroup))
+        keys_mine = keys_of(owner, again(kv_tile))
+        d_keys_mine, d_values_mine = k_smem.at[*place], v_smem.at[*place]
         d_keys_mine[...] = (d_keys * spec.scale).astype(dtype)
         d_values_mine[...] = d_values.astype(dtype)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(d_keys_mine, dk.at[*keys_of(owner), columns(panel, H)])
-        plgpu.copy_smem_to_gmem(d_values_mine, dv.at[*keys_of(owner), columns(panel, Hv)])
+        plgpu.copy_smem_to_gmem(d_keys_mine, dk.at[*keys_mine, columns(panel, H)])
+        plgpu.copy_smem_to_gmem(d_values_mine, dv.at[*keys_mine, columns(panel, Hv)])
         plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(

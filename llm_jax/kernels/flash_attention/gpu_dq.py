@@ -1,4 +1,5 @@
-"""Gradient of the queries and of ALiBi's slopes on Hopper: one tile of queries, over the blocks of keys that it sees.
+"""Gradient of the queries on Hopper, and sums for those of slopes and sinks: one tile of queries, over the blocks of
+keys that it sees.
 
 Two warpgroups, each with its own queries; the first one fetches keys and values. Without a third one that only fetches,
 a thread has 255 registers and not 168, which the three matrices in registers need.
@@ -26,8 +27,8 @@ from llm_jax.kernels.flash_attention.gpu_common import (
     two_products,
 )
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, BackwardTiles
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias
-from llm_jax.kernels.mosaic_gpu_values import accumulate, constant
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
+from llm_jax.kernels.mosaic_gpu_values import accumulate, again, constant
 
 
 def dq(
@@ -41,11 +42,13 @@ def dq(
     bounds: Int[Array, "B tiles 4"],
     d_out: Float[Array, "B T N Hv"],
     statistics: Float[Array, "B N 2 padded"],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N padded"] | None]:
-    """Gradient of the queries, and per query that of the slope.
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B sums N padded"] | None]:
+    """Gradient of the queries, and with slopes or sinks sums per query over the keys: of p dp, and with slopes of
+    p dp b and p b. p are the probabilities, dp their gradients, b the bias of a slope of 1.
 
     `statistics`: log-sum-exp in base 2, +inf for rows that see nothing; sum(out · d_out) less the former's cotangent.
     """
+    kinds = 3 if spec.alibi else 1 if spec.sinks else 0
     rows, kv_block, stages = tiles.dq_q_block, tiles.dq_kv_block, tiles.dq_stages
     H, Hv, dtype = q.shape[3], v.shape[3], q.dtype
     q_tiles = bounds.shape[1]
@@ -60,7 +63,7 @@ def dq(
         d_out,
         statistics,
         dq,
-        d_slopes,
+        sums,
         *,
         q_smem,
         o_smem,
@@ -95,47 +98,50 @@ def dq(
             shape = (rows, kv_block)
             tile = Tile(spec, masks, batch, q_start, j * kv_block, shape, q_axis=0)
 
-            def probabilities(raw: Array) -> tuple[Array, Array | None]:
-                logits, factor = scores.of(raw, tile, masked=masked)
-                return jnp.exp2(logits * factor - spread(my_lse, shape, 0)), scores.slope_of_cap(raw)
+            def probabilities(raw: Array) -> tuple[Array, Array]:
+                """And the same times the slope of the cap."""
+                probs, slope = scores.probabilities(raw, tile, spread(my_lse, shape, 0), masked=masked)
+                return probs, probs if slope is None else probs * slope
 
             pl.when(warpgroup == 0)(lambda: stream.advance(step, j + 1 < high, j + 1))
             stream.wait(step)
             keys, values = stream.at(0, step), stream.at(1, step)
-            (probs, cap), d_probs = two_products(((q_mine, keys.T),), ((o_mine, values.T),), probabilities)
-            d_logits = probs * (d_probs - spread(my_delta, shape, 0))
-            total, *sums = state
+            mine = again(warpgroup)
+            both = ((q_smem.at[mine], keys.T),), ((o_smem.at[mine], values.T),)
+            (probs, weights), d_probs = two_products(*both, probabilities)
+            total, *added = state
+            if kinds:
+                added[0] += (probs * d_probs).sum(1)
             if slopes is not None:
-                sums = [sums[0] + (d_logits * alibi_bias(jnp.float32(1), *tile.sides())).sum(1)]
-            if cap is not None:
-                d_logits = d_logits * cap
+                biased = probs * tile.bias(1.0)
+                added[1:] = added[1] + (biased * d_probs).sum(1), added[2] + biased.sum(1)
+            d_logits = weights * (d_probs - spread(my_delta, shape, 0))
             total = accumulate(total, d_logits.astype(dtype), keys)
             stream.release(step)
-            return total, *sums
+            return total, *added
 
-        state = (constant((rows, H), 0.0),)
-        if slopes is not None:
-            state += (constant((rows,), 0.0),)
-        total, *sums = sections((low, full_low, full_high, high), ends, block, state)
+        state = constant((rows, H), 0.0), *(constant((rows,), 0.0) for _ in range(kinds))
+        total, *added = sections((low, full_low, full_high, high), ends, block, state)
         q_mine[...] = (total * spec.scale).astype(dtype)
-        if slopes is not None:
-            sums_smem.at[warpgroup][...] = sums[0]
+        for i, one in enumerate(added):
+            sums_smem[warpgroup, i] = one
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(q_mine, dq.at[queries])
-        if slopes is not None:
-            plgpu.copy_smem_to_gmem(sums_smem.at[warpgroup], d_slopes.at[batch, head, pl.ds(q_start, rows)])
+        for i in range(kinds):
+            plgpu.copy_smem_to_gmem(sums_smem.at[warpgroup, i], sums.at[batch, i, head, pl.ds(q_start, rows)])
         plgpu.wait_smem_to_gmem(0)
 
-    per_query = jax.ShapeDtypeStruct((*statistics.shape[:2], statistics.shape[3]), jnp.float32)
+    B, N, _, padded = statistics.shape
+    per_query = jax.ShapeDtypeStruct((B, kinds, N, padded), jnp.float32) if kinds else None
     return plgpu.kernel(
         kernel,
-        out_type=(jax.ShapeDtypeStruct(q.shape, dtype), None if slopes is None else per_query),
+        out_type=(jax.ShapeDtypeStruct(q.shape, dtype), per_query),
         scratch_types=dict(
             q_smem=matrices((WARPGROUPS, rows, H), dtype, summed=kv_block),
             o_smem=matrices((WARPGROUPS, rows, Hv), dtype, summed=Hv),
             k_smem=matrices((stages, kv_block, H), dtype, summed=kv_block),
             v_smem=matrices((stages, kv_block, Hv), dtype, summed=Hv),
-            sums_smem=None if slopes is None else plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
+            sums_smem=plgpu.SMEM((WARPGROUPS, kinds, rows), jnp.float32) if kinds else None,
             q_full=plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
             full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
             empty=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),

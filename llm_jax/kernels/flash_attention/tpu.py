@@ -78,19 +78,21 @@ def backward(
     masks: MaskArrays,
     lse: Float[Array, "B T N"],
     d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B T N"],
-) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of q, k, v and the slopes. `delta` is, per row, sum(out · d_out) - d_lse."""
+    row_sums: Float[Array, "B T N"],
+    d_lse: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, Array | None, Float[Array, "B T N"]]:
+    """Gradients of q, k, v and the slopes, and what softmax subtracts: sum(out · d_out) - d_lse."""
     from llm_jax.kernels.flash_attention import tpu_backward
 
     dtype, sizes = q.dtype, _tiles(spec)
     q, k, v, d_out = (_computable(x) for x in (q, k, v, d_out))
+    delta = row_sums - d_lse
     saved = tpu_backward.Saved(q, k, v, d_out, lse, delta)
     dq, d_slopes = tpu_backward.queries_gradient(spec, sizes.dq, saved, alibi_slopes, masks)
     dk, dv = tpu_backward.keys_gradient(spec, sizes.dkv, saved, alibi_slopes, masks)
     if alibi_slopes is not None and d_slopes is not None:
         d_slopes = d_slopes.astype(alibi_slopes.dtype)
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), d_slopes
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), d_slopes, delta
 
 
 @dataclasses.dataclass(frozen=True)

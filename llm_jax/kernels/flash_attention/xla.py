@@ -100,12 +100,14 @@ def backward(
     masks: MaskArrays,
     lse: Float[Array, "B T N"],
     d_out: Float[Array, "B T N Hv"],
-    delta: Float[Array, "B T N"],
-) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of q, k, v and the slopes; probabilities are computed again from `lse`.
+    row_sums: Float[Array, "B T N"],
+    d_lse: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, Array | None, Float[Array, "B T N"]]:
+    """Gradients of q, k, v and the slopes, and what softmax subtracts; probabilities are computed again from `lse`.
 
-    `delta` is, per row, sum(out · d_out) - d_lse.
+    `row_sums` are sum(out · d_out), `out` as saved. d lse / d score is the probability, so `d_lse` joins them.
     """
+    delta = row_sums - d_lse
     tiles = tiling(spec, target_platform())
     K, G, H = spec.kv_heads, spec.group, spec.head_dim
     slopes = _per_head(spec, alibi_slopes)
@@ -167,7 +169,7 @@ def backward(
     d_slopes = None
     if alibi_slopes is not None and grads.slopes is not None:
         d_slopes = grads.slopes.sum(0).reshape(spec.heads).astype(alibi_slopes.dtype)
-    return _of_queries(spec, dq), dk, dv, d_slopes
+    return _of_queries(spec, dq), dk, dv, d_slopes, delta
 
 
 class _Scores(NamedTuple):
