@@ -47,9 +47,12 @@ def test_every_pair_of_options(case):
 
 
 @pytest.mark.slow
-def test_every_combination_of_options():
-    small = OPTIONS | {"sizes": [(16, 24)], "heads": [(4, 2)], "dtype": ["float32", "bfloat16"]}
-    for case in everything(small):
+@pytest.mark.parametrize(
+    "mask, data, lengths", list(itertools.product(OPTIONS["mask"], OPTIONS["data"], OPTIONS["lengths"]))
+)
+def test_every_combination_of_options(mask, data, lengths):
+    small = {"sizes": [(16, 24)], "heads": [(4, 2)], "dtype": ["float32", "bfloat16"]}
+    for case in everything(OPTIONS | small | {"mask": [mask], "data": [data], "lengths": [lengths]}):
         check(case, "tpu", TILES)
 
 

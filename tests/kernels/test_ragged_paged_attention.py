@@ -208,8 +208,12 @@ def test_debug_mode_finds_wrong_slots(slots, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
-def test_the_full_product_in_float32(implementation):
-    options = paged.OPTIONS | {"dtype": ("float32",), "lse": (True,)}
+@pytest.mark.parametrize("heads", paged.OPTIONS["heads"])
+@pytest.mark.parametrize("packed", paged.OPTIONS["packed"])
+@pytest.mark.parametrize("batch", paged.BATCHES)
+def test_the_full_product_in_float32(implementation, batch, packed, heads):
+    chosen = {"batch": (batch,), "dtype": ("float32",), "packed": (packed,), "heads": (heads,), "lse": (True,)}
+    options = paged.OPTIONS | chosen
     for case in filter(paged.allowed, everything(options)):
         args, options, kept = paged.make(case)
         got = ragged_paged_attention(*args, return_lse=True, implementation=implementation, **options)
