@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -23,7 +24,8 @@ from llm_jax.sharding import constrain
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), with or without a gate on what it gives (Qiu et
+    al. 2025, arXiv:2505.06708, section 2.2, "G1").
 
     Of its cache it knows `attend(q, k, v, meta, scoring)` only.
     """
@@ -35,6 +37,8 @@ class Attention(nnx.Module):
         self.q = Linear(D, N, ("embed", "heads"), bias=bias, std=std)
         self.k = Linear(D, K, ("embed", "kv_heads"), bias=bias, std=std)
         self.v = Linear(D, K, ("embed", "kv_heads"), bias=bias, std=std)
+        gates = {"none": 0, "head": config.num_heads, "element": N}[config.attention_gate]
+        self.gate = Linear(D, gates, ("embed", "heads"), bias=bias, std=std) if gates else None
         self.o = Linear(N, D, ("heads", "embed"), bias=config.output_bias, std=residual_std(config))
         if config.qk_norm in ("head", "whole"):
             whole, offset = config.qk_norm == "whole", config.norm == "rms_offset"
@@ -79,6 +83,9 @@ class Attention(nnx.Module):
             None if self.sinks is None else self.sinks(),
         )
         out, cache = cache.attend(q, k, v, shared.meta, scoring)
+        if self.gate is not None:
+            gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32))
+            out = (out * gate.reshape(*out.shape[:3], -1)).astype(x.dtype)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
 
 

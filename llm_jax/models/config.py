@@ -31,7 +31,14 @@ POSITIVE_OR_NONE = (
 MULTIPLIERS = ("alibi_scale", "embed_scale", "residual_scale", "logit_scale")
 
 # What the layers with latent attention have no place for.
-LATENT_ONLY = {"positions": "rope", "qk_norm": "none", "sinks": False, "attention_softcap": None, "query_growth": None}
+LATENT_ONLY = {
+    "positions": "rope",
+    "qk_norm": "none",
+    "sinks": False,
+    "attention_softcap": None,
+    "query_growth": None,
+    "attention_gate": "none",
+}
 
 MOST_LAYERS = 2_000
 """Of a model, and of its layers for further tokens: DeepNet (arXiv:2203.00555), the deepest that is published, has
@@ -138,6 +145,9 @@ class ModelConfig:
     """Biases on the q, k and v projections."""
     output_bias: bool | None = None
     """Bias on the o projection; None means as attention_bias says."""
+    attention_gate: Literal["none", "head", "element"] = "none"
+    """Whether what attention gives is multiplied, before the o projection, by the sigmoid of a projection of what the
+    layer reads: a number per head, or one per coordinate (Qiu et al. 2025)."""
 
     activation: Activation = "silu"
     """Of the feed-forward layer."""

@@ -52,7 +52,7 @@ def drawn(seed: int) -> ModelConfig:
     """A random combination of what layers can be."""
     draw = random.Random(seed)
     positions: Any = draw.choice(["rope", "rope", "rope", "alibi", "learned", "sinusoidal", "none"])
-    sights: list[Any] = ["full", "full", "sliding", "chunked"] if positions != "alibi" else ["full"]
+    sights: list[Any] = ["full", "full", "sliding", "chunked"]
     fields: dict[str, Any] = {}
     if positions == "rope":
         fields = {
@@ -99,7 +99,9 @@ def drawn(seed: int) -> ModelConfig:
     )
     if seed in LATENT:
         return replace(config, **latent(draw))
-    return replace(config, **hybrid(random.Random(1000 + seed)), **llama4(random.Random(2000 + seed), config))
+    gate: Any = random.Random(3000 + seed).choice(["none", "head", "element"])
+    own = {**hybrid(random.Random(1000 + seed)), **llama4(random.Random(2000 + seed), config)}
+    return replace(config, attention_gate=gate, **own)
 
 
 def latent(draw: random.Random) -> dict[str, Any]:
