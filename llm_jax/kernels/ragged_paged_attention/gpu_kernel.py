@@ -21,6 +21,7 @@ from llm_jax.kernels.mosaic_gpu import matrices
 from llm_jax.kernels.mosaic_gpu_values import (
     LOG2E,
     accumulate,
+    again,
     constant,
     indices,
     per_column,
@@ -170,7 +171,7 @@ def attention(
                 keys, scales = k_unpacked, per_column(k_scales_smem.at[buffer])
             elif spec.latent and masked:
                 pl.when((start < first) | (start + block > end))(lambda: rewrite(keys, keys, start, hide=True))
-            scores = product(queries, keys.T)
+            scores = product(q_smem.at[again(row_group)], keys.T)
             if not spec.latent:
                 plgpu.barrier_arrive(barriers["k_empty"].at[buffer])
                 fetch_later(fetch_keys, step + stages)

@@ -11,11 +11,23 @@ from jaxtyping import Array, Bool, Float
 
 from llm_jax.kernels.platform import hopper_refusal
 from llm_jax.kernels.selective_scan.spec import ScanSpec
+from llm_jax.kernels.tiles import tiles
 
-CHUNK, GROUP = 32, 4
-"""Tokens between two states that are kept; tokens whose states are made again at a time."""
+GROUP = 4
+"""Tokens whose states are made again at a time."""
 LANES, STATES = 128, 16
 """Channels of a block of threads; states of a channel, padded."""
+LONGEST = 32
+"""Tokens of a chunk that shared memory has room for, in the backward pass and float32."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes that may be tuned."""
+
+    chunk: int = 32
+    """Tokens between two states that are kept, unless the call says it; a multiple of GROUP. Shorter ones take more
+    memory for states, and less shared memory: at 8, a processor has two blocks of threads in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class Layout:
     """How a call is cut."""
 
     batch: int
+    chunk: int
     chunks: int
     tiles: int
     """Of 128 channels."""
@@ -30,7 +43,7 @@ class Layout:
     @property
     def length(self) -> int:
         """Of whole chunks."""
-        return self.chunks * CHUNK
+        return self.chunks * self.chunk
 
     @property
     def channels(self) -> int:
@@ -47,14 +60,16 @@ def supports(spec: ScanSpec, platform: str) -> str | None:
         return "a single token is no scan"
     if spec.states > STATES:
         return f"at most {STATES} states, not {spec.states}"
-    if spec.chunk_size not in (None, CHUNK):
-        return f"chunks of {CHUNK} tokens, not of {spec.chunk_size}"
+    if spec.chunk_size is not None and (spec.chunk_size % GROUP or spec.chunk_size > LONGEST):
+        return f"chunks of a multiple of {GROUP} tokens, at most {LONGEST}, not of {spec.chunk_size}"
     return None
 
 
 def layout(spec: ScanSpec) -> Layout:
     """Of a call."""
-    return Layout(spec.batch, math.ceil(spec.length / CHUNK), math.ceil(spec.channels / LANES))
+    sizes = tiles("selective_scan", "gpu", dtype=spec.dtype, shape=f"N{spec.states}", default=Tiles())
+    chunk = spec.chunk_size or sizes.chunk
+    return Layout(spec.batch, chunk, math.ceil(spec.length / chunk), math.ceil(spec.channels / LANES))
 
 
 def forward(

@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from llm_jax.kernels.manual_axes import like
-from llm_jax.kernels.selective_scan.gpu import CHUNK, GROUP, LANES, STATES, Layout
+from llm_jax.kernels.selective_scan.gpu import GROUP, LANES, STATES, Layout
 from llm_jax.kernels.selective_scan.gpu_forward import (
     LANE,
     PARAMS,
@@ -27,8 +27,6 @@ from llm_jax.kernels.selective_scan.gpu_forward import (
     store,
     store_states,
 )
-
-GROUPS = CHUNK // GROUP
 
 
 def run(
@@ -45,6 +43,7 @@ def run(
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
     """Gradients of u, delta, rates (per row), B and C per tile of channels [B, tiles, 2, 16 t], skip (per row) and the
     initial state."""
+    groups = cut.chunk // GROUP
 
     def kernel(
         u, delta, rates, selected, starts, skip, states, dy, d_final,
@@ -57,13 +56,13 @@ def run(
         nothing = plgpu.layout_cast(jnp.zeros((LANES,), jnp.float32), LANE)
 
         def fetch(j: Any) -> None:
-            tokens = pl.ds(j * CHUNK, CHUNK)
+            tokens = pl.ds(j * cut.chunk, cut.chunk)
             for ref, buffer in ((u, u_s), (delta, delta_s), (dy, dy_s)):
                 plgpu.copy_gmem_to_smem(ref.at[batch, tokens, channels], buffer, full)
             plgpu.copy_gmem_to_smem(selected.at[batch, tokens], selected_s, full)
 
         def start(j: Any, t: Any) -> Any:
-            return None if starts is None else starts[batch, j * CHUNK + t]
+            return None if starts is None else starts[batch, j * cut.chunk + t]
 
         def chunk(i: Array, carry: tuple[States, States, Array]) -> tuple[States, States, Array]:
             j = cut.chunks - 1 - i
@@ -79,12 +78,12 @@ def run(
                     state = step(kept(state, start(j, t)), decays(own_rates, own_delta), inputs, own)
                 return state
 
-            lax.fori_loop(0, GROUPS, forward, load_states(states.at[batch, j], channels))
+            lax.fori_loop(0, groups, forward, load_states(states.at[batch, j], channels))
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
             def group(step_back: Array, carry: tuple[States, States, Array]) -> tuple[States, States, Array]:
                 gradient, d_own_rates, d_own_skip = carry
-                g = GROUPS - 1 - step_back
+                g = groups - 1 - step_back
                 state, held = load_states(before_s.at[g]), []
                 for k in range(GROUP):
                     t = g * GROUP + k
@@ -117,13 +116,13 @@ def run(
                 plgpu.commit_smem()
                 for kind in range(2):
                     rows = plgpu.load(to_sum_s.at[kind], layout=plgpu.Layout.WGMMA, optimized=False)
-                    place = pl.ds((j * CHUNK + g * GROUP) * STATES, GROUP * STATES)
+                    place = pl.ds((j * cut.chunk + g * GROUP) * STATES, GROUP * STATES)
                     plgpu.store(d_selected.at[batch, tile, kind, place], jnp.sum(rows, axis=1), optimized=False)
                 plgpu.commit_smem()
                 return gradient, d_own_rates, d_own_skip
 
-            carry = lax.fori_loop(0, GROUPS, group, carry)
-            tokens = pl.ds(j * CHUNK, CHUNK)
+            carry = lax.fori_loop(0, groups, group, carry)
+            tokens = pl.ds(j * cut.chunk, cut.chunk)
             plgpu.copy_smem_to_gmem(du_s, du.at[batch, tokens, channels])
             plgpu.copy_smem_to_gmem(d_delta_s, d_delta.at[batch, tokens, channels])
             return carry
@@ -135,7 +134,7 @@ def run(
         store(d_skip.at[batch, channels], d_own_skip)
         plgpu.wait_smem_to_gmem(0)
 
-    tokens = (CHUNK, LANES)
+    tokens = (cut.chunk, LANES)
     return plgpu.kernel(
         kernel,
         out_type=(
@@ -150,8 +149,8 @@ def run(
             u_s=plgpu.SMEM(tokens, u.dtype),
             delta_s=plgpu.SMEM(tokens, jnp.float32),
             dy_s=plgpu.SMEM(tokens, dy.dtype),
-            selected_s=plgpu.SMEM((CHUNK, 2 * STATES), jnp.float32),
-            before_s=plgpu.SMEM((GROUPS, STATES, LANES), jnp.float32),
+            selected_s=plgpu.SMEM((cut.chunk, 2 * STATES), jnp.float32),
+            before_s=plgpu.SMEM((groups, STATES, LANES), jnp.float32),
             to_sum_s=plgpu.SMEM((2, GROUP * STATES, LANES), jnp.float32),
             du_s=plgpu.SMEM(tokens, u.dtype),
             d_delta_s=plgpu.SMEM(tokens, jnp.float32),

@@ -9,7 +9,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from llm_jax.kernels.manual_axes import like
-from llm_jax.kernels.selective_scan.gpu import CHUNK, LANES, STATES, Layout
+from llm_jax.kernels.selective_scan.gpu import LANES, STATES, Layout
 
 STAGES = 2
 LANE = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
@@ -81,7 +81,7 @@ def run(
         own_rates, own_skip = load_states(rates, channels), load(skip.at[channels])
 
         def fetch(j: Any) -> None:
-            slot, tokens = lax.rem(j, jnp.int32(STAGES)), pl.ds(j * CHUNK, CHUNK)
+            slot, tokens = lax.rem(j, jnp.int32(STAGES)), pl.ds(j * cut.chunk, cut.chunk)
             plgpu.copy_gmem_to_smem(u.at[batch, tokens, channels], u_s.at[slot], full.at[slot])
             plgpu.copy_gmem_to_smem(delta.at[batch, tokens, channels], delta_s.at[slot], full.at[slot])
             plgpu.copy_gmem_to_smem(selected.at[batch, tokens], selected_s.at[slot], full.at[slot])
@@ -98,7 +98,7 @@ def run(
 
             def token(t: Array, states: States) -> States:
                 own_u, own_delta = load(u_s.at[slot, t]), load(delta_s.at[slot, t])
-                states = kept(states, None if starts is None else starts[batch, j * CHUNK + t])
+                states = kept(states, None if starts is None else starts[batch, j * cut.chunk + t])
                 own = selected_s.at[slot, t]
                 states = step(states, decays(own_rates, own_delta), own_delta * own_u, own)
                 made = own_skip * own_u
@@ -107,9 +107,9 @@ def run(
                 store(y_s.at[t], made)
                 return states
 
-            states = lax.fori_loop(0, CHUNK, token, states)
+            states = lax.fori_loop(0, cut.chunk, token, states)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(y_s, y.at[batch, pl.ds(j * CHUNK, CHUNK), channels])
+            plgpu.copy_smem_to_gmem(y_s, y.at[batch, pl.ds(j * cut.chunk, cut.chunk), channels])
             return states
 
         states = lax.fori_loop(0, cut.chunks, chunk, load_states(initial.at[batch], channels))
@@ -121,10 +121,10 @@ def run(
         kernel,
         out_type=(like(u, u.shape, u.dtype), like(u, initial.shape), kept_type if keep_states else None),
         scratch_types=dict(
-            u_s=plgpu.SMEM((STAGES, CHUNK, LANES), u.dtype),
-            delta_s=plgpu.SMEM((STAGES, CHUNK, LANES), jnp.float32),
-            selected_s=plgpu.SMEM((STAGES, CHUNK, 2 * STATES), jnp.float32),
-            y_s=plgpu.SMEM((CHUNK, LANES), u.dtype),
+            u_s=plgpu.SMEM((STAGES, cut.chunk, LANES), u.dtype),
+            delta_s=plgpu.SMEM((STAGES, cut.chunk, LANES), jnp.float32),
+            selected_s=plgpu.SMEM((STAGES, cut.chunk, 2 * STATES), jnp.float32),
+            y_s=plgpu.SMEM((cut.chunk, LANES), u.dtype),
             full=plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
         ),
         grid=(cut.tiles, cut.batch),

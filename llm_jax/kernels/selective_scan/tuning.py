@@ -9,7 +9,10 @@ from llm_jax.kernels.cases import Case, normal, size
 from llm_jax.kernels.selective_scan import selective_scan
 
 SHAPE = {"batch": 1, "length": 4096, "channels": 5120, "states": 16}
-CANDIDATES = {"tpu": ({"chunk": (64, 128, 256, 512), "lanes": (128, 256, 512, 1024)},)}
+CANDIDATES = {
+    "gpu": ({"chunk": (8, 16, 32)},),
+    "tpu": ({"chunk": (64, 128, 256, 512), "lanes": (128, 256, 512, 1024)},),
+}
 
 
 def make_case(shape: Mapping[str, int], dtype: str) -> Case:
