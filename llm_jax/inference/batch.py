@@ -191,10 +191,10 @@ class Batch:
         g = self.generator
         self.size = min(max(g.bucket(int(self.filled.max()) + every), self.tokens.shape[1]), self.slots)
         if self.past is None:
-            options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top, "prefix_lm": g.prefix_lm}
-            return start(
-                g.decoder, self.prompt_params, self.tokens, self.lengths, self.source, *self.requests, **options
-            )
+            options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top}
+            prefix = self.lengths if g.prefix_lm else None
+            prompts = (self.tokens, self.lengths, self.source)
+            return start(g.decoder, self.prompt_params, *prompts, *self.requests, prefix, **options)
         kept, caches = len(self.past.tokens), self.past.caches
         self.size = max(self.size, self.past.slots)
         if self.size > self.past.slots:

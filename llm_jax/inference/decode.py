@@ -95,7 +95,7 @@ def _first(
     return _advance(state, logits, rows, stop_ids, top)
 
 
-@partial(jax.jit, static_argnames=("decoder", "cache_len", "dtype", "top", "prefix_lm"))
+@partial(jax.jit, static_argnames=("decoder", "cache_len", "dtype", "top"))
 def start(
     decoder: Decoder,
     params: Mapping[str, Any],
@@ -107,22 +107,21 @@ def start(
     samples: Int[Any, "B"],
     rows: RowParams,
     stop_ids: Int[Any, "B E"],
+    prefix: Int[Any, "P"] | None,
     *,
     cache_len: int,
     dtype: str,
     top: int,
-    prefix_lm: bool,
 ) -> tuple[Caches, DecodeState, Drawn]:
     """Prefill of P prompts and the first token of B rows.
 
     Row b goes on from prompt `source[b]`, so that the samples of a prompt share its prefill; None: row b from prompt b.
     `max_new[b] = 0` marks a row that only fills up the batch. `words` and `samples`: see `sampling.request_keys`.
     `stop_ids` int32[B, E] end a row, filled up with `NO_TOKEN`. `cache_len` slots of `dtype` are made per row. `top`:
-    how many of the likeliest tokens are told beside the one drawn. `prefix_lm`: whether tokens of a prompt see each
-    other from both sides.
+    how many of the likeliest tokens are told beside the one drawn. `prefix`: see `prefill`.
     """
     caches = init_caches(decoder.config, tokens.shape[0], cache_len, dtype)
-    logits, caches = prefill(decoder, params, caches, tokens, lengths, prefix=lengths if prefix_lm else None)
+    logits, caches = prefill(decoder, params, caches, tokens, lengths, prefix=prefix)
     if source is not None:
         caches, logits, tokens, lengths = jax.tree.map(lambda x: x[source], (caches, logits, tokens, lengths))
     return caches, *_first(logits, tokens, lengths, max_new, words, samples, rows, stop_ids, top)
