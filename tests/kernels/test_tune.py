@@ -16,6 +16,7 @@ from llm_jax.kernels.choice import ArgumentError
 from llm_jax.kernels.flash_attention import tuning as attention
 from llm_jax.kernels.flash_attention.bounds import Tiles
 from llm_jax.kernels.tiles import tiles
+from tests.kernels import devices
 
 TINY = "batch=1,q_len=32,heads=1,head_dim=8"
 
@@ -167,3 +168,16 @@ def test_cases_make_calls_that_the_op_takes(op):
     assert all(jnp.issubdtype(case.arrays[i].dtype, jnp.floating) for i in case.differentiable)
     for name, groups in made.CANDIDATES.items():
         assert name.removesuffix("_backward") in choice.find(op).implementations and isinstance(groups, tuple)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_hopper_kernels_have_candidates(op):
+    """Every row that a call asks for has some, of fields that its sizes have."""
+    made = tuning.tuning_of(op)
+    case = made.make_case({name: min(value, 64) for name, value in made.SHAPE.items()}, "bfloat16")
+    with devices.target(devices.GPU):
+        rows = {row for asked in tuning._asked(case, "gpu").values() for row in asked}
+    assert rows
+    for row in rows:
+        tried = {name for group in made.CANDIDATES[row.implementation] for name in group}
+        assert tried and tried <= {field.name for field in dataclasses.fields(row.default)}

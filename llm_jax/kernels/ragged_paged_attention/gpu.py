@@ -59,9 +59,10 @@ def attention(
     """Output in q's dtype and float32 log-sum-exp."""
     from llm_jax.kernels.ragged_paged_attention import gpu_kernel
 
-    shape = f"hd{spec.head_dim} group{spec.group} page{spec.page_size}"
     size = tile_tokens(spec, max(1, Sizes().rows // spec.group))
     default = Sizes(stages=stages_that_fit(spec, num_warpgroups(spec, size * spec.group)))
+    kind = "decode" if size == 1 else "mixed"
+    shape = f"hd{spec.head_dim} group{spec.group} page{spec.page_size} {spec.page_dtype} {kind}"
     sizes = tile_sizes("ragged_paged_attention", "gpu", dtype=spec.dtype, shape=shape, default=default)
     size = tile_tokens(spec, max(1, sizes.rows // spec.group))
     blocks = -(-spec.table * spec.page_size // sizes.block)

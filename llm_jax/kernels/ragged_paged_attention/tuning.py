@@ -1,6 +1,6 @@
 """Cases of attention over pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,10 @@ SHAPE = {
     "kv_heads": 8,
     "head_dim": 128,
 }
-CANDIDATES: Mapping[str, Sequence[Mapping[str, Sequence[int]]]] = {}
+CANDIDATES = {
+    "gpu": ({"rows": (64, 128), "block": (64, 128), "stages": (2, 3, 4)},),
+    "tpu": ({"rows": (64, 128, 256, 512), "block": (128, 256, 512, 1024, 2048)},),
+}
 
 
 def make_case(shape: Mapping[str, int], dtype: str) -> Case:

@@ -13,11 +13,22 @@ from jaxtyping import Array, Bool, Float
 from llm_jax.kernels.platform import hopper_refusal
 from llm_jax.kernels.ssd.decay import sums
 from llm_jax.kernels.ssd.spec import SsdSpec
+from llm_jax.kernels.tiles import tiles
 
 CHUNK, HALF = 128, 64
 """Tokens of a chunk; a warpgroup has half of them."""
 HEAD_DIM, STATES = 64, 128
 """Of a head as the kernels see it."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Of the backward pass: most heads that a block of threads takes one after another. More of them read B and C
+    less often, fewer occupy the processors better."""
+
+    heads: int = 8
+    product_heads: int = 16
+    """In the kernel of B Cᵀ's gradient, whose sums over a block's heads are added up outside."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,10 @@ class Layout:
     def length(self) -> int:
         """Of whole chunks."""
         return self.chunks * CHUNK
+
+    def heads_of_block(self, most: int) -> int:
+        """As many heads of one group as divide it, at most so many."""
+        return max(n for n in range(1, most + 1) if self.per_group % n == 0)
 
 
 def supports(spec: SsdSpec, platform: str) -> str | None:
@@ -112,12 +127,14 @@ def backward(
     from llm_jax.kernels.ssd import gpu_backward, gpu_products, gpu_states  # they import Pallas
 
     cut = layout(spec)
+    shape = f"H{spec.heads} P{spec.head_dim} G{spec.groups}"
+    sizes = tiles("ssd", "gpu", dtype=spec.dtype, shape=shape, default=Tiles())
     x, dy, B_, C_ = _tokens(cut, x), _tokens(cut, d_out), _groups(cut, B), _groups(cut, C)
     rows, run = _rows(spec, cut, dt, A, starts)
     skips = jnp.repeat(skip.astype(jnp.float32), cut.parts)
     d_states, kept, d_initial = gpu_states.run(cut, rows, run, C_, states, dy, _states(cut, d_final))
-    dx, d_rows = gpu_backward.run(cut, x, rows, run, B_, C_, skips, states, d_states, dy)
-    d_products = gpu_products.run(cut, x, rows, run, dy)
+    dx, d_rows = gpu_backward.run(cut, sizes.heads, x, rows, run, B_, C_, skips, states, d_states, dy)
+    d_products = gpu_products.run(cut, sizes.product_heads, x, rows, run, dy)
 
     since, until = _decays(cut, rows, run)
     d_exponent = d_rows[0].reshape(since.shape) + since[..., -1:] * jnp.sum(kept, axis=-1)[..., None]

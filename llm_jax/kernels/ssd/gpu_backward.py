@@ -29,8 +29,6 @@ from llm_jax.kernels.ssd.gpu_chunk import (
     vector,
 )
 
-HEADS = 8
-"""Most heads of a block."""
 SEEN = 3
 """Of the six masks of tiles: the first three say which sources come before a token in its document, [token, source];
 the others which readers see a source, [source, reader]. Tiles of halves (0, 0), (0, 1), (1, 1)."""
@@ -38,6 +36,7 @@ the others which readers see a source, [source, reader]. Tiles of halves (0, 0),
 
 def run(
     cut: Layout,
+    most: int,
     x: Float[Array, "B t h 64"],
     rows: Float[Array, "2 B h t"],
     run: Int[Array, "B t"] | None,
@@ -49,9 +48,9 @@ def run(
     dy: Float[Array, "B t h 64"],
 ) -> tuple[Array, Array]:
     """Gradients of x, and per token [3, B, h, t] those of the exponent (without what passes the whole chunk), of dt as
-    a factor of x, and of skip."""
+    a factor of x, and of skip. `most`: heads of a block."""
     dtype, halves = x.dtype, range(WARPGROUPS)
-    per_block = max(n for n in range(1, HEADS + 1) if cut.per_group % n == 0)
+    per_block = cut.heads_of_block(most)
     blocks = cut.heads // per_block
 
     def kernel(

@@ -17,21 +17,20 @@ from llm_jax.kernels.manual_axes import like
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, Layout
 from llm_jax.kernels.ssd.gpu_chunk import WARPGROUPS, Rows, between, matrices, nothing, over, product, read, sees
 
-HEADS = 16
-"""Most heads of a block."""
 STAGES = 2
 
 
 def run(
     cut: Layout,
+    most: int,
     x: Float[Array, "B t h 64"],
     rows: Float[Array, "2 B h t"],
     run: Int[Array, "B t"] | None,
     dy: Float[Array, "B t h 64"],
 ) -> Float[Array, "B chunks blocks 128 128"]:
-    """[source, reader]; the blocks of a group follow one another."""
+    """[source, reader]; the blocks of a group, each of at most so many heads, follow one another."""
     dtype, halves = x.dtype, range(WARPGROUPS)
-    per_block = max(n for n in range(1, HEADS + 1) if cut.per_group % n == 0)
+    per_block = cut.heads_of_block(most)
     blocks = cut.heads // per_block
 
     def kernel(x, rows, run, dy, d_products, *, x_s, dy_s, seen_s, full, empty):

@@ -9,7 +9,10 @@ from llm_jax.kernels.cases import Case, normal, size
 from llm_jax.kernels.ssd import ssd
 
 SHAPE = {"batch": 1, "length": 4096, "heads": 80, "head_dim": 64, "groups": 1, "states": 128}
-CANDIDATES = {"tpu": ({"chunk": (128, 256), "lanes": (128, 256, 512, 1024)},)}
+CANDIDATES = {
+    "gpu": ({"heads": (2, 4, 8, 16, 32)}, {"product_heads": (4, 8, 16, 32)}),
+    "tpu": ({"chunk": (128, 256), "lanes": (128, 256, 512, 1024)},),
+}
 CHUNK = 128
 """Of which flops are counted; the op may take other chunks."""
 
