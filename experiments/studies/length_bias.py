@@ -1,6 +1,6 @@
 """Length bias of preference training, with and without a normalisation by length.
 
-    python experiments/studies/length_bias.py [--seeds 3] [--steps 40] [--rates 1e-5 3e-5 1e-4 3e-4]
+    python experiments/studies/length_bias.py [--seeds 3] [--steps 40] [--rates 3e-5 1e-4 3e-4]
 
 Of a pair the chosen answer is a careful one in 80% of cases, the other a guess, and under `longer` the chosen one has
 more remarks, which say nothing: behind each of three places another one each time with probability 0.37 against 0.30, a
