@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from llm_jax.base.errors import UserError
+from llm_jax.base.logging import log
 from llm_jax.base.trees import flatten, unflatten
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.experts_config import ExpertsConfig
@@ -48,10 +48,12 @@ def with_experts(model: Model, num: int, top_k: int, seed: int = 0, noise: float
     kinds = tuple("experts" if kind == "dense" else kind for kind in kinds)
     made = dataclasses.replace(config, family="llm_jax", feed_forwards=kinds, experts=experts)
     made.resolved()
-    with contextlib.suppress(UserError):
-        published = dataclasses.replace(made, family=FAMILIES.get(config.family, "llm_jax"))
+    published = dataclasses.replace(made, family=FAMILIES.get(config.family, "llm_jax"))
+    try:
         family(published.family).check(published)
         made = published
+    except UserError as reason:
+        log(f"experts: a model of the family llm_jax, and not of {published.family}: {reason}")
     decoder, keys = Decoder(made), itertools.count()
     flat = flatten(model.params)
     params = {path: leaf for path, leaf in flat.items() if "/mlp/" not in path}
