@@ -9,8 +9,9 @@ interpolated bigram model needs 1.62 and a unigram model 2.33 (the report has al
 held-out problems: nothing has shown it questions.
 
 Variants: `:experts` (a Mixtral: 8 experts of half the width, two per token), `:mamba2`, `:hybrid` (a Jamba: Mamba,
-attention and experts), all within a tenth of the default's work per token; `:test` and `:experts_test`, `:mamba2_test`,
-`:hybrid_test` (seconds, for tests); `:llama_8b` (the shapes of Llama 3 8B; needs a tokenizer and texts).
+attention and experts), all within a tenth of the default's work per token; `:prefix_lm` (reads a first part of each
+text from both sides and learns to go on); `:test` and `:experts_test`, `:mamba2_test`, `:hybrid_test`,
+`:prefix_lm_test` (seconds, for tests); `:llama_8b` (the shapes of Llama 3 8B; needs a tokenizer and texts).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder
@@ -118,6 +119,12 @@ def of_kind(name: str, base: ConfigDict) -> ConfigDict:
     return base
 
 
+def prefix_lm(base: ConfigDict) -> ConfigDict:
+    """The same model, whose texts begin with a part that is read and not predicted."""
+    base.update({"model": {"family": "llm_jax", "prefix_lm": True}, "data": {"random_prefix": True}})
+    return base
+
+
 def llama_8b() -> ConfigDict:
     """Llama 3 8B (Grattafiori et al. 2024, table 3), masters and optimizer state sharded over all devices."""
     return ConfigDict(
@@ -155,10 +162,12 @@ VARIANTS = {
     "experts": lambda: of_kind("experts", quickstart()),
     "mamba2": lambda: of_kind("mamba2", quickstart()),
     "hybrid": lambda: of_kind("hybrid", quickstart()),
+    "prefix_lm": lambda: prefix_lm(quickstart()),
     "test": test,
     "experts_test": lambda: of_kind("experts", test()),
     "mamba2_test": lambda: of_kind("mamba2", test()),
     "hybrid_test": lambda: of_kind("hybrid", test()),
+    "prefix_lm_test": lambda: prefix_lm(test()),
     "llama_8b": llama_8b,
 }
 

@@ -135,7 +135,7 @@ def build_side(
             placed = _pack(state, kind, data, items, list(sources))
             if placed:
                 schema = _schema(state, kind, data)
-                rows = _rows(state, placed, schema, tokenizer, list(sources))
+                rows = _rows(state, placed, schema, data, tokenizer, list(sources))
                 state.shards.append(write_shard(folder, len(state.shards), rows, schema))
             state.save(folder / PROGRESS)
     manifest = {
@@ -282,11 +282,13 @@ def _rows(
     state: _State,
     placed: list[tuple[str, list[tuple[int, Item]]]],
     schema: Schema,
+    data: DataConfig,
     tokenizer: Tokenizer,
     names: list[str],
 ) -> Iterator[Row]:
     """Every window as a row, in shuffled order."""
-    for index in np.random.default_rng(len(state.shards)).permutation(len(placed)).tolist():
+    rng = np.random.default_rng(len(state.shards))
+    for index in rng.permutation(len(placed)).tolist():
         name, window = placed[index]
         number = names.index(name)
         if "pair_index" in schema:
@@ -307,6 +309,17 @@ def _rows(
             row = fill_unpaired_row(schema, answers, tokenizer.token_bytes, tokenizer.pad_id, number)
         else:
             segments = [item.sequences[0] for _, item in window]
+            if data.random_prefix:
+                segments = [_after_prefix(segment, rng) for segment in segments]
             row = fill_row(schema, segments, tokenizer.token_bytes, tokenizer.pad_id, number)
         state.totals[name].add(row)
         yield row
+
+
+def _after_prefix(segment: Sequence, rng: np.random.Generator) -> Sequence:
+    """Targets from a random place on, all places alike ("prefix LM": Raffel et al. 2020, arXiv:1910.10683, 3.2)."""
+    if len(segment.ids) < 2:
+        return segment
+    mask = segment.mask.copy()
+    mask[: rng.integers(1, len(mask))] = 0
+    return Sequence(segment.ids, mask)

@@ -69,6 +69,9 @@ class DataConfig:
     """How records share rows. best_fit: whole ones, the longest first (TRL's `bfd`; texts longer than a window are cut,
     as in `bfd_split`); concat_split: one behind the other, cut every window (TRL's `wrapped`), but attention still ends
     where a document does; one_per_row: one each (TRL without packing)."""
+    random_prefix: bool = False
+    """Pretraining: of each text in a row a first part, of random length, is no target: what a prefix language model
+    (model.prefix_lm) reads from both sides."""
     on_long: Literal["error", "truncate", "drop"] = "error"
     """SFT and preference: what to do with a record longer than the window (counted either way)."""
     on_unusable: Literal["error", "drop"] = "drop"

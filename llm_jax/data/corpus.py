@@ -87,6 +87,8 @@ def check_packing(kind: Kind, data: DataConfig) -> None:
         default = next(f.default for f in dataclasses.fields(data) if f.name == name)
         if getattr(data, name) != default and not read:
             raise UserError(f"data.{name}={getattr(data, name)} is set, but no record of {kind} reads it")
+    if data.random_prefix and kind != "pretrain":
+        raise UserError(f"data.random_prefix is for pretrain: in {kind}, what comes before an answer is the prefix")
     if data.packing == "concat_split" and kind == "sft" and data.on_long != "error":
         raise UserError(
             f"data.on_long={data.on_long} has no effect with data.packing=concat_split: no record is too long"
@@ -105,6 +107,8 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         weights = {name: source.weight for name, source in zip(source_names(data.mixture), data.mixture, strict=True)}
         return {"mixture": [[name, weights[name], source_manifest(kind, one)] for name, one in parts(data).items()]}
     manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "window": data.window, "packing": data.packing}
+    if data.random_prefix:
+        manifest["random_prefix"] = True
     if kind != "pretrain":
         manifest["on_long"] = data.on_long
         template = data.chat_template

@@ -86,7 +86,7 @@ class Batch:
         self.lengths = np.asarray([len(row.ids) for row in prompts], np.int32)
         self.filled = np.asarray([len(row.ids) for row in padded], np.int32)
         """Tokens of each row in the caches."""
-        self.prefix = self.filled.copy() if generator.prefix_lm else None
+        self.prefix = self.filled.copy() if generator.config.prefix_lm else None
         """Tokens of each row that see each other from both sides."""
         self.prompt_params = generator.params_of([row.choice for row in prompts])
         self.params = self.prompt_params
@@ -192,7 +192,7 @@ class Batch:
         self.size = min(max(g.bucket(int(self.filled.max()) + every), self.tokens.shape[1]), self.slots)
         if self.past is None:
             options = {"cache_len": self.size, "dtype": g.dtype, "top": self.top}
-            prefix = self.lengths if g.prefix_lm else None
+            prefix = self.lengths if g.config.prefix_lm else None
             prompts = (self.tokens, self.lengths, self.source)
             return start(g.decoder, self.prompt_params, *prompts, *self.requests, prefix, **options)
         kept, caches = len(self.past.tokens), self.past.caches

@@ -25,7 +25,6 @@ from llm_jax.models.cache_bytes import cache_bytes, total_bytes
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.decoder import Decoder, unstack
 from llm_jax.models.parameter import declarations
-from llm_jax.models.prefix import check_prefix
 from llm_jax.sharding import Plan, compute_weights, current_plan, dtype_in_use, use
 
 if TYPE_CHECKING:
@@ -97,8 +96,6 @@ class Generator:
       plan: mesh to decode on; None takes the model's if it has one.
       max_positions: longest text, prompt and output; None means the model's `max_position_embeddings`. More is for
         positions that go on beyond it (ALiBi, scaled rotations); raises UserError for learned ones.
-      prefix_lm: whether tokens of a prompt see each other from both sides, as a prefix language model was trained to
-        (`Decoder`'s `prefix`). Raises UserError for state-space layers, which read in one direction.
 
     A row's tokens are a function of its prompt, its `SamplingParams` and the number of the sample; with whom it shares
     a batch and which bucket it falls into changes the arithmetic's order at most.
@@ -116,13 +113,9 @@ class Generator:
         dtype: str | None = None,
         plan: Plan | None = None,
         max_positions: int | None = None,
-        prefix_lm: bool = False,
     ):
         self.config = model.config.resolved()
         self.config.check_predicts("generation")
-        if prefix_lm:
-            check_prefix(self.config)
-        self.prefix_lm = prefix_lm
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_positions = self.config.max_position_embeddings if max_positions is None else max_positions

@@ -63,7 +63,9 @@ class Session:
     def _keep(self, batch: Batch) -> None:
         """The batch's caches with the tokens they hold for certain, unless an interruption came between them."""
         caches, (out,) = batch.caches, batch.results
-        if caches is None or self.generator.prefix_lm or any(leaf.is_deleted() for leaf in jax.tree.leaves(caches)):
+        if caches is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(caches)):
+            return
+        if self.generator.config.prefix_lm:  # A longer prompt is read anew from both sides.
             return
         # The newest token is in no cache yet. An interruption, or a stop string inside of a chunk, leaves later ones
         # in the caches: a row of slots forgets them, a ring has lost others to them, a state holds them for good.

@@ -31,6 +31,14 @@ def target_counts(rows: Rows, by: int = 1) -> Integer[Array, ""]:
     return next_tokens(rows, by)[1].sum()
 
 
+def before_targets(rows: Rows) -> Bool[Array, "*batch T"]:
+    """The tokens before the first target of their document: what a prefix language model reads from both sides."""
+    targets = jnp.cumsum(rows["loss_mask"], axis=-1, dtype=jnp.int32)
+    # A document's first token is no target, so there it is the count of all documents before.
+    earlier = jax.lax.cummax(jnp.where(rows["positions"] == 0, targets, 0), axis=targets.ndim - 1)
+    return (targets == earlier) & (rows["segment_ids"] != 0)
+
+
 def run_rows(
     decoder: Decoder, rows: Rows, *, further: bool = False, **arguments: Any
 ) -> tuple[Float[Array, "B T D"], list[Float[Array, "B T D"]], dict[str, Array]]:
@@ -40,6 +48,8 @@ def run_rows(
     tokens, positions, segment_ids = (rows[name] for name in ("tokens", "positions", "segment_ids"))
     layers, inputs = decoder.config.num_layers, arguments.pop("layer_inputs", None)
     of_layers = None if inputs is None else jax.tree.map(lambda x: x[:layers], inputs)
+    if decoder.config.prefix_lm:
+        arguments["prefix"] = before_targets(rows)
     hidden, _, aux = decoder(tokens, positions, segment_ids, layer_inputs=of_layers, **arguments)
     routers = aux.get("experts", {})
     if not further:

@@ -101,11 +101,17 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig, scored: bool = False) -> None:
     """Raises UserError for a model without logits of next tokens (that is not `scored`), where the mesh does not divide
-    it, the window is longer than its positions, or it lacks what is to be trained (experts to balance, say)."""
+    it, the window is longer than its positions, its texts have prefixes and it reads none or the other way round, or it
+    lacks what is to be trained (experts to balance, say)."""
     if not scored:
         model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     check_of_model(config.train, model)
+    if config.job == "pretrain" and config.data.random_prefix != model.prefix_lm:
+        raise UserError(
+            f"data.random_prefix={config.data.random_prefix} and model.prefix_lm={model.prefix_lm}: a prefix language "
+            "model is trained on texts with a prefix, and no other is"
+        )
     if config.data.window > model.max_position_embeddings:
         raise UserError(
             f"data.window={config.data.window} is longer than the model's {model.max_position_embeddings} positions"

@@ -74,6 +74,9 @@ class ModelConfig:
 
     causal: bool = True
     """Whether a token sees only what comes before it; in an encoder it sees all of its document."""
+    prefix_lm: bool = False
+    """Whether tokens before a document's first target, as a prompt's, see each other from both sides (a prefix language
+    model)."""
     window: int | None = None
     """Tokens that a token of a sliding layer sees, itself included; in an encoder on either side."""
     chunk: int | None = None
@@ -224,6 +227,11 @@ class ModelConfig:
             raise UserError("model.residual_normed needs model.norm_at=pre and model.parallel=no")
         self.head.check()
         mixers, feed_forwards = self._mixers(), self._feed_forwards()
+        if self.prefix_lm:
+            self.check_prefix()
+            self.check_predicts("model.prefix_lm")
+            if self.mtp:
+                raise UserError("model.prefix_lm has no layers for further tokens (model.mtp), which see one side only")
         return replace(
             self,
             num_kv_heads=kv_heads,
@@ -275,6 +283,11 @@ class ModelConfig:
                 f"{what} needs a model that predicts next tokens; this one ends in scores "
                 f"(model.head.labels={self.head.labels})"
             )
+
+    def check_prefix(self) -> None:
+        """Raises UserError for a model whose layers see to both sides anyway, or cannot."""
+        if not self.causal or set(self._mixers()) & {"mamba", "mamba2"}:
+            raise UserError("a prefix is for causal attention in all layers")
 
     def _mixers(self) -> tuple[Mixer, ...]:
         default: Mixer = "latent" if self.latent.kv_rank else "attention"

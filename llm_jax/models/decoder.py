@@ -21,7 +21,7 @@ from llm_jax.models.mtp import FurtherToken, ahead, same_document
 from llm_jax.models.norms import make_norm
 from llm_jax.models.parameter import stack
 from llm_jax.models.pooling import pool
-from llm_jax.models.prefix import check_prefix, sight_ends, with_sight
+from llm_jax.models.prefix import sight_ends, with_sight
 from llm_jax.models.remat import REMAT
 from llm_jax.models.rope import Rope, Rotation, rotation
 from llm_jax.models.segments import (
@@ -132,7 +132,7 @@ class Decoder(nnx.Module):
             raise UserError("positions and segment_ids are part of meta when meta is given")
         ends = None
         if prefix is not None:
-            check_prefix(self.config)
+            self.config.check_prefix()
             ends = sight_ends(prefix, meta.segment_ids)
             caches = None if caches is None else with_sight(caches, ends)
         shared = self._shared(meta)

@@ -11,14 +11,6 @@ from jaxtyping import Array, Bool, Int
 
 from llm_jax.base.errors import UserError
 from llm_jax.models.cache import Cache, Empty
-from llm_jax.models.config import ModelConfig
-
-
-def check_prefix(config: ModelConfig) -> None:
-    """Raises UserError for a model whose layers see to both sides anyway, or cannot."""
-    mixers = set(config.resolved().mixers or ())
-    if not config.causal or mixers & {"mamba", "mamba2"}:
-        raise UserError("a prefix is for causal attention in all layers")
 
 
 def sight_ends(prefix: Bool[Array, "B T"], segment_ids: Int[Array, "B T"] | None) -> Int[Array, "B T"]:

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.base.errors import UserError
 from llm_jax.inference import Generator, SamplingParams, Session
 from llm_jax.models.config import RopeScaling
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.mamba_config import MambaConfig
 from llm_jax.models.parameter import bind
 
 GREEDY = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True)
@@ -38,9 +36,9 @@ def full_forward(model):
 def test_greedy_tokens_are_the_full_forwards(tiny, scaling):
     """Ragged prompts in one batch, two samples of each, as if each were alone. LongRoPE makes caches anew at 16 tokens,
     its trained length."""
-    config = dataclasses.replace(tiny.config, rope_scaling=scaling)
+    config = dataclasses.replace(tiny.config, family="llm_jax", prefix_lm=True, rope_scaling=scaling)
     model = dataclasses.replace(tiny, config=config, decoder=Decoder(config))
-    generator, full = Generator(model, max_batch=8, buckets=(32,), chunk=4, prefix_lm=True), full_forward(model)
+    generator, full = Generator(model, max_batch=8, buckets=(32,), chunk=4), full_forward(model)
     done = generator.generate(PROMPTS, dataclasses.replace(GREEDY, n=2))
     for i, prompt in enumerate(PROMPTS):
         tokens, found = list(prompt), []
@@ -54,17 +52,12 @@ def test_greedy_tokens_are_the_full_forwards(tiny, scaling):
 
 
 def test_a_session_runs_all_of_a_longer_prompt_again(tiny):
-    generator = Generator(tiny, max_batch=1, buckets=(32,), chunk=4, prefix_lm=True)
+    config = dataclasses.replace(tiny.config, family="llm_jax", prefix_lm=True)
+    model = dataclasses.replace(tiny, config=config, decoder=Decoder(config))
+    generator = Generator(model, max_batch=1, buckets=(32,), chunk=4)
     session, ids = Session(generator), PROMPTS[0]
     for _ in range(2):
         (expected,) = generator.generate([ids], GREEDY)
         assert [token for delta in session.stream(ids, GREEDY) for token in delta.tokens] == expected.tokens
         assert session.reused == 0
         ids = [*ids, *expected.tokens[:5], 50]
-
-
-def test_refused_before_anything_is_generated(tiny):
-    mamba = MambaConfig(inner_size=64, state_size=4, dt_rank=2)
-    config = dataclasses.replace(tiny.config, family="llm_jax", mixers=("mamba", "attention"), mamba=mamba)
-    with pytest.raises(UserError, match="a prefix is for causal attention in all layers"):
-        Generator(dataclasses.replace(tiny, config=config, decoder=Decoder(config)), prefix_lm=True)
