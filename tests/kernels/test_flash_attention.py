@@ -166,7 +166,7 @@ def test_a_document_is_untouched_by_its_neighbours():
         out, pull = jax.vjp(f, q, k, v)
         return out, pull(g)
 
-    first = run(q, k, v, g, segments)
+    first = jax.block_until_ready(run(q, k, v, g, segments))  # Its inputs are these arrays, not copies of them.
     for x in (q, k, v, g):
         x[~mine] = 30.0 * rng.normal(size=x[~mine].shape)
     second = run(q, k, v, g, segments)
