@@ -6,7 +6,7 @@ import sys
 from llm_jax.base.door import run_door
 
 USAGE = """usage: python -m llm_jax.convert SRC DST [--dtype=float32|bfloat16|float16] [--kv-heads=G]
-                                 [--experts=E [--top-k=K]] [--verify]
+                                 [--experts=E [--top-k=K]] [--prefix-lm] [--verify]
 
 SRC a Hugging Face folder  -> DST a native folder (checkpoints, tokenizer, architecture)
 SRC a native folder or a workdir -> DST a Hugging Face folder (config.json, safetensors, tokenizer)
@@ -17,6 +17,7 @@ Tensors keep their values and, going back, their dtypes, or get the one of --dty
 The checksum is over names, dtypes, shapes and values: both layouts of one model have the same.
 --kv-heads=G makes a model of G key and value heads, each the mean of those it stands for (then train on).
 --experts=E makes a dense model's feed-forward layers E experts, K (2) to a token, all equal (then train on).
+--prefix-lm makes a causal model one whose prompts see themselves from both sides (then train on).
 --verify reads DST again and compares weights, logits (or scores) and greedy tokens of both."""
 
 FLAGS = {"--dtype": "float32", "--kv-heads": "2", "--experts": "8", "--top-k": "2"}
@@ -33,7 +34,7 @@ def main(args: list[str]) -> None:
     from llm_jax.base.errors import UserError
     from llm_jax.base.flags import read_flags
 
-    words, given, _ = read_flags(args, FLAGS, ("--verify",))
+    words, given, _ = read_flags(args, FLAGS, ("--prefix-lm", "--verify"))
     if len(words) != 2:
         raise UserError(f"convert takes SRC and DST, not {len(words)} arguments (see --help)")
 
@@ -68,6 +69,10 @@ def main(args: list[str]) -> None:
         from llm_jax.models.upcycling import with_experts
 
         model = with_experts(model, int(given["--experts"]), int(given.get("--top-k", "2")))
+    if "--prefix-lm" in given:
+        from llm_jax.models.prefix_adaptation import with_prefix_lm
+
+        model = with_prefix_lm(model)
     if native:
         # A model that no folder of its family can hold is refused before DST is made.
         hf_contents(model, dtype)
@@ -76,7 +81,7 @@ def main(args: list[str]) -> None:
             save(model, target, dtype)
         else:
             save_native(model, target)
-    made = f", family {model.config.family}" if "--experts" in given else ""
+    made = f", family {model.config.family}" if {"--experts", "--prefix-lm"} & given.keys() else ""
     print(f"wrote {target} ({'Hugging Face' if native else 'native'} layout{made})")
     tensors, size, digest = checksum(model, dtype)
     print(f"{tensors} tensors, {size:,} bytes, sha256 {digest}")

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 import llm_jax
+from llm_jax import convert
+from llm_jax.base.door import run_door
 from llm_jax.base.errors import UserError
+from llm_jax.base.trees import flatten
 from llm_jax.data.prepare import open_rows
 from llm_jax.inference import Generator, SamplingParams
 from llm_jax.jobs.graph import run
 from llm_jax.jobs.scoring import before_targets, score_rows
 from llm_jax.models import ModelConfig, bind, init_params
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.loading import Model
 from llm_jax.models.mamba_config import MambaConfig
 from tests.jobs.conftest import CONFIGS
 
@@ -106,3 +110,15 @@ def test_layers_that_read_in_one_direction_are_refused():
     config = ModelConfig(vocab_size=32, num_layers=2, mixers=("mamba", "attention"), mamba=mamba, prefix_lm=True)
     with pytest.raises(UserError, match="a prefix is for causal attention in all layers"):
         config.resolved()
+
+
+def test_a_causal_model_is_made_one_by_the_command(chain, tmp_path, capsys):
+    config = dataclasses.replace(llm_jax.load(chain[0].workdir.export).config, family="llama", prefix_lm=False)
+    decoder = Decoder(config)
+    llm_jax.save(Model(decoder, init_params(decoder, 1), config, chain[0].workdir.tokenizer), tmp_path / "causal")
+    assert run_door(convert.main, [*map(str, (tmp_path / "causal", tmp_path / "made")), "--prefix-lm", "--verify"]) == 0
+    assert "(native layout, family llm_jax)" in capsys.readouterr().out
+    made = llm_jax.load(tmp_path / "made")
+    assert made.config.prefix_lm
+    for name, leaf in flatten(llm_jax.load(tmp_path / "causal").params).items():
+        np.testing.assert_array_equal(leaf, flatten(made.params)[name])
