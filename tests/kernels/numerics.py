@@ -1,5 +1,6 @@
 """How far a kernel may be from a float64 formula."""
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -22,3 +23,30 @@ def assert_half(name: str, got, reference, exact) -> None:
     """bfloat16 and float16 kernels: at most twice the error of the plain form computed in the same dtype."""
     limit = 2 * distance(reference, exact)
     assert distance(got, exact) <= limit, f"{name}: {distance(got, exact):.2e} > 2 x {limit / 2:.2e} of the reference"
+
+
+def assert_narrow(name: str, got, exact, dtype) -> None:
+    """float32 sums of products whose factors are rounded to `dtype`, where the plain form rounds nothing: at most
+    twice the error of the exact numbers rounded to `dtype`.
+
+    Its mean, as of many numbers: the rounding of a gradient of two or three is a matter of chance.
+    """
+    info, values = jnp.finfo(dtype), np.asarray(exact, np.float64)
+    step = np.maximum(float(info.eps) * 2.0 ** (np.frexp(values)[1] - 1), float(info.smallest_subnormal))
+    limit = 2 * np.linalg.norm(step) / 12**0.5 / np.linalg.norm(values)
+    assert distance(got, exact) <= limit, f"{name}: {distance(got, exact):.2e} > 2 x {limit / 2:.2e} of rounding"
+
+
+def assert_numbers(names, got, plain, exact, dtype, narrow=()) -> None:
+    """Results of a call in `dtype`, beside those of the reference and the formula: float32 ones, the reference's too,
+    within 1e-5, those in `narrow` by `assert_narrow` unless `dtype` is float32; others by `assert_half`."""
+    for name, one, reference, want in zip(names, got, plain, exact, strict=True):
+        assert one.dtype == reference.dtype, name
+        if one.dtype != jnp.float32:
+            assert_half(name, one, reference, want)
+            continue
+        assert_float32(f"{name} of the reference", reference, want)
+        if name in narrow and dtype != "float32":
+            assert_narrow(name, one, want, dtype)
+        else:
+            assert_float32(name, one, want)

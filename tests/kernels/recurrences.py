@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NAMES = ("y", "final", "d_x", "d_dt", "d_A", "d_B", "d_C", "d_skip", "d_initial")
+"""What `value_and_grads` makes of `selective_scan` and `ssd`."""
+NARROW = {"selective_scan": (), "ssd": ("final", "d_dt", "d_A", "d_initial")}
+"""float32 results that are sums of products of matrices in the dtype of x."""
 RAGGED = [[1] * 11 + [2] * 20 + [3] * 14, [0] * 3 + [4] * 7 + [2] * 30 + [0] * 5]
 """Documents of two rows of 45 tokens: boundaries inside chunks, padding before and after."""
 

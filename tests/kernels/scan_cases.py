@@ -13,11 +13,10 @@ import numpy as np
 from llm_jax import kernels
 from llm_jax.kernels import tiles
 from tests.kernels import devices
-from tests.kernels.numerics import assert_float32, assert_half
-from tests.kernels.recurrences import exact, make_scan, value_and_grads
+from tests.kernels.numerics import assert_numbers
+from tests.kernels.recurrences import NAMES, NARROW, exact, make_scan, value_and_grads
 
 BATCH = 2
-NAMES = ("y", "final", "d_x", "d_dt", "d_A", "d_B", "d_C", "d_skip", "d_initial")
 FAST = {"xla_backend_optimization_level": 0}
 """An interpreted kernel is a large program that runs once or twice."""
 
@@ -79,20 +78,12 @@ def program(case: Case, implementation: str, sizes: Any) -> Callable[..., tuple[
 
 
 def check_numbers(case: Case, got: tuple[Any, ...]) -> None:
-    """Output, final state and all gradients against float64; bfloat16 beside `xla`, the plain form in bfloat16."""
+    """Output, final state and all gradients against float64 and the reference in the same dtype."""
     arrays = arguments(case)
     want = exact(case.op, arrays, case.segment_ids)
-    if case.dtype == "float32":
-        for name, a, b in zip(NAMES, got, want, strict=True):
-            assert_float32(name, a, b)
-        return
     segments = None if case.segment_ids is None else jnp.asarray(case.segment_ids)
-    plain = value_and_grads(getattr(kernels, case.op), arrays, "xla", segment_ids=segments)
-    for name, a, b, c in zip(NAMES, got, plain, want, strict=True):
-        if name == "d_skip":  # a float32 sum of exact products
-            assert_float32(name, a, c)
-        else:
-            assert_half(name, a, b, c)
+    plain = value_and_grads(getattr(kernels, case.op), arrays, "reference", segment_ids=segments)
+    assert_numbers(NAMES, got, plain, want, case.dtype, NARROW[case.op])
 
 
 def check_documents(case: Case, run: Callable[..., tuple[Any, ...]], got: tuple[Any, ...]) -> None:

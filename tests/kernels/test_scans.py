@@ -1,6 +1,6 @@
-"""selective_scan and ssd: chunked against the plain recurrence; documents, states, decays, closed forms, memory."""
+"""selective_scan and ssd: against the recurrence in float64; documents, states, decays, closed forms, memory."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,18 @@ import pytest
 
 from llm_jax import kernels
 from llm_jax.base.errors import UserError
-from tests.kernels.recurrences import RAGGED, documents, error, errors, make_scan, value_and_grads
+from tests.kernels.numerics import assert_numbers
+from tests.kernels.recurrences import (
+    NAMES,
+    NARROW,
+    RAGGED,
+    documents,
+    error,
+    errors,
+    exact,
+    make_scan,
+    value_and_grads,
+)
 
 BATCH, LENGTH = 2, 45
 OPS = {"selective_scan": kernels.selective_scan, "ssd": kernels.ssd}
@@ -23,12 +34,18 @@ def op(request):
     return request.param
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 7, 16])
+@cache
+def formula(op, dtype, packed):
+    """What `value_and_grads` makes of `make`, by the recurrence in float64."""
+    return exact(op, make(op, dtype), RAGGED if packed else None)
+
+
+@pytest.mark.parametrize("implementation, chunk_size", [("reference", None), *(("xla", n) for n in (None, 1, 7, 16))])
 @pytest.mark.parametrize("packed", [False, True])
-def test_chunked_equals_sequential(op, chunk_size, packed):
+def test_equals_the_formula(op, implementation, chunk_size, packed):
     options = {"segment_ids": jnp.asarray(RAGGED)} if packed else {}
-    got = value_and_grads(OPS[op], make(op), "xla", chunk_size=chunk_size, **options)
-    assert max(errors(got, value_and_grads(OPS[op], make(op), "reference", **options))) < 2e-6
+    got = value_and_grads(OPS[op], make(op), implementation, chunk_size=chunk_size, **options)
+    assert max(errors(got, formula(op, "float32", packed))) < 2e-6
 
 
 @pytest.mark.parametrize("steepness", [30.0, 1e4])
@@ -119,13 +136,12 @@ def test_closed_form(op):
     np.testing.assert_allclose(y, np.broadcast_to(want.reshape(1, -1, *(1,) * (y.ndim - 2)), y.shape), rtol=1e-5)
 
 
-def test_bfloat16(op):
-    """States and sums in float32: no worse than the rounding of the factors."""
-    arrays = make(op, jnp.bfloat16)
-    got = value_and_grads(OPS[op], arrays, "xla")
-    want = value_and_grads(OPS[op], [x.astype(jnp.float32) for x in arrays], "reference")
-    assert got[0].dtype == got[2].dtype == jnp.bfloat16 and got[1].dtype == jnp.float32
-    assert max(errors(got, want)) < 1e-2
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_dtypes(op, dtype):
+    """States and sums are float32."""
+    options = {"segment_ids": jnp.asarray(RAGGED)}
+    got, plain = (value_and_grads(OPS[op], make(op, dtype), name, **options) for name in ("xla", "reference"))
+    assert_numbers(NAMES, got, plain, formula(op, dtype, True), dtype, NARROW[op])
 
 
 def test_ssd_equals_selective_scan():

@@ -107,13 +107,17 @@ def _forward(name: str, spec: AttentionSpec, q: Array, k: Array, v: Array, slope
 def _backward(name: str, spec: AttentionSpec, saved: tuple, cotangents: tuple[Array, Array]):
     q, k, v, slopes, sinks, masks, out, lse = saved
     d_out, d_lse = cotangents
-    row_sums = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     q, k, v = unseen.for_backward(spec, q, k, v)
     of = OP.implementations[name]
-    dq, dk, dv, d_slopes, delta = of.backward(spec, q, k, v, slopes, masks, lse, d_out, row_sums, d_lse)
-    d_sinks = None
-    if sinks is not None:
-        d_sinks = -jnp.sum(jnp.exp(sinks.astype(jnp.float32) - lse) * delta, axis=(0, 1)).astype(sinks.dtype)
+    dq, dk, dv, sums = of.backward(spec, q, k, v, slopes, masks, lse, d_out, delta)
+    d_slopes, d_sinks = None, None
+    if sums is not None:
+        delta = sums.gradient - d_lse
+        if slopes is not None:
+            d_slopes = jnp.sum(sums.biased_gradient - delta * sums.bias, axis=(0, 1)).astype(slopes.dtype)
+        if sinks is not None:
+            d_sinks = -jnp.sum(jnp.exp(sinks.astype(jnp.float32) - lse) * delta, axis=(0, 1)).astype(sinks.dtype)
     return dq, dk, dv, d_slopes, d_sinks, None
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import WARPGROUPS, backward_tiles, forward_tiles
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, RowSums
 from llm_jax.kernels.platform import hopper_refusal
 from llm_jax.kernels.tiles import tiles
 
@@ -84,20 +84,18 @@ def backward(
     masks: MaskArrays,
     lse: Float[Array, "B T N"],
     d_out: Float[Array, "B T N Hv"],
-    row_sums: Float[Array, "B T N"],
-    d_lse: Float[Array, "B T N"],
-) -> tuple[Array, Array, Array, Array | None, Float[Array, "B T N"]]:
-    """Gradients of q, k, v and the slopes, and what softmax subtracts; probabilities are computed again from `lse`.
+    delta: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, RowSums | None]:
+    """Gradients of q, k and v, and sums for those of slopes and sinks; probabilities are computed again from `lse`.
 
-    `row_sums` are sum(out · d_out) of the rounded output. Gradients of slopes and sinks are few numbers, sums in which
-    that would show: for them the sums are made again in float32, of probabilities.
+    `delta`: what softmax subtracts, sum(out · d_out) less the cotangent of `lse`.
     """
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
     q, k, v, d_out = (_pad_heads(x) for x in (q, k, v, d_out))
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
-    slopes, delta = _float32(alibi_slopes), row_sums - d_lse
+    slopes = _float32(alibi_slopes)
     # exp2(score - inf) is the 0 that a row which sees nothing needs.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * math.log2(math.e))
 
@@ -112,14 +110,9 @@ def backward(
     kv_tile = WARPGROUPS // sizes.dkv_panels * sizes.dkv_kv_block
     dk, dv = run(gpu_dkv.dkv, _tiling(spec, sizes.dkv_q_block, kv_tile), "keys")
     dq, sums, dk, dv = manual_axes.vary((dq, sums, dk, dv), manual_axes.axes_of(q, k, v))
-    d_slopes = None
-    if sums is not None:
-        exact, *with_bias = (sums[:, i, :, : spec.q_len].mT for i in range(sums.shape[1]))
-        delta = exact - d_lse
-        if alibi_slopes is not None:
-            d_slopes = (with_bias[0] - delta * with_bias[1]).sum((0, 1)).astype(alibi_slopes.dtype)
+    made = None if sums is None else RowSums(*(sums[:, i, :, : spec.q_len].mT for i in range(spec.row_sums)))
     H, Hv = spec.head_dim, spec.value_dim
-    return dq[..., :H], dk[..., :H], dv[..., :Hv], d_slopes, delta
+    return dq[..., :H], dk[..., :H], dv[..., :Hv], made
 
 
 def _tiling(spec: AttentionSpec, q_block: int, kv_block: int) -> Tiling:

@@ -43,12 +43,11 @@ def dq(
     d_out: Float[Array, "B T N Hv"],
     statistics: Float[Array, "B N 2 padded"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B sums N padded"] | None]:
-    """Gradient of the queries, and with slopes or sinks sums per query over the keys: of p dp, and with slopes of
-    p dp b and p b. p are the probabilities, dp their gradients, b the bias of a slope of 1.
+    """Gradient of the queries, and what `RowSums` says, one after another.
 
     `statistics`: log-sum-exp in base 2, +inf for rows that see nothing; sum(out · d_out) less the former's cotangent.
     """
-    kinds = 3 if spec.alibi else 1 if spec.sinks else 0
+    kinds = spec.row_sums
     rows, kv_block, stages = tiles.dq_q_block, tiles.dq_kv_block, tiles.dq_stages
     H, Hv, dtype = q.shape[3], v.shape[3], q.dtype
     q_tiles = bounds.shape[1]

@@ -38,6 +38,11 @@ class AttentionSpec:
     """Share of the weights that is dropped."""
 
     @property
+    def row_sums(self) -> int:
+        """How many `RowSums` the backward pass makes."""
+        return 3 if self.alibi else 1 if self.sinks else 0
+
+    @property
     def group(self) -> int:
         """Query heads per key and value head."""
         return self.heads // self.kv_heads
@@ -51,6 +56,21 @@ class MaskArrays(NamedTuple):
     q_positions: Int[Array, "B T"] | None = None
     kv_positions: Int[Array, "B S"] | None = None
     kv_ranges: Int[Array, "B T 2"] | None = None
+
+
+class RowSums(NamedTuple):
+    """Sums over the keys, float32, for gradients of slopes and sinks; p are probabilities, dp their gradients.
+
+    These gradients are few numbers, sums in which it would show that the saved output, of which sum(p dp) could be
+    made, is rounded.
+    """
+
+    gradient: Float[Array, "B T N"]
+    """p dp."""
+    biased_gradient: Float[Array, "B T N"] | None = None
+    """p dp b, with b the bias of a slope of 1. Where there are slopes."""
+    bias: Float[Array, "B T N"] | None = None
+    """p b. Where there are slopes."""
 
 
 class Rows(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llm_jax.kernels.flash_attention.bounds import Tiling
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, RowSums
 from llm_jax.kernels.flash_attention.tpu_schedule import blocks_of, schedule_refusal
 from llm_jax.kernels.platform import tpu_refusal
 from llm_jax.kernels.tiles import tiles
@@ -78,21 +78,20 @@ def backward(
     masks: MaskArrays,
     lse: Float[Array, "B T N"],
     d_out: Float[Array, "B T N Hv"],
-    row_sums: Float[Array, "B T N"],
-    d_lse: Float[Array, "B T N"],
-) -> tuple[Array, Array, Array, Array | None, Float[Array, "B T N"]]:
-    """Gradients of q, k, v and the slopes, and what softmax subtracts: sum(out · d_out) - d_lse."""
+    delta: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, RowSums | None]:
+    """Gradients of q, k and v, and sums for those of slopes and sinks.
+
+    `delta`: what softmax subtracts, sum(out · d_out) less the cotangent of `lse`.
+    """
     from llm_jax.kernels.flash_attention import tpu_backward
 
     dtype, sizes = q.dtype, _tiles(spec)
     q, k, v, d_out = (_computable(x) for x in (q, k, v, d_out))
-    delta = row_sums - d_lse
     saved = tpu_backward.Saved(q, k, v, d_out, lse, delta)
-    dq, d_slopes = tpu_backward.queries_gradient(spec, sizes.dq, saved, alibi_slopes, masks)
+    dq, sums = tpu_backward.queries_gradient(spec, sizes.dq, saved, alibi_slopes, masks)
     dk, dv = tpu_backward.keys_gradient(spec, sizes.dkv, saved, alibi_slopes, masks)
-    if alibi_slopes is not None and d_slopes is not None:
-        d_slopes = d_slopes.astype(alibi_slopes.dtype)
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), d_slopes, delta
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), sums
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from llm_jax.kernels import manual_axes, mosaic_tpu
 from llm_jax.kernels.flash_attention.bounds import Tiling
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, RowSums, alibi_bias
 from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads, by_length, extras, rows_by_heads
 from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, schedule
 from llm_jax.kernels.flash_attention.tpu_tile import (
@@ -53,15 +53,15 @@ class Saved(NamedTuple):
 
 def queries_gradient(
     spec: AttentionSpec, tiles: Tiling, saved: Saved, slopes: Float[Array, " N"] | None, masks: MaskArrays
-) -> tuple[Float[Array, "B T N H"], Float[Array, " N"] | None]:
-    """Gradients of q and of the slopes (float32)."""
+) -> tuple[Float[Array, "B T N H"], RowSums | None]:
+    """Gradient of q, and with slopes or sinks sums for theirs."""
     blocks = Blocks(spec, tiles, schedule(spec, tiles, masks))
     plan, bq, bkv = blocks.plan, tiles.q_block, tiles.kv_block
     given = extras(blocks, masks, slopes, None)
 
-    def kernel(steps: Any, saved: Saved, given: Extras, dq: Any, d_slopes: Any, *state: Any) -> None:
+    def kernel(steps: Any, saved: Saved, given: Extras, dq: Any, sums: Any, *state: Any) -> None:
         q, k, v, d_out, lse, delta = saved
-        dq_sum, lse_column, delta_column, slope_sum = state
+        dq_sum, lse_column, delta_column, columns = state
         head = pl.program_id(1)
         step = plan.at(steps, pl.program_id(0), pl.program_id(2))
 
@@ -70,18 +70,20 @@ def queries_gradient(
             lse_column[...] = column(finite_base_2(lse[...]))
             delta_column[...] = column(delta[...])
             dq_sum[...] = jnp.zeros(dq_sum.shape, jnp.float32)
-            if slope_sum is not None:
-                slope_sum[...] = jnp.zeros(slope_sum.shape, jnp.float32)
+            for total in columns:
+                total[...] = jnp.zeros(total.shape, jnp.float32)
 
         def body(masked: bool) -> None:
             scores = tile_scores(blocks, q[...], k[...], given, head, step, masked)
             probs = jnp.exp2(scores.final - widened(lse_column[...], bkv))
             d_probs = mosaic_tpu.dot(d_out[...], v[...], 1, 1)
+            terms = [probs * d_probs] if columns else []
+            if spec.alibi:
+                biased = probs * alibi_bias(jnp.float32(1), scores.rows, scores.keys)
+                terms += [biased * d_probs, biased]
+            for total, term in zip(columns, terms, strict=True):
+                total[...] += term.sum(1, keepdims=True)
             d_scores = probs * (d_probs - widened(delta_column[...], bkv))
-            if slope_sum is not None:
-                slope_sum[...] += (d_scores * alibi_bias(jnp.float32(1), scores.rows, scores.keys)).sum(
-                    1, keepdims=True
-                )
             if scores.tanh is not None:
                 d_scores = d_scores * (1.0 - scores.tanh**2)
             dq_sum[...] += mosaic_tpu.dot(d_scores.astype(k.dtype), k[...], 1, 0)
@@ -91,10 +93,10 @@ def queries_gradient(
         @pl.when(step & LAST != 0)
         def _():
             dq[...] = (dq_sum[...] * spec.scale).astype(dq.dtype)
-            if slope_sum is not None:
-                d_slopes[...] = row(slope_sum[...])
+            for one, total in zip(sums, columns, strict=True):
+                one[...] = row(total[...])
 
-    slopes_too = spec.alibi or None
+    count = spec.row_sums
     statistic = pltpu.VMEM((bq, LANES), jnp.float32)
     call = pl.pallas_call(
         kernel,
@@ -102,23 +104,24 @@ def queries_gradient(
             num_scalar_prefetch=1,
             grid=blocks.grid,
             in_specs=[Saved.specs(blocks), blocks.extras(given)],
-            out_specs=[blocks.queries(spec.head_dim), slopes_too and blocks.query_row()],
+            out_specs=[blocks.queries(spec.head_dim), [blocks.query_row()] * count],
             scratch_shapes=[
                 pltpu.VMEM((bq, spec.head_dim), jnp.float32),
                 statistic,
                 statistic,
-                slopes_too and statistic,
+                [statistic] * count,
             ],
         ),
         out_shape=[
             manual_axes.like(saved.q, (spec.batch, spec.heads, tiles.q_padded, spec.head_dim), saved.q.dtype),
-            slopes_too and manual_axes.like(saved.q, (spec.batch, spec.heads, 1, tiles.q_padded), jnp.float32),
+            [manual_axes.like(saved.q, (spec.batch, spec.heads, 1, tiles.q_padded), jnp.float32)] * count,
         ],
         compiler_params=mosaic_tpu.params("parallel", "parallel", "arbitrary"),
         name="llm_jax_flash_attention_dq",
     )
-    dq, d_slopes = call(plan.steps, saved.in_layout(tiles), given)
-    return by_length(dq, spec.q_len), None if d_slopes is None else d_slopes.sum((0, 2, 3))
+    dq, sums = call(plan.steps, saved.in_layout(tiles), given)
+    made = RowSums(*(x[:, :, 0].swapaxes(1, 2)[:, : spec.q_len] for x in sums)) if sums else None
+    return by_length(dq, spec.q_len), made
 
 
 def keys_gradient(

@@ -18,6 +18,7 @@ from llm_jax.kernels.flash_attention.spec import (
     AttentionSpec,
     MaskArrays,
     Rows,
+    RowSums,
     alibi_bias,
     first_position,
     precision,
@@ -88,7 +89,6 @@ def forward(
 class _Grads(NamedTuple):
     dk: Array
     dv: Array
-    slopes: Array | None
 
 
 def backward(
@@ -100,14 +100,12 @@ def backward(
     masks: MaskArrays,
     lse: Float[Array, "B T N"],
     d_out: Float[Array, "B T N Hv"],
-    row_sums: Float[Array, "B T N"],
-    d_lse: Float[Array, "B T N"],
-) -> tuple[Array, Array, Array, Array | None, Float[Array, "B T N"]]:
-    """Gradients of q, k, v and the slopes, and what softmax subtracts; probabilities are computed again from `lse`.
+    delta: Float[Array, "B T N"],
+) -> tuple[Array, Array, Array, RowSums | None]:
+    """Gradients of q, k and v, and sums for those of slopes and sinks; probabilities are computed again from `lse`.
 
-    `row_sums` are sum(out · d_out), `out` as saved. d lse / d score is the probability, so `d_lse` joins them.
+    `delta`: what softmax subtracts, sum(out · d_out) less the cotangent of `lse`.
     """
-    delta = row_sums - d_lse
     tiles = tiling(spec, target_platform())
     K, G, H = spec.kv_heads, spec.group, spec.head_dim
     slopes = _per_head(spec, alibi_slopes)
@@ -122,54 +120,54 @@ def backward(
         lse: Array,
         d_out: Array,
         delta: Array,
-    ) -> tuple[Array, _Grads]:
-        def query_block(grads: _Grads, at: tuple[Array, ...]) -> tuple[_Grads, Array]:
+    ) -> tuple[Array, tuple[Array, ...], _Grads]:
+        def query_block(grads: _Grads, at: tuple[Array, ...]) -> tuple[_Grads, tuple[Array, tuple[Array, ...]]]:
             i, q_tile, d_out_tile, *rest = at
             lse_tile, delta_tile = lax.optimization_barrier(tuple(rest))
             lse_tile = jnp.where(lse_tile == -jnp.inf, 0.0, lse_tile)[..., None]
 
-            def key_block(j: Array, state: tuple[Array, _Grads]) -> tuple[Array, _Grads]:
-                dq, grads = state
+            def key_block(
+                j: Array, state: tuple[Array, tuple[Array, ...], _Grads]
+            ) -> tuple[Array, tuple[Array, ...], _Grads]:
+                dq, sums, grads = state
                 k_tile, v_tile = _block(k, j), _block(v, j)
                 scores = _scores(spec, tiles, q_tile, k_tile, slopes, masks, i, j)
                 probs = jnp.exp(scores.final - lse_tile)
                 d_probs = _dot("bkgth,bksh->bkgts", d_out_tile, v_tile)
+                terms = [probs * d_probs] if sums else []
+                if slopes is not None:
+                    biased = probs * alibi_bias(jnp.ones_like(slopes), scores.rows, scores.keys)
+                    terms += [biased * d_probs, biased]
+                sums = tuple(total + term.sum(-1) for total, term in zip(sums, terms, strict=True))
                 d_scores = probs * (d_probs - delta_tile[..., None])
-                d_slopes = grads.slopes
-                if slopes is not None and d_slopes is not None:
-                    d_slopes += jnp.sum(
-                        d_scores * alibi_bias(jnp.ones_like(slopes), scores.rows, scores.keys), axis=(0, 3, 4)
-                    )
                 if spec.softcap is not None:
                     d_scores = d_scores * (1.0 - (scores.capped / spec.softcap) ** 2)
                 dq += _dot("bkgts,bksh->bkgth", d_scores, k_tile)
                 dk = _add_block(grads.dk, j, _dot("bkgts,bkgth->bkhs", d_scores, q_tile))
                 dv = _add_block(grads.dv, j, _dot("bkgts,bkgth->bkhs", probs, d_out_tile))
-                return dq, _Grads(dk, dv, d_slopes)
+                return dq, sums, _Grads(dk, dv)
 
-            zero = manual_axes.full((tiles.rows, K, G, tiles.q_block, H), 0.0, q)
-            dq, grads = _loop(tiles, low[i], high[i], key_block, (zero, grads))
-            return grads, (dq * spec.scale).astype(q.dtype)
+            shape = (tiles.rows, K, G, tiles.q_block)
+            zero = manual_axes.full((*shape, H), 0.0, q)
+            nothing = tuple(manual_axes.full(shape, 0.0, q) for _ in range(spec.row_sums))
+            dq, sums, grads = _loop(tiles, low[i], high[i], key_block, (zero, nothing, grads))
+            return grads, ((dq * spec.scale).astype(q.dtype), sums)
 
         # As the products come out of a CPU's library, the keys last: transposed once at the end, not for each tile.
         start = _Grads(
             manual_axes.full((tiles.kv_blocks, tiles.rows, K, H, tiles.kv_block), 0.0, q),
             manual_axes.full((tiles.kv_blocks, tiles.rows, K, spec.value_dim, tiles.kv_block), 0.0, q),
-            None if slopes is None else manual_axes.full((K, G), 0.0, q),
         )
-        grads, dq = lax.scan(query_block, start, (jnp.arange(tiles.q_blocks), q, d_out, lse, delta))
+        grads, (dq, sums) = lax.scan(query_block, start, (jnp.arange(tiles.q_blocks), q, d_out, lse, delta))
         dk = (grads.dk * spec.scale).astype(k.dtype)
-        return dq, _Grads(dk, grads.dv.astype(v.dtype), grads.slopes)
+        return dq, sums, _Grads(dk, grads.dv.astype(v.dtype))
 
     low, high = block_bounds(spec, tiles, masks)
     arrays = _split(spec, tiles, q, k, v, masks)
     rest = tuple(_query_blocks(spec, tiles, x) for x in (lse, d_out, delta))
-    dq, grads = lax.map(lambda xs: group(*xs), (*arrays, low, high, *rest))
-    dk, dv = (_of_keys(spec, x) for x in (grads.dk, grads.dv))
-    d_slopes = None
-    if alibi_slopes is not None and grads.slopes is not None:
-        d_slopes = grads.slopes.sum(0).reshape(spec.heads).astype(alibi_slopes.dtype)
-    return _of_queries(spec, dq), dk, dv, d_slopes, delta
+    dq, sums, grads = lax.map(lambda xs: group(*xs), (*arrays, low, high, *rest))
+    dk, dv = (_of_keys(spec, x) for x in grads)
+    return _of_queries(spec, dq), dk, dv, RowSums(*(_of_queries(spec, x) for x in sums)) if sums else None
 
 
 class _Scores(NamedTuple):

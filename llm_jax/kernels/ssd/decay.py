@@ -88,24 +88,18 @@ def exponent_gradient(
     d_last: Float[Array, "B G R"],
     seen: Bool[Array, "b Q Q"],
     starts: Bool[Array, "B Q"] | None,
+    precision: jax.lax.Precision,
 ) -> Float[Array, "B G R Q"]:
     """That of a[u], from those of the logarithms of all decays it is part of.
 
     These are `between[t, s]` for s < u <= t, `since[t]` for u <= t, `until[s]` for s < u, and that from the state
     before the chunk to the state after it. Sums of these terms alone: as a difference of sums over all pairs,
-    what a large a leaves of a gradient would drown in rounding.
+    what a large a leaves of a gradient would drown in rounding. `precision` is that of the sums over pairs.
     """
     size = seen.shape[-1]
     seen = jnp.broadcast_to(seen, (d_pairs.shape[0], size, size))
     ahead = seen & ~jnp.eye(size, dtype=bool)
-    precision = jax.lax.Precision.HIGHEST if d_pairs.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    before = jnp.einsum(
-        "bgrts,bus->bgrtu",
-        d_pairs,
-        ahead.astype(d_pairs.dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
+    before = jnp.einsum("bgrts,bus->bgrtu", d_pairs, ahead.astype(jnp.float32), precision=precision)
     d = jnp.sum(jnp.where(seen[:, None, None], before + d_since[..., None], 0.0), axis=3)
     d += _sums(ahead.astype(jnp.float32), d_until) + d_last[..., None]
     return d if starts is None else jnp.where(starts[:, None, None], 0.0, d)

@@ -57,8 +57,9 @@ def forward(
     def chunk(state: Array, at: _Chunk) -> tuple[Array, tuple[Array, Array]]:
         left = decay(at.dt, rates, at.starts)
         x32, inputs = _inputs(at)
-        weights = (_dot("bgtn,bgsn->bgts", at.c, at.b)[:, :, None] * left.between).astype(x.dtype)
-        y = _dot("bgrts,bgrsp->bgrtp", weights, inputs.astype(x.dtype))
+        # Step sizes go with the weights: x is then a factor as it came, not rounded once more.
+        weights = _dot("bgtn,bgsn->bgts", at.c, at.b)[:, :, None] * (left.between * at.dt[..., None, :])
+        y = _dot("bgrts,bgrsp->bgrtp", weights.astype(x.dtype), at.x)
         y += left.since[..., None] * _dot("bgtn,bgrpn->bgrtp", at.c, state.astype(x.dtype))
         y += skip[..., None, None] * x32
         arriving = (left.until[..., None] * inputs).astype(x.dtype)
@@ -90,14 +91,14 @@ def backward(
         at, dy, state = xs
         left = decay(at.dt, rates, at.starts)
         x32, inputs32 = _inputs(at)
-        inputs, d_end_low = inputs32.astype(x.dtype), d_end.astype(x.dtype)
+        d_end_low = d_end.astype(x.dtype)
         products = _dot("bgtn,bgsn->bgts", at.c, at.b)[:, :, None]
 
         # Within the chunk: y = (products * between) inputs.
-        d_weights = _dot("bgrtp,bgrsp->bgrts", dy, inputs) * left.between
+        d_weights = _dot("bgrtp,bgrsp->bgrts", dy, at.x) * (left.between * at.dt[..., None, :])
         d_products = jnp.sum(d_weights, axis=2).astype(x.dtype)
         weights = (products * left.between).astype(x.dtype)
-        d_pairs = (d_weights * products).astype(x.dtype)
+        d_pairs = d_weights * products
         d_inputs = _dot("bgrts,bgrtp->bgrsp", weights, dy)
 
         # From the state before: y += since (c state). To the state after: until inputs b, and what is left of before.
@@ -109,7 +110,7 @@ def backward(
         d_until = jnp.sum(to_inputs * inputs32, axis=-1)
         last = left.since[..., -1]
         d_last = last * jnp.sum(d_end * state, axis=(-2, -1))
-        d_exponent = exponent_gradient(d_pairs, d_since, d_until, d_last, left.seen, at.starts)
+        d_exponent = exponent_gradient(d_pairs, d_since, d_until, d_last, left.seen, at.starts, _precision(x))
         d_inputs += to_inputs
 
         dc = _dot("bgts,bgsn->bgtn", d_products, at.b) + _dot("bgrtp,bgrpn->bgtn", since_dy, state.astype(x.dtype))
@@ -154,8 +155,11 @@ def _token(
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, a, b, precision=_precision(a), preferred_element_type=jnp.float32)
+
+
+def _precision(x: Array) -> jax.lax.Precision:
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def _inputs(at: _Chunk) -> tuple[Array, Array]:
