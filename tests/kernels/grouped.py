@@ -9,6 +9,7 @@ import numpy as np
 from llm_jax.kernels import grouped_matmul
 
 ROWS = 45
+NAMES = "product", "input gradient", "weight gradient"
 SIZES = {
     "uneven": [3, 17, 1, 9, 15],
     "empty groups": [0, 20, 0, 25, 0],

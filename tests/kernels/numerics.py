@@ -37,16 +37,16 @@ def assert_narrow(name: str, got, exact, dtype) -> None:
     assert distance(got, exact) <= limit, f"{name}: {distance(got, exact):.2e} > 2 x {limit / 2:.2e} of rounding"
 
 
-def assert_numbers(names, got, plain, exact, dtype, narrow=()) -> None:
+def assert_numbers(names, got, plain, exact, dtype, narrow=(), limit: float = 1e-5) -> None:
     """Results of a call in `dtype`, beside those of the reference and the formula: float32 ones, the reference's too,
-    within 1e-5, those in `narrow` by `assert_narrow` unless `dtype` is float32; others by `assert_half`."""
+    within `limit`, those in `narrow` by `assert_narrow` unless `dtype` is float32; others by `assert_half`."""
     for name, one, reference, want in zip(names, got, plain, exact, strict=True):
         assert one.dtype == reference.dtype, name
         if one.dtype != jnp.float32:
             assert_half(name, one, reference, want)
             continue
-        assert_float32(f"{name} of the reference", reference, want)
+        assert_float32(f"{name} of the reference", reference, want, limit)
         if name in narrow and dtype != "float32":
             assert_narrow(name, one, want, dtype)
         else:
-            assert_float32(name, one, want)
+            assert_float32(name, one, want, limit)

@@ -43,7 +43,7 @@ def make_scan(
     )
 
 
-def _with_grads(scan, arrays, dtype):
+def with_grads(scan, arrays, dtype):
     """Output and final state of `scan(arrays)`, and the gradients of all arrays for fixed cotangents.
 
     The output's cotangent has values that `dtype` holds.
@@ -67,7 +67,7 @@ def value_and_grads(op, arrays, implementation, **options):
         *inputs, state = arrays
         return op(*inputs, initial_state=state, return_final_state=True, implementation=implementation, **options)
 
-    return jax.jit(lambda arrays: _with_grads(scan, arrays, arrays[0].dtype))(tuple(arrays))
+    return jax.jit(lambda arrays: with_grads(scan, arrays, arrays[0].dtype))(tuple(arrays))
 
 
 def exact(op: str, arrays, segment_ids=None):
@@ -104,7 +104,7 @@ def exact(op: str, arrays, segment_ids=None):
             final, y = jax.lax.scan(token, state, tuple(jnp.swapaxes(y, 0, 1) for y in xs))
             return jnp.swapaxes(y, 0, 1), final
 
-        run = jax.jit(lambda wide: _with_grads(scan, wide, arrays[0].dtype))
+        run = jax.jit(lambda wide: with_grads(scan, wide, arrays[0].dtype))
         return jax.tree.map(np.asarray, run(wide))
 
 

@@ -7,9 +7,11 @@ import pytest
 
 from llm_jax import kernels
 from llm_jax.base.errors import UserError
-from tests.kernels.recurrences import RAGGED, documents, errors, normal, value_and_grads
+from tests.kernels.numerics import assert_numbers
+from tests.kernels.recurrences import RAGGED, documents, normal, value_and_grads, with_grads
 
 B, T, D = 2, 45, 5
+NAMES = ("y", "final", "d_x", "d_weight", "d_bias", "d_initial")
 
 
 def make(width=4, dtype=jnp.float32):
@@ -18,12 +20,36 @@ def make(width=4, dtype=jnp.float32):
     return [normal(rng, *shape, dtype=dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
-@pytest.mark.parametrize("packed", [False, True])
-def test_xla_equals_reference(width, packed):
+def exact(arrays, segment_ids):
+    """What `value_and_grads` makes of these values with "silu", document by document in float64."""
+    with jax.enable_x64(True):
+        wide = tuple(jnp.asarray(np.asarray(x, np.float64)) for x in arrays)
+
+        def convolve(arrays):
+            x, weight, bias, before = arrays
+            y, final = jnp.zeros_like(x), before
+            for row, place in documents(segment_ids):
+                inputs = jnp.concatenate([before[row], x[row, place]])
+                size = place.stop - place.start
+                z = sum(inputs[i : i + size] * tap for i, tap in enumerate(weight)) + bias
+                y, final = y.at[row, place].set(jax.nn.silu(z)), final.at[row].set(inputs[size:])
+                before = before.at[row].set(0.0)
+            return y, final
+
+        return jax.tree.map(np.asarray, jax.jit(lambda wide: with_grads(convolve, wide, arrays[0].dtype))(wide))
+
+
+@pytest.mark.parametrize(
+    "width, packed, dtype",
+    [(1, True, "float32"), (2, False, "float32"), (4, True, "float32"), (4, True, "bfloat16"), (4, False, "float16")],
+)
+def test_equals_the_formula(width, packed, dtype):
+    arrays = make(width, dtype)
     options = {"activation": "silu"} | ({"segment_ids": jnp.asarray(RAGGED)} if packed else {})
-    got = value_and_grads(kernels.causal_conv1d, make(width), "xla", **options)
-    assert max(errors(got, value_and_grads(kernels.causal_conv1d, make(width), "reference", **options))) < 2e-6
+    got, plain = (value_and_grads(kernels.causal_conv1d, arrays, name, **options) for name in ("xla", "reference"))
+    assert {x.dtype for x in got} == {jnp.dtype(dtype)}
+    want = exact(arrays, RAGGED if packed else np.ones((B, T), int))
+    assert_numbers(NAMES, got, plain, want, dtype, limit=2e-6)
 
 
 def test_equals_numpy():
@@ -82,16 +108,6 @@ def test_a_row_of_padding_leaves_the_state():
     np.testing.assert_array_equal(final, state)
     assert not np.asarray(y).any()
     assert not np.asarray(kernels.causal_conv1d(x, weight, **options)[1]).any()
-
-
-def test_bfloat16():
-    arrays = make(dtype=jnp.bfloat16)
-    got = value_and_grads(kernels.causal_conv1d, arrays, "xla", activation="silu")
-    want = value_and_grads(
-        kernels.causal_conv1d, [x.astype(jnp.float32) for x in arrays], "reference", activation="silu"
-    )
-    assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
-    assert max(errors(got, want)) < 5e-3
 
 
 @pytest.mark.parametrize(

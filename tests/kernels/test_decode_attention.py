@@ -6,6 +6,7 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import decode_attention, flash_attention
+from tests.kernels.numerics import assert_numbers
 
 RNG = np.random.default_rng(0)
 B, N, K, S, H = 3, 6, 2, 17, 8
@@ -17,20 +18,24 @@ def arrays(dtype="float32"):
     return tuple(jnp.asarray(RNG.normal(size=shape), dtype) for shape in shapes)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference", None])
-@pytest.mark.parametrize("dtype, bound", [("float32", 1e-6), ("bfloat16", 1e-2), ("float16", 2e-3)])
-def test_equals_the_formula(dtype, bound, implementation):
+@pytest.mark.parametrize("implementation", ["xla", None])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_equals_the_formula(dtype, implementation):
     q, k, v = arrays(dtype)
-    out = decode_attention(q, k, v, jnp.asarray(LENGTHS), scale=0.3, implementation=implementation)
-    assert out.shape == (B, N, H + 4) and out.dtype == dtype
+    got, plain = (
+        decode_attention(q, k, v, jnp.asarray(LENGTHS), scale=0.3, implementation=name)
+        for name in (implementation, "reference")
+    )
+    assert got.dtype == dtype
+    want = np.zeros((B, N, H + 4))
     q64, k64, v64 = (np.asarray(x, np.float64) for x in (q, k, v))
     for b, length in enumerate(LENGTHS):
         for n in range(N):
             head = n // (N // K)
             scores = 0.3 * k64[b, head, :length] @ q64[b, n]
             weights = np.exp(scores - scores.max())
-            want = weights @ v64[b, head, :length] / weights.sum()
-            assert np.abs(np.asarray(out[b, n], np.float64) - want).max() < bound * np.abs(v64).max()
+            want[b, n] = weights @ v64[b, head, :length] / weights.sum()
+    assert_numbers(["out"], [got], [plain], [want], dtype, limit=1e-6)
 
 
 def test_equals_flash_attention_of_one_query():

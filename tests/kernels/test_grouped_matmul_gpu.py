@@ -9,7 +9,7 @@ from llm_jax.kernels import explain, grouped_matmul
 from llm_jax.kernels.grouped_matmul.gpu import Tiles
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
-from tests.kernels.grouped import arrays, compiled, formula
+from tests.kernels.grouped import NAMES, arrays, compiled, formula
 from tests.kernels.numerics import assert_half
 
 # Two tiles of rows for the largest group; 64 rows are a step of the weight gradient.
@@ -19,7 +19,6 @@ SIZES = {
     "empty groups, rows behind": [0, 70, 0, 77, 0],
     "nothing": [0, 0, 0, 0, 0],
 }
-NAMES = "product", "input gradient", "weight gradient"
 
 
 def run(x, w, g, sizes):

@@ -11,12 +11,11 @@ from llm_jax.kernels.grouped_matmul.tpu import Tiles
 from llm_jax.kernels.grouped_matmul.visits import visits
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
-from tests.kernels.grouped import ROWS, SIZES, arrays, compiled, formula
+from tests.kernels.grouped import NAMES, ROWS, SIZES, arrays, compiled, formula
 from tests.kernels.numerics import assert_float32, assert_half
 
 # Three tiles of rows, two of the weights' first dimension, none of them whole.
 K, N, TILES = 130, 20, Tiles(rows=16, summed=128, made=128)
-NAMES = "product", "input gradient", "weight gradient"
 
 
 def run(x, w, g, sizes):

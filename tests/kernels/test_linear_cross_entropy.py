@@ -8,7 +8,8 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import linear_cross_entropy, partial_linear_cross_entropy
-from tests.kernels.losses import ALL, arrays, combine, relative, value_and_grads
+from tests.kernels.losses import ALL, arrays, combine, formula, relative, value_and_grads
+from tests.kernels.numerics import assert_numbers
 
 M, D, V = 1100, 16, 9000
 """On a CPU two chunks of tokens in nine blocks of the vocabulary; of 2,000 in place of 9,000, three chunks."""
@@ -120,13 +121,15 @@ def test_a_target_outside_the_vocabulary_is_nan():
     np.testing.assert_array_equal(np.isnan(logps), np.isin(np.arange(8), [3, 5]))
 
 
-def test_bfloat16_has_float32_statistics():
-    hidden, head, targets, _ = make(jnp.bfloat16)
-    made, grads = value_and_grads(hidden, head, targets, "xla", outputs=("logps", "entropy"))
-    want, want_grads = value_and_grads(hidden, head, targets, "reference", outputs=("logps", "entropy"))
-    assert grads[0].dtype == grads[1].dtype == jnp.bfloat16
-    np.testing.assert_allclose(made["logps"], want["logps"], rtol=1e-4, atol=1e-4)
-    assert relative(grads[0], want_grads[0]) < 1e-2 and relative(grads[1], want_grads[1]) < 1e-2
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_equals_the_formula(dtype):
+    """In two blocks of the vocabulary."""
+    hidden, head, targets, mask = make(dtype, m=140)
+    options = dict(outputs=ALL, label_smoothing=0.1, z_loss=1e-2, scale=0.7, softcap=3.0, mask=mask)
+    results = [value_and_grads(hidden, head, targets, name, **options) for name in ("xla", "reference")]
+    results.append(formula(hidden, head, targets, **options))
+    got, plain, want = ([*(made[name] for name in ALL), *grads] for made, grads in results)
+    assert_numbers((*ALL, "d_hidden", "d_head"), got, plain, want, dtype)
 
 
 def test_memory_holds_one_chunk_of_logits():

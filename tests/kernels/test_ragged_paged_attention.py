@@ -39,7 +39,7 @@ def test_equals_the_formula(case):
         assert_half("xla", out, reference, want_out)
     for got in (reference_lse, lse):
         if got is not None:
-            assert_float32("lse", got, want_lse, 1e-5 if case["dtype"] == "float32" else 3e-3)
+            assert_float32("lse", got, want_lse)
 
 
 @pytest.mark.parametrize(

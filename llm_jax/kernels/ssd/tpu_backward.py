@@ -168,7 +168,6 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
     x32, dy32 = x.astype(jnp.float32), dy.astype(jnp.float32)
     dt, since, until = spread(chunk.dt), spread(chunk.since), spread(chunk.until)
     inputs32 = dt * x32
-    inputs = inputs32.astype(low)
 
     # From the state before: y += since (c state). To the state after: until inputs b, and what is left of before.
     since_dy32 = since * dy32
@@ -192,8 +191,8 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
         d_inputs = None
         for head in heads:
             between = chunk.between(head, bias)
-            own_dy, own_inputs = (tpu_chunk.own(cut, head, y[:, lanes]) for y in (dy, inputs))
-            d_weights = dot(own_dy, own_inputs, 1, 1) * between
+            own_dy, own_x = (tpu_chunk.own(cut, head, y[:, lanes]) for y in (dy, x))
+            d_weights = dot(own_dy, own_x, 1, 1) * (between * chunk.steps(head))
             d_products += d_weights
             made = dot((products * between).astype(low), dy[:, lanes], 0, 0)
             d_inputs = made if d_inputs is None else tpu_chunk.own(cut, head, made, d_inputs)

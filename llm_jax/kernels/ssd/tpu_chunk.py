@@ -16,6 +16,7 @@ class Chunk(NamedTuple):
     """What is left after the chunk of the state before it."""
     coarse_rows: Float[Array, "heads Q"]
     fine_rows: Float[Array, "heads Q"]
+    dt_rows: Float[Array, "heads Q"]
     coarse: Float[Array, "Q heads"]
     fine: Float[Array, "Q heads"]
     dt: Float[Array, "Q heads"]
@@ -27,6 +28,10 @@ class Chunk(NamedTuple):
         one = slice(head, head + 1)
         coarse = self.coarse[:, one] - self.coarse_rows[one]
         return jnp.exp(coarse + (self.fine[:, one] - self.fine_rows[one]) + bias)
+
+    def steps(self, head: int) -> Float[Array, "1 Q"]:
+        """Step sizes, which go with the weights of pairs: x is then a factor as it came, not rounded once more."""
+        return self.dt_rows[head : head + 1]
 
 
 def chunk(rows: Float[Array, "3 heads Q"], run: Float[Array, "1 Q"] | None) -> Chunk:
@@ -40,7 +45,7 @@ def chunk(rows: Float[Array, "3 heads Q"], run: Float[Array, "1 Q"] | None) -> C
     since, until = jnp.exp(since), jnp.exp(until)
     heads = dt.shape[0]
     columns = jnp.concatenate([coarse, fine, dt, since, until]).T
-    return Chunk(since[:, -1:], coarse, fine, *(columns[:, i * heads : (i + 1) * heads] for i in range(5)))
+    return Chunk(since[:, -1:], coarse, fine, dt, *(columns[:, i * heads : (i + 1) * heads] for i in range(5)))
 
 
 def same_document(run: Float[Array, "1 Q"]) -> Array:

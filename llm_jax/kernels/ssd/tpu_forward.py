@@ -140,11 +140,11 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
         out.final[...] = end
 
     from_state = since * dot(c, state.astype(x.dtype), 1, 0) + at.skip[...] * x32
-    inputs, products, bias = inputs32.astype(x.dtype), held.products[...], held.bias[...]
+    products, bias = held.products[...], held.bias[...]
     for lanes, heads in tpu_chunk.panels(cut):
         within = None
         for head in heads:
-            weights = (products * chunk.between(head, bias)).astype(x.dtype)
-            made = dot(weights, inputs[:, lanes], 1, 0)
+            weights = products * (chunk.between(head, bias) * chunk.steps(head))
+            made = dot(weights.astype(x.dtype), x[:, lanes], 1, 0)
             within = made if within is None else tpu_chunk.own(cut, head, made, within)
         out.y[:, lanes] = (from_state[:, lanes] + within).astype(x.dtype)
