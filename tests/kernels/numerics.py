@@ -25,28 +25,30 @@ def assert_half(name: str, got, reference, exact) -> None:
     assert distance(got, exact) <= limit, f"{name}: {distance(got, exact):.2e} > 2 x {limit / 2:.2e} of the reference"
 
 
-def assert_narrow(name: str, got, exact, dtype) -> None:
-    """float32 sums of products whose factors are rounded to `dtype`, where the plain form rounds nothing: at most
-    twice the error of the exact numbers rounded to `dtype`.
+def assert_narrow(name: str, got, exact, terms, dtype) -> None:
+    """float32 sums of products with factors in `dtype`, where the plain form rounds nothing: at most twice the error
+    that rounding the terms (of a sum over all tokens; else the exact numbers themselves) to `dtype` makes.
 
-    Its mean, as of many numbers: the rounding of a gradient of two or three is a matter of chance.
+    In the mean square, as of many numbers: what becomes of two or three is a matter of chance.
     """
-    info, values = jnp.finfo(dtype), np.asarray(exact, np.float64)
-    step = np.maximum(float(info.eps) * 2.0 ** (np.frexp(values)[1] - 1), float(info.smallest_subnormal))
-    limit = 2 * np.linalg.norm(step) / 12**0.5 / np.linalg.norm(values)
+    info, terms = jnp.finfo(dtype), np.asarray(terms, np.float64)
+    step = np.maximum(float(info.eps) * 2.0 ** (np.frexp(terms)[1] - 1), float(info.smallest_subnormal))
+    limit = 2 * np.linalg.norm(step[terms != 0]) / 12**0.5 / np.linalg.norm(np.asarray(exact, np.float64))
     assert distance(got, exact) <= limit, f"{name}: {distance(got, exact):.2e} > 2 x {limit / 2:.2e} of rounding"
 
 
-def assert_numbers(names, got, plain, exact, dtype, narrow=(), limit: float = 1e-5) -> None:
+def assert_numbers(names, got, plain, exact, dtype, narrow=None, limit: float = 1e-5) -> None:
     """Results of a call in `dtype`, beside those of the reference and the formula: float32 ones, the reference's too,
-    within `limit`, those in `narrow` by `assert_narrow` unless `dtype` is float32; others by `assert_half`."""
+    within `limit`; others by `assert_half`. Unless `dtype` is float32, `narrow` names those for `assert_narrow`, with
+    their terms."""
+    narrow = narrow if narrow and dtype != "float32" else {}
     for name, one, reference, want in zip(names, got, plain, exact, strict=True):
         assert one.dtype == reference.dtype, name
         if one.dtype != jnp.float32:
             assert_half(name, one, reference, want)
             continue
         assert_float32(f"{name} of the reference", reference, want, limit)
-        if name in narrow and dtype != "float32":
-            assert_narrow(name, one, want, dtype)
+        if name in narrow:
+            assert_narrow(name, one, want, narrow[name], dtype)
         else:
             assert_float32(name, one, want, limit)

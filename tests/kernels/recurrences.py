@@ -1,13 +1,13 @@
 """What the tests of the three state-space ops share: calls of all implementations, compared tensor by tensor."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 NAMES = ("y", "final", "d_x", "d_dt", "d_A", "d_B", "d_C", "d_skip", "d_initial")
 """What `value_and_grads` makes of `selective_scan` and `ssd`."""
-NARROW = {"selective_scan": (), "ssd": ("final", "d_dt", "d_A", "d_initial")}
-"""float32 results that are sums of products of matrices in the dtype of x."""
 RAGGED = [[1] * 11 + [2] * 20 + [3] * 14, [0] * 3 + [4] * 7 + [2] * 30 + [0] * 5]
 """Documents of two rows of 45 tokens: boundaries inside chunks, padding before and after."""
 
@@ -70,8 +70,18 @@ def value_and_grads(op, arrays, implementation, **options):
     return jax.jit(lambda arrays: with_grads(scan, arrays, arrays[0].dtype))(tuple(arrays))
 
 
-def exact(op: str, arrays, segment_ids=None):
-    """What `value_and_grads` makes of these values, by the recurrence in float64."""
+class Exact(NamedTuple):
+    """In float64."""
+
+    numbers: tuple[np.ndarray, ...]
+    """What `value_and_grads` makes."""
+    narrow: dict[str, np.ndarray]
+    """Of `ssd`: those that are float32 sums of products in x's dtype; in place of d_A its terms [B, T, H], which
+    cancel."""
+
+
+def exact(op: str, arrays, segment_ids=None) -> Exact:
+    """By the recurrence."""
     lead = arrays[0].shape[:2]
     ids = np.ones(lead, int) if segment_ids is None else np.asarray(segment_ids)
     begins = np.zeros(lead, bool)
@@ -80,7 +90,8 @@ def exact(op: str, arrays, segment_ids=None):
         begins[row, real[1:][places[real[1:]] != places[real[:-1]]]] = True
     real = ids > 0
     with jax.enable_x64(True):
-        wide = tuple(jnp.asarray(np.asarray(x, np.float64)) for x in arrays)
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in arrays]
+        wide[2] = jnp.broadcast_to(wide[2], (*lead, *wide[2].shape))
 
         def scan(arrays):
             *tokens, skip, state = arrays
@@ -88,24 +99,27 @@ def exact(op: str, arrays, segment_ids=None):
             x, dt, b, c = (jnp.where(real.reshape(lead + (1,) * (y.ndim - 2)), y, 0) for y in (x, dt, b, c))
             if op == "ssd":
                 b, c = (jnp.repeat(y, x.shape[2] // y.shape[2], axis=2)[:, :, :, None] for y in (b, c))
-                dt, A, skip = dt[..., None], A[:, None, None], skip[:, None]
+                dt, A, skip = dt[..., None], A[..., None, None], skip[:, None]
             else:
                 b, c = b[:, :, None], c[:, :, None]
 
             def token(state, xs):
-                x, dt, b, c, begin, is_real = xs
+                x, dt, A, b, c, begin, is_real = xs
                 over = (slice(None), *(None,) * (state.ndim - 1))
                 state = jnp.where(begin[over], 0.0, state)
                 after = jnp.exp(dt[..., None] * A) * state + (dt * x)[..., None] * b
                 y = jnp.sum(after * c, axis=-1) + skip * x
                 return jnp.where(is_real[over], after, state), jnp.where(is_real[over[:-1]], y, 0.0)
 
-            xs = (x, dt, b, c, jnp.asarray(begins), jnp.asarray(real))
+            xs = (x, dt, A, b, c, jnp.asarray(begins), jnp.asarray(real))
             final, y = jax.lax.scan(token, state, tuple(jnp.swapaxes(y, 0, 1) for y in xs))
             return jnp.swapaxes(y, 0, 1), final
 
         run = jax.jit(lambda wide: with_grads(scan, wide, arrays[0].dtype))
-        return jax.tree.map(np.asarray, run(wide))
+        made = dict(zip(NAMES, jax.tree.map(np.asarray, run(wide)), strict=True))
+    narrow = {name: made[name] for name in ("final", "d_dt", "d_A", "d_initial") if op == "ssd"}
+    made["d_A"] = made["d_A"].sum((0, 1))
+    return Exact(tuple(made.values()), narrow)
 
 
 def error(got, want):

@@ -14,7 +14,7 @@ from llm_jax import kernels
 from llm_jax.kernels import tiles
 from tests.kernels import devices
 from tests.kernels.numerics import assert_numbers
-from tests.kernels.recurrences import NAMES, NARROW, exact, make_scan, value_and_grads
+from tests.kernels.recurrences import NAMES, exact, make_scan, value_and_grads
 
 BATCH = 2
 FAST = {"xla_backend_optimization_level": 0}
@@ -83,7 +83,7 @@ def check_numbers(case: Case, got: tuple[Any, ...]) -> None:
     want = exact(case.op, arrays, case.segment_ids)
     segments = None if case.segment_ids is None else jnp.asarray(case.segment_ids)
     plain = value_and_grads(getattr(kernels, case.op), arrays, "reference", segment_ids=segments)
-    assert_numbers(NAMES, got, plain, want, case.dtype, NARROW[case.op])
+    assert_numbers(NAMES, got, plain, want.numbers, case.dtype, want.narrow)
 
 
 def check_documents(case: Case, run: Callable[..., tuple[Any, ...]], got: tuple[Any, ...]) -> None:

@@ -12,7 +12,6 @@ from llm_jax.base.errors import UserError
 from tests.kernels.numerics import assert_numbers
 from tests.kernels.recurrences import (
     NAMES,
-    NARROW,
     RAGGED,
     documents,
     error,
@@ -45,7 +44,7 @@ def formula(op, dtype, packed):
 def test_equals_the_formula(op, implementation, chunk_size, packed):
     options = {"segment_ids": jnp.asarray(RAGGED)} if packed else {}
     got = value_and_grads(OPS[op], make(op), implementation, chunk_size=chunk_size, **options)
-    assert max(errors(got, formula(op, "float32", packed))) < 2e-6
+    assert max(errors(got, formula(op, "float32", packed).numbers)) < 2e-6
 
 
 @pytest.mark.parametrize("steepness", [30.0, 1e4])
@@ -141,7 +140,8 @@ def test_narrow_dtypes(op, dtype):
     """States and sums are float32."""
     options = {"segment_ids": jnp.asarray(RAGGED)}
     got, plain = (value_and_grads(OPS[op], make(op, dtype), name, **options) for name in ("xla", "reference"))
-    assert_numbers(NAMES, got, plain, formula(op, dtype, True), dtype, NARROW[op])
+    want = formula(op, dtype, True)
+    assert_numbers(NAMES, got, plain, want.numbers, dtype, want.narrow)
 
 
 def test_ssd_equals_selective_scan():

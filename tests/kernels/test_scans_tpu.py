@@ -15,7 +15,7 @@ TILES = {"ssd": ssd_tpu.Tiles(chunk=8, lanes=128), "selective_scan": selective_s
 CASES = [
     Case("ssd", "float32", True, True, {"heads": (4, 8), "groups": 1}),
     Case("ssd", "float32", False, False, {"heads": (3, 20), "groups": 3}),
-    Case("ssd", "bfloat16", True, False, {"heads": (2, 70), "groups": 1, "states": 130}),
+    Case("ssd", "bfloat16", True, False, {"heads": (4, 70), "groups": 1, "states": 130}),
     Case("ssd", "bfloat16", False, True, {"heads": (4, 8), "groups": 2}),
     Case("selective_scan", "float32", True, True, {"channels": 5}),
     Case("selective_scan", "bfloat16", False, False, {"channels": 200, "states": 9}),

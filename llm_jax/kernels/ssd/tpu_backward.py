@@ -197,7 +197,7 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
             made = dot((products * between).astype(low), dy[:, lanes], 0, 0)
             d_inputs = made if d_inputs is None else tpu_chunk.own(cut, head, made, d_inputs)
             # What token t has from all before u passes u's decay if u is not after t; see `decay.exponent_gradient`.
-            passing = dot((d_weights * products).astype(low), between_ends, 1, 0) + d_since[head]
+            passing = tpu_chunk.sums_of_pairs(d_weights * products, between_ends) + d_since[head]
             passing = jnp.where(seen, passing, jnp.where(passed_until, d_until[head], 0.0))
             d_exponent.append(jnp.sum(passing, axis=0, keepdims=True) + d_last[head])
         assert d_inputs is not None

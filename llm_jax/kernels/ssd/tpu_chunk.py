@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from llm_jax.kernels import mosaic_tpu
 from llm_jax.kernels.ssd.tpu import LANES, Layout
 
 
@@ -60,6 +61,16 @@ def places(size: int) -> tuple[Array, Array]:
         jax.lax.broadcasted_iota(jnp.int32, (size, size), 0),
         jax.lax.broadcasted_iota(jnp.int32, (size, size), 1),
     )
+
+
+def sums_of_pairs(x: Float[Array, "Q Q"], mask: Float[Array, "Q Q"]) -> Float[Array, "Q Q"]:
+    """x times a mask of 0 and 1, in two parts where products are narrow: rounded once, what cancels in the gradient of
+    A would be lost."""
+    high = x.astype(mask.dtype)
+    made = mosaic_tpu.dot(high, mask, 1, 0)
+    if mask.dtype == jnp.float32:
+        return made
+    return made + mosaic_tpu.dot((x - high.astype(jnp.float32)).astype(mask.dtype), mask, 1, 0)
 
 
 def panels(cut: Layout) -> list[tuple[slice, range]]:
