@@ -1,4 +1,4 @@
-"""causal_conv1d: `xla` against `reference` and NumPy; documents, states, padding."""
+"""causal_conv1d: `xla` and `reference` against float64 and NumPy; documents, states, padding."""
 
 import jax
 import jax.numpy as jnp
