@@ -1,4 +1,4 @@
-"""linear_cross_entropy: `xla` against float64 and `reference`, optax, closed forms; shards of the vocabulary; memory."""
+"""linear_cross_entropy: `xla` against float64, `reference`, optax and closed forms; shards of a vocabulary; memory."""
 
 from typing import Any
 
