@@ -5,23 +5,20 @@
     python experiments/scale/compile_pod.py --topology h200:1x1x8 --rows 1 --microbatches 4
 
 TPUs need the extra `aot` (libtpu), GPUs the extra `aot-gpu`; neither needs an accelerator. Prints whether the step
-fits, bytes per chip, how often each of our kernels and each collective stands in the program, and for TPUs the
-compiler's own estimate of the step's time (that of communication, which it does not give, left out) with the share of
-peak that it implies: model FLOPs (6 per weight of a matrix product and token, and causal attention at half of its
-square; no recomputation) over time and the datasheet's bfloat16 peak. Figures that were seen are in `README.md` beside
-this file.
+fits, bytes per chip, how often each of our kernels and each collective stands in the program, the time of the step at
+the datasheet's bfloat16 peak, by model FLOPs (6 per weight of a matrix product and token, and causal attention at half
+of its square; no recomputation), and for TPUs the compiler's own estimate of the cycles of what XLA made itself:
+of Pallas kernels and of communication it gives none. Figures that were seen are in `README.md` beside this file.
 """
 
 import argparse
 import collections
 import json
-import math
 import os
-import re
 import time
 from pathlib import Path
 
-from hlo_cycles import program_cycles
+from hlo_program import collectives, cycles
 
 os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="-1")
 
@@ -29,7 +26,6 @@ import jax
 
 from llm_jax.jobs.registry import load_config
 from llm_jax.jobs.terms import sft_objective
-from llm_jax.kernels.linear_cross_entropy.xla import CHUNK_TOKENS
 from llm_jax.models import Decoder, abstract_params, declarations
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.sharding import MeshConfig, make_plan
@@ -39,18 +35,6 @@ from llm_jax.training.peaks import peak_flops
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pretrain.py"
 GIB = 2**30
-CLOCK = 1.75e9
-"""Of v5p and v6e: their datasheets' peak over two operations a cycle of every cell of their matrix units."""
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
-
-def trips(around: int | None, tokens: int) -> float:
-    """How often the loops turn whose end is data.
-
-    Inside of another: attention's blocks of keys, of which a causal query sees half. Alone: the chunks of tokens of the
-    loss, none of them masked out here.
-    """
-    return (around + 1) / 2 if around else math.ceil(tokens / CHUNK_TOKENS["tpu"])
 
 
 def main() -> None:
@@ -82,7 +66,7 @@ def main() -> None:
     start = time.perf_counter()
     compiled = make_train_step(sft_objective(decoder), optimizer, plan, declared).lower(state, batch).compile()
     seconds = time.perf_counter() - start
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
     text = compiled.as_text()
     tokens = args.microbatches * rows * config.data.window / len(devices)
     flops = training_flops_per_token(decoder.config, config.data.window, False) * tokens
@@ -97,20 +81,12 @@ def main() -> None:
         "state_gib": round(memory.argument_size_in_bytes / GIB, 2),
         "peak_gib": round(memory.peak_memory_in_bytes / GIB, 2),
         "kernels": collections.Counter(name for name, _ in custom_calls(text) if name.startswith("llm_jax_")),
-        "collectives": {op: len(re.findall(rf" {op}(?:-start)?\(", text)) for op in COLLECTIVES},
+        "collectives": collectives(text),
         "model_tflop_per_chip": round(flops / 1e12, 1),
         "seconds_at_peak": round(flops / peak, 3) if peak else None,
     }
     if "estimated_cycles" in text:
-        turned, once = program_cycles(text, lambda name, around: trips(around, args.rows * config.data.window))
-        estimate = turned / CLOCK
-        figures |= {
-            "optimal_seconds_bodies_once": round(costs.get("optimal_seconds", 0), 3) or None,
-            "estimated_seconds_bodies_once": round(once / CLOCK, 3),
-            "estimated_seconds": round(estimate, 3),
-            "tokens_per_s_per_chip": round(tokens / estimate),
-            "share_of_peak": round(flops / peak / estimate, 3) if peak else None,
-        }
+        figures["xla_cycles"], figures["loops_counted_once"] = cycles(text)
     print(json.dumps(figures, indent=1))
 
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import importlib.util
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ import jax
 import pytest
 
 from llm_jax.sharding.described import compile_for, custom_calls
+from tests.kernels import sass
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 REGISTERS, SHARED_MEMORY, THREADS = 65536, 233472, 2048
@@ -36,6 +38,10 @@ class Resources:
     smem: int
     threads: int
     """Of a block."""
+    product_depth: int
+    """Loops around the innermost wgmma; -1 where there is none."""
+    spill_depth: int
+    """Loops around the innermost access to a spilled register; -1 where there is none."""
     warnings: tuple[str, ...]
     """Lines in which ptxas tells of a loss of performance, without their prefix."""
 
@@ -49,6 +55,8 @@ class Resources:
 
     def __str__(self) -> str:
         spills = f"{self.spill_stores}/{self.spill_loads}"
+        if self.spill_depth >= 0:
+            spills += f" in {self.spill_depth} loops, products in {self.product_depth}"
         return (
             f"| {self.kernel} | {self.registers} | {spills} | {self.smem} | {self.threads} | {self.occupancy:.0%} "
             f"| {'; '.join(self.warnings)} |"
@@ -80,9 +88,10 @@ def tpu_compile(f: Callable[..., Any], *shapes: Any, topology: str = "v5e:2x2") 
 
 def gpu_compile(f: Callable[..., Any], *shapes: Any) -> Program:
     """`f` compiled for one H200: XLA, and ptxas for sm_90a. `shapes`: pytrees of ShapeDtypeStructs."""
+    path = f"{_disassembler()}{os.pathsep}{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
-        asked = dict.fromkeys(("MOSAIC_GPU_DUMP_PTX", "MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_RESOURCES"), "1")
-        with _environment(CUDA_VISIBLE_DEVICES="-1", MOSAIC_GPU_DUMP_TO=folder, **asked):
+        asked = {f"MOSAIC_GPU_DUMP_{what}": "1" for what in ("PTX", "PTXAS", "SASS", "RESOURCES")}
+        with _environment(CUDA_VISIBLE_DEVICES="-1", MOSAIC_GPU_DUMP_TO=folder, PATH=path, **asked):
             compiled = compile_for("h200:1x1x1", f, *shapes)
         calls = custom_calls(compiled.as_text() or "")
         return Program(compiled, tuple(name for name, _ in calls), _resources(calls, Path(folder)))
@@ -116,6 +125,13 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _disassembler() -> str:
+    """Where the extra's nvdisasm lies."""
+    package = importlib.util.find_spec("nvidia.cu13")
+    folders = [] if package is None else [Path(place, "bin") for place in package.submodule_search_locations or ()]
+    return str(next(folder for folder in folders if (folder / "nvdisasm").exists()))
+
+
 _known: dict[str, Resources] = {}
 """By a kernel's hash: one that was compiled before is not compiled again, and nothing is dumped."""
 
@@ -134,7 +150,7 @@ def _resources(calls: list[tuple[str, str]], folder: Path) -> tuple[Resources, .
 
 
 def _parse(name: str, path: Path, taken: str) -> Resources:
-    ptxas = path.read_text()
+    ptxas, code = path.read_text(), path.with_suffix(".sass_ctrl").read_text()
 
     def number(pattern: str, text: str = ptxas) -> int:
         found = re.search(pattern, text)
@@ -152,5 +168,7 @@ def _parse(name: str, path: Path, taken: str) -> Resources:
         stack=number(r"(\d+) bytes stack frame"),
         smem=number(r"smem_scratch_bytes=(\d+)", taken) + 8 * barriers,
         threads=number(r"\.maxntid (\d+)", path.with_suffix(".ptx").read_text()),
+        product_depth=sass.depth(code, "HGMMA"),
+        spill_depth=sass.depth(code, "LDL", "STL"),
         warnings=tuple(sorted(set(re.findall(r"\(C\d+\) [^\n]*|[^\n]*[Ww]arning[^\n]*", ptxas)))),
     )

@@ -43,7 +43,9 @@ def visits(
     tiles = jnp.where(ends > begins, (ends - origins + tile - 1) // tile, int(empty))
     last = jnp.cumsum(tiles)
     numbers = jnp.arange(most_visits(rows, ends.shape[0], tile, align), dtype=jnp.int32)
-    group = jnp.minimum(jnp.searchsorted(last, numbers, side="right"), ends.shape[0] - 1).astype(jnp.int32)
+    # Every number beside every group: the default is a loop of gathers, in every product of a layer.
+    found = jnp.searchsorted(last, numbers, side="right", method="compare_all")
+    group = jnp.minimum(found, ends.shape[0] - 1).astype(jnp.int32)
     first = origins[group] + (numbers - (last - tiles)[group]) * tile
     # The tile of an empty group at the end would begin behind the last row.
     return Visits(last[-1], group, jnp.clip(first, 0, (rows - 1) // align * align), begins, ends)
