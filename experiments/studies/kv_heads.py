@@ -7,7 +7,7 @@ that is largest with one head; and a model with N heads whose heads are pooled (
 loss of one trained so from the start, or nearly, with 5% of its training. Models of 8 query heads: each trained from
 random weights; and the one of 8 key heads pooled, as it is and after 5% more steps at a quarter of the peak rate, which
 the model of 8 heads gets too. Decoding is timed with random weights, larger, behind a long prompt; `--seeds` are
-repeats there. Prints Markdown tables; the plot has the losses by number of heads.
+repeats there. Prints Markdown tables; the plot has the losses by how many query heads share a key head.
 """
 
 import time
@@ -145,8 +145,8 @@ def main() -> None:
     ]
     print(table(["key heads", *head], body))
     curves = {"from the start": from_start, "pooled": pooled, "pooled + 5%": uptrained}
-    points = {name: [(kv_heads, mean(by[kv_heads])) for kv_heads in sorted(by)] for name, by in curves.items()}
-    Path(options.svg).write_text(lines(points, "key heads; held-out loss, nats per token", log_x=True))
+    points = {name: [(HEADS // kv_heads, mean(each)) for kv_heads, each in by.items()] for name, by in curves.items()}
+    Path(options.svg).write_text(lines(points, "query heads a key head; held-out loss, nats per token", log_x=True))
 
 
 if __name__ == "__main__":
