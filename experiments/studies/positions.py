@@ -1,6 +1,6 @@
 """RoPE, ALiBi and sinusoidal positions at 1 to 8 times the trained length, RoPE with and without scaling.
 
-    python experiments/studies/positions.py [--steps 1200] [--seeds 3]
+    python experiments/studies/positions.py [--steps 500] [--seeds 3]
 
 The claims: ALiBi goes on beyond the trained length where RoPE and sinusoids fail (Press et al. 2021), and scaled RoPE
 repairs much of that without training: linear (Chen et al. 2023), dynamic NTK, YaRN (Peng et al. 2023; its loss without
@@ -51,7 +51,7 @@ def stretches(tokenizer: Tokenizer, documents: list[list[int]], times: tuple[int
 
 
 def main() -> None:
-    options = make_parser(__doc__, __file__, steps=1200).parse_args()
+    options = make_parser(__doc__, __file__, steps=500).parse_args()
     test = options.scale == "test"
     read = read_text(VOCAB, 1_000_000 if test else 3_000_000)
     rows = packed_rows(read.tokenizer, read.train, TRAINED)
