@@ -43,6 +43,11 @@ def with_head(model: Model, head: HeadConfig, seed: int = 0) -> Model:
     return Model(decoder, unflatten(params), config, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=kinds)
 
 
+def carried_extra(model: Model, name: str) -> dict[str, Any]:
+    """Of what the model's config.json said beside its architecture, what says something in the family `name` too."""
+    return {field: value for field, value in family(name).carried(model.extra).items() if field != "model_type"}
+
+
 def stored_dtypes(model: Model, decoder: Decoder) -> dict[str, Any]:
     """Of the tensors in a folder of `decoder`, made of `model`: new ones like the others, where these are of one dtype,
     float32 where not."""

@@ -5,7 +5,7 @@ import dataclasses
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.families import family
 from llm_jax.models.loading import Model
-from llm_jax.models.new_head import stored_dtypes
+from llm_jax.models.new_head import carried_extra, stored_dtypes
 
 
 def with_prefix_lm(model: Model) -> Model:
@@ -20,6 +20,5 @@ def with_prefix_lm(model: Model) -> Model:
     config = dataclasses.replace(model.config.resolved(), family="llm_jax", prefix_lm=True)
     family(config.family).check(config)
     decoder = Decoder(config)
-    extra = {name: x for name, x in family(config.family).carried(model.extra).items() if name != "model_type"}
-    dtypes = stored_dtypes(model, decoder)
+    extra, dtypes = carried_extra(model, config.family), stored_dtypes(model, decoder)
     return Model(decoder, model.params, config, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=dtypes)

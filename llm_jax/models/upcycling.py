@@ -18,7 +18,7 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.experts_config import ExpertsConfig
 from llm_jax.models.families import family
 from llm_jax.models.loading import Model
-from llm_jax.models.new_head import stored_dtypes
+from llm_jax.models.new_head import carried_extra, stored_dtypes
 from llm_jax.models.parameter import abstract_params, declarations
 from llm_jax.sharding import storage_shardings
 
@@ -65,10 +65,7 @@ def with_experts(model: Model, num: int, top_k: int, seed: int = 0, noise: float
     if model.plan is not None:
         shardings = flatten(storage_shardings(declarations(decoder), abstract_params(decoder), model.plan))
         params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in params.items()}
-    # What only the dense family's files say is nothing to the new one's.
-    carried = family(made.family).carried(model.extra)
-    extra = {name: value for name, value in carried.items() if name != "model_type"}
-    dtypes = stored_dtypes(model, decoder)
+    extra, dtypes = carried_extra(model, made.family), stored_dtypes(model, decoder)
     return Model(decoder, unflatten(params), made, model.tokenizer_dir, plan=model.plan, extra=extra, dtypes=dtypes)
 
 
