@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from kernel_peers import peers
 from kernel_rows import Row
 from sides import HERE
 
-from llm_jax.kernels.cases import Case, Program, enough, program, seconds_of
+from llm_jax.kernels.cases import Case, Program, enough, first_line, program, seconds_of
 from llm_jax.kernels.choice import ArgumentError, find
 from llm_jax.kernels.platform import target_platform
 from llm_jax.kernels.tuning import tuning_of
@@ -74,7 +73,7 @@ def _side(name: str, ours: bool, made: Future[Program]) -> Side:
         count = enough(ready.call)
     except Exception as error:  # out of memory, or whatever a kernel or a peer refuses
         failed = ours and not isinstance(error, ArgumentError) and "RESOURCE_EXHAUSTED" not in str(error)
-        return Side(name, ours, None, refusal=str(error).strip().splitlines()[0][:160], failed=failed)
+        return Side(name, ours, None, refusal=first_line(error), failed=failed)
     return Side(name, ours, lambda calls: seconds_of(ready.call, calls or count), ready.temporary)
 
 
@@ -100,11 +99,12 @@ class Torch:
 
     def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps(what), file=self.process.stdin, flush=True)
+        try:
+            print(json.dumps(what), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            return {"error": "the PyTorch side ended"}
         line = self.process.stdout.readline()
-        if not line:
-            sys.exit("error: the PyTorch side ended")
-        return json.loads(line)
+        return json.loads(line) if line else {"error": "the PyTorch side ended"}
 
     def stop(self) -> None:
         assert self.process.stdin is not None

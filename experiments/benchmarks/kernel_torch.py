@@ -84,7 +84,7 @@ def main() -> None:
             wait()
             print(json.dumps({"seconds": (time.perf_counter() - start) / asked.get("count", 1)}), flush=True)
         except Exception as error:
-            print(json.dumps({"error": str(error).strip().splitlines()[0][:160]}), flush=True)
+            print(json.dumps({"error": (str(error).strip() or repr(error)).splitlines()[0][:160]}), flush=True)
 
 
 if __name__ == "__main__":

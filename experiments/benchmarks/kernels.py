@@ -6,8 +6,9 @@
 
 `--device-check` first holds each kernel to the reference, then times everything, within `--seconds` (520; what did not
 fit is listed). Each row is one call and one pass; its sides (our implementations, cuDNN through `jax.nn`, tokamax where
-it is installed, PyTorch in a process of its own) take turns on random data. Written to FOLDER: `kernels.md`, the table,
-`kernels.json`, the figures, and `kernels.svg`. Exit status 1: a kernel's numbers are off, or a kernel failed.
+it is installed, PyTorch in a process of its own) take turns on random data. Written to FOLDER after each row:
+`kernels.md`, the table, `kernels.json`, the figures, and `kernels.svg`. A process that hangs for `--patience` seconds
+or breaks is followed by another, which goes on behind the row. Exit status 1: a kernel's numbers are off, or it failed.
 
 Columns: median ms; TFLOP/s, of products that count by convention (causal at half, backward of attention 2.5 times the
 forward); bytes that have to move at least over the time, as a share of what a copy reaches in this run; MiB that the
@@ -19,6 +20,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +34,11 @@ import jax.numpy as jnp
 import kernel_checks
 import kernel_step
 from bars import bars
+from kernel_journal import Journal, run_all
 from kernel_rows import Row, rows
 from kernel_sides import WORKERS, Side, Torch, flops_of, sides
 
-from llm_jax.kernels.cases import seconds_of
+from llm_jax.kernels.cases import first_line, seconds_of
 
 HEADER = ("row", "pass", "side", "ms", "TFLOP/s", "of copy", "temporary MiB", "peer / ours", "goal on an H200")
 CHECK_HEADER = ("check", "implementation", "result", "error", "limit", "")
@@ -78,7 +81,7 @@ def lines_of(row: Row, dtype: str, torch: Torch | None, repeats: int, bandwidth:
                 "peer_over_ours": peer / took if side.ours and peer else None,
             }
         else:
-            line["refusal"] = side.refusal
+            line |= {"refusal": side.refusal, "failed": side.failed}
         found.append(line | {"goal": row.goal if side.ours else ""})
     return found
 
@@ -108,23 +111,31 @@ def text_of(line: dict[str, Any]) -> str:
     return f"| {' | '.join([*cells, number('temporary_mib', '.4g'), number('peer_over_ours', '.2f'), line['goal']])} |"
 
 
-def head(names: tuple[str, ...]) -> str:
-    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
-
-
 class Report:
-    """Prints lines as they come, and writes the files at the end."""
+    """Prints lines as they come, and keeps the files up to date."""
 
-    def __init__(self, folder: Path | None):
-        self.folder, self.text, self.lines, self.failed = folder, [], [], False
+    def __init__(self, folder: Path | None, journal: Journal):
+        self.folder, self.journal = folder, journal
+        self.text = [entry["say"] for entry in journal.entries if "say" in entry]
+        self.lines = [entry["line"] for entry in journal.entries if "line" in entry]
+        self.failed = any(entry.get("failed") for entry in journal.entries)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, **more: Any) -> None:
         print(text, flush=True)
         self.text.append(text)
+        self.failed |= bool(more.get("failed"))
+        self.journal.write(say=text, **more)
+
+    def head(self, names: tuple[str, ...]) -> None:
+        """Once in a run."""
+        text = f"\n| {' | '.join(names)} |\n{'|---' * len(names)}|"
+        if text not in self.text:
+            self.say(text)
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
-        self.say(text_of(line))
+        self.say(text_of(line), line=line, failed=line.get("failed", False))
+        self.write()
 
     def write(self) -> None:
         if self.folder is None:
@@ -140,28 +151,70 @@ class Report:
         (self.folder / "kernels.svg").write_text(bars(groups, caption))
 
 
-def check_all(report: Report, wanted: list[Row], dtype: str, left: Callable[[], float]) -> None:
-    """All in at most half of the time that is left."""
-    enough = left() / 2
-    report.say(f"\n{head(CHECK_HEADER)}")
+HUNG = "hung, or broke its process"
+BROKEN = "CUDA_ERROR"
+"""In an error after which nothing else runs in the process."""
+
+
+def leave_if_broken(text: str) -> None:
+    if BROKEN in text:
+        os._exit(3)
+
+
+def check_all(report: Report, wanted: list[Row], dtype: str, in_time: Callable[[], bool]) -> None:
+    """Several at a time. What a process was at when it hung is tried again alone."""
+    report.head(CHECK_HEADER)
+    journal = report.journal
+
+    def key(row: Row) -> str:
+        return f"check {row.title}"
 
     def checked(row: Row) -> list[tuple[str, ...]]:
-        if left() < enough:
+        if journal.began(key(row)) > 1:
+            return [(row.title, "", "", "", "", f"FAILED: {HUNG}")]
+        if not in_time():
             return [(row.title, "", "", "", "", "out of time")]
+        journal.write(begin=key(row))
         try:
             made = kernel_checks.check(row, dtype)
         except Exception as error:
-            return [(row.title, "", "", "", "", f"FAILED: {str(error).strip().splitlines()[0][:160]}")]
+            return [(row.title, "", "", "", "", f"FAILED: {first_line(error)}")]
         return [
             (c.title, c.implementation, c.result, f"{c.error:.2e}", f"{c.limit:.2e}", "ok" if c.passed else "OFF")
             for c in made
         ]
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for found in pool.map(checked, wanted):
-            for cells in found:
-                report.failed |= cells[-1].startswith(("FAILED", "OFF"))
-                report.say(f"| {' | '.join(cells)} |")
+    left = [row for row in wanted if not journal.is_over(key(row))]
+    again = [row for row in left if journal.began(key(row))]
+    for workers, some in ((1, again), (WORKERS, [row for row in left if row not in again])):
+        with ThreadPoolExecutor(workers) as pool:
+            for row, found in zip(some, pool.map(checked, some), strict=True):
+                if workers > 1:  # this one or another
+                    leave_if_broken(found[0][-1])
+                for cells in found:
+                    report.say(f"| {' | '.join(cells)} |", failed=cells[-1].startswith(("FAILED", "OFF")))
+                journal.write(over=key(row))
+                report.write()
+                leave_if_broken(found[0][-1])
+    jax.clear_caches()
+
+
+def time_row(report: Report, key: str, nobody: dict[str, Any], lines: Callable[[], list[dict[str, Any]]]) -> None:
+    """Adds the lines of a row, or `nobody` with the reason why there are none."""
+    if report.journal.is_over(key):
+        return
+    if report.journal.began(key):
+        found = [nobody | {"refusal": HUNG, "failed": True}]
+    else:
+        report.journal.write(begin=key)
+        try:
+            found = lines()
+        except Exception as error:
+            found = [nobody | {"refusal": first_line(error), "failed": True}]
+    for line in found:
+        report.add(line)
+    report.journal.write(over=key)
+    leave_if_broken(" ".join(line.get("refusal", "") for line in found))
     jax.clear_caches()
 
 
@@ -173,44 +226,52 @@ def main() -> int:
     parser.add_argument("--dtype", default=None, help="default bfloat16, at size test float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=520)
+    parser.add_argument("--patience", type=float, default=120, help="seconds without news after which a process ends")
     parser.add_argument("--peer-python", help="a Python that has torch")
     parser.add_argument("--out", type=Path, help="folder for table, figures and plot")
     parser.add_argument("--profile", help="folder for a trace of one training step")
+    parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.journal is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return run_all([sys.executable, *sys.argv], Path(folder) / "journal")
     dtype = options.dtype or ("bfloat16" if options.size == "full" else "float32")
-    begin = time.perf_counter()
     wanted = set(filter(None, options.ops.split(",")))
+    report = Report(options.out, Journal(options.journal, options.patience))
+    begin = report.journal.recall("start", time.time)
 
     def asked(row: Row) -> bool:
         return not wanted or row.op in wanted
 
     def left() -> float:
-        return options.seconds - (time.perf_counter() - begin)
+        return options.seconds - (time.time() - begin)
 
-    report = Report(options.out)
-    bandwidth = copy_bandwidth(options.size)
+    bandwidth = report.journal.recall("bandwidth", lambda: copy_bandwidth(options.size))
     device = jax.devices()[0]
-    report.say(f"{device.device_kind}, jax {jax.__version__}, {dtype}; a copy moves {bandwidth / 1e12:.3g} TB/s")
+    if not report.text:
+        report.say(f"{device.device_kind}, jax {jax.__version__}, {dtype}; a copy moves {bandwidth / 1e12:.3g} TB/s")
     if options.device_check:
-        check_all(report, list(filter(asked, kernel_checks.rows(options.size))), dtype, left)
+        checks = list(filter(asked, kernel_checks.rows(options.size)))
+        check_all(report, checks, dtype, lambda: left() > options.seconds / 2)
     torch = Torch(options.peer_python) if options.peer_python else None
-    report.say(f"\n{head(HEADER)}")
+    report.head(HEADER)
     for row in filter(asked, rows(options.size)):
-        nobody = {"row": row.title, "measured": row.measured, "side": "", "goal": row.goal}
-        try:
-            out_of_time = [nobody | {"refusal": "out of time"}]
-            found = lines_of(row, dtype, torch, options.repeats, bandwidth) if left() > 0 else out_of_time
-        except Exception as error:
-            found = [nobody | {"refusal": str(error).strip().splitlines()[0][:160], "failed": True}]
-        for line in found:
-            report.add(line)
-        jax.clear_caches()
+        nobody = {"row": row.title, "op": row.op, "measured": row.measured, "side": "", "goal": row.goal}
+
+        def lines(row: Row = row, nobody: dict[str, Any] = nobody) -> list[dict[str, Any]]:
+            if left() <= 0:
+                return [nobody | {"refusal": "out of time"}]
+            return lines_of(row, dtype, torch, options.repeats, bandwidth)
+
+        time_row(report, f"{row.title}, {row.measured}", nobody, lines)
     if torch is not None:
         torch.stop()
     if (not wanted or "step" in wanted) and left() > 0:
-        report.add(step_line(options.size, options.repeats, options.profile))
-    report.say(f"\n{time.perf_counter() - begin:.0f} s")
+        nobody = {"row": "training step", "op": "training step", "measured": "step", "side": "", "goal": ""}
+        time_row(report, "step", nobody, lambda: [step_line(options.size, options.repeats, options.profile)])
+    report.say(f"\n{time.time() - begin:.0f} s")
     report.write()
+    report.journal.write(end=True)
     return int(report.failed)
 
 

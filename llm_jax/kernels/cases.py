@@ -105,6 +105,11 @@ def enough(call: Callable[[], Any]) -> int:
     return max(1, round(LEAST_SECONDS / seconds_of(call, 1)))
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, or its kind where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:160]
+
+
 def normal(key: Any, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> Any:
     """Random numbers, never zeros: the clock of a GPU depends on its data."""
     return scale * jax.random.normal(key, shape, dtype)

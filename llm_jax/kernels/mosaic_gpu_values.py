@@ -27,13 +27,19 @@ def product(a: Any, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax
     return pl.run_scoped(body, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def accumulate(total: jax.Array, a: jax.Array, b: Any) -> jax.Array:
-    """total + a @ b, `a` in registers."""
+def accumulate(total: jax.Array, a: jax.Array, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """total + a @ b, `a` in registers; `meanwhile` runs between its start and its end."""
     if interpreted():  # the interpreter has no accumulators that start from a value, and no operands in registers
         added = jnp.dot(a, b[...], preferred_element_type=jnp.float32)
         plgpu.commit_smem()  # TMA may write there next
+        meanwhile()
         return total + added
-    return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
+
+    def body(acc: Any) -> None:
+        plgpu.wgmma(acc, a, b)
+        meanwhile()
+
+    return pl.run_state(body)(plgpu.ACC.init(total))
 
 
 def again(index: Any) -> jax.Array:

@@ -132,7 +132,7 @@ def _calls(
         except Exception as error:  # whatever the compiler says of sizes that do not fit
             if expected is None:
                 raise
-            made[sizes] = f"refused: {str(error).strip().splitlines()[0][:160]}"
+            made[sizes] = f"refused: {cases.first_line(error)}"
             continue
         expected = results if expected is None else expected
         far = _distance(results, expected)

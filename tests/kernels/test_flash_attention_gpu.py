@@ -38,7 +38,11 @@ FEW = CASES | {
     "sizes": [(64, 64), (192, 128), (256, 256)],
 }
 """A case takes 5 s."""
-OTHERS = [PLAIN | dict(mask="window_both_sides", data="none", sizes=(96, 96), lengths=(134, 70))]
+OTHERS = [
+    PLAIN | dict(mask="window_both_sides", data="none", sizes=(96, 96), lengths=(134, 70)),
+    # More blocks of keys than buffers for them, without a warpgroup that fetches.
+    PLAIN | dict(mask="full", data="none", sizes=(128, 128), lengths=(66, 262)),
+]
 
 
 def run(case, options, *calls):
@@ -152,6 +156,20 @@ def test_inside_shard_map(monkeypatch):
     with devices.target(devices.GPU):
         got = jax.eval_shape(lambda: grads("gpu", shard_map))
     assert got == jax.eval_shape(lambda: grads("reference"))
+
+
+@pytest.mark.parametrize("data", OPTIONS["data"])
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_lowers(mask, data, monkeypatch):
+    """Forward and backward, as far as machine code: the search for layouts ends, and TMA takes lengths that are odd."""
+    case = PLAIN | {"mask": mask, "data": data, "lengths": (70, 67), "alibi": data == "positions"}
+    arrays, options = make_case(**case)
+    monkeypatch.setattr("llm_jax.kernels.choice.target_platform", lambda: "gpu")
+    unstable = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
+    with devices.target(devices.GPU):
+        export = jax.export.export(compiled(options, "gpu"), platforms=["cuda"], disabled_checks=[unstable])
+        made = export(arrays, *cotangents(arrays))
+    assert made.mlir_module().count("mosaic_gpu_v2") >= 3
 
 
 def test_what_is_refused():

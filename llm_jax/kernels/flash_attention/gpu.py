@@ -1,6 +1,7 @@
 """Attention on Hopper GPUs (sm_90a): TMA, wgmma and warp specialization, by Pallas' Mosaic GPU.
 
-Outside the kernels, head sizes are padded to a multiple of 32. Pallas is imported when a kernel is traced, not before.
+Outside the kernels, head sizes are padded to a multiple of 32, and lengths to one of 8. Pallas is imported when a
+kernel is traced, not before.
 """
 
 import math
@@ -36,13 +37,14 @@ def _shape_class(spec: AttentionSpec) -> str:
     return f"hd{spec.head_dim}/{spec.value_dim} {'causal' if spec.causal else 'full'}"
 
 
-def _padded_size(size: int) -> int:
-    return max(64, -(-size // 32) * 32)
+ROWS = 8
+"""Of a swizzled tile of shared memory: TMA knows an array's length in whole ones."""
 
 
-def _pad_heads(x: Array) -> Array:
-    extra = _padded_size(x.shape[-1]) - x.shape[-1]
-    return x if extra == 0 else jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, extra),))
+def _padded(x: Array) -> Array:
+    """[B, length, heads, size] with zeros behind."""
+    widths = (0, -x.shape[1] % ROWS), (0, 0), (0, max(64, -(-x.shape[3] // 32) * 32) - x.shape[3])
+    return jnp.pad(x, ((0, 0), *widths)) if any(after for _, after in widths) else x
 
 
 def held_bytes(spec: AttentionSpec, platform: str) -> int:
@@ -62,7 +64,7 @@ def forward(
     """Output in q's dtype and float32 log-sum-exp."""
     from llm_jax.kernels.flash_attention import gpu_forward
 
-    q, k, v = (_pad_heads(x) for x in (q, k, v))
+    q, k, v = (_padded(x) for x in (q, k, v))
     default = forward_tiles(spec, q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu", dtype=spec.dtype, shape=_shape_class(spec), default=default)
     tiling = _tiling(spec, WARPGROUPS * sizes.q_block, sizes.kv_block)
@@ -72,7 +74,7 @@ def forward(
     )
     # `plgpu.kernel` does not say that its outputs differ over the mesh axes over which its inputs do.
     out, lse = manual_axes.vary((out, lse), manual_axes.axes_of(q, k, v))
-    return out[..., : spec.value_dim], lse[..., : spec.q_len].mT
+    return out[:, : spec.q_len, :, : spec.value_dim], lse[..., : spec.q_len].mT
 
 
 def backward(
@@ -92,7 +94,7 @@ def backward(
     """
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
-    q, k, v, d_out = (_pad_heads(x) for x in (q, k, v, d_out))
+    q, k, v, d_out = (_padded(x) for x in (q, k, v, d_out))
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
     slopes = _float32(alibi_slopes)
@@ -111,8 +113,8 @@ def backward(
     dk, dv = run(gpu_dkv.dkv, _tiling(spec, sizes.dkv_q_block, kv_tile), "keys")
     dq, sums, dk, dv = manual_axes.vary((dq, sums, dk, dv), manual_axes.axes_of(q, k, v))
     made = None if sums is None else RowSums(*(sums[:, i, :, : spec.q_len].mT for i in range(spec.row_sums)))
-    H, Hv = spec.head_dim, spec.value_dim
-    return dq[..., :H], dk[..., :H], dv[..., :Hv], made
+    T, S, H, Hv = spec.q_len, spec.kv_len, spec.head_dim, spec.value_dim
+    return dq[:, :T, :, :H], dk[:, :S, :, :H], dv[:, :S, :, :Hv], made
 
 
 def _tiling(spec: AttentionSpec, q_block: int, kv_block: int) -> Tiling:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, Rows, alibi_bias, first_position, visible
+from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, alibi_bias, first_position, visible
 from llm_jax.kernels.mosaic_gpu import swizzled
 from llm_jax.kernels.mosaic_gpu_values import LOG2E, accumulate, numbers
 from llm_jax.kernels.platform import interpreted
@@ -77,6 +77,19 @@ def read_bounds(bounds: Any, batch: Any, block: Any) -> tuple[jax.Array, ...]:
     return tuple(bounds[batch, block, i] + 0 for i in range(4))
 
 
+class LazyRows:
+    """`Rows` whose parts are made when they are first asked for: of a vector that nothing uses, the compiler keeps
+    numbers for which it finds no layout, after trying those of all others for minutes."""
+
+    def __init__(self, **parts: Callable[[], Any]):
+        self._parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        made = self._parts[name]()
+        setattr(self, name, made)
+        return made
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """A tile of scores: its first query and key, and which of its axes has the queries."""
@@ -93,32 +106,34 @@ class Tile:
     def _index(self, axis: int, start: Any, dtype: Any = jnp.int32) -> jax.Array:
         return spread((start + numbers(self.shape[axis], axis)).astype(dtype), self.shape, axis)
 
-    def _vector(self, ref: Any, axis: int, start: Any) -> jax.Array | None:
+    def _vector(self, ref: Any, axis: int, start: Any) -> Any:
         if ref is None:
             return None
         size = self.shape[axis]
         return spread(load(ref.at[self.batch, pl.ds(start, size)], axis), self.shape, axis)
 
-    def sides(self) -> tuple[Rows, Rows]:
-        """Index, position, segment and range of each query and of each key, over the whole tile."""
-        q_axis, kv_axis, masks = self.q_axis, 1 - self.q_axis, self.masks
-        q_index, kv_index = self._index(q_axis, self.q_start), self._index(kv_axis, self.kv_start)
-        q_position = self._vector(masks.q_positions, q_axis, self.q_start)
-        kv_position = self._vector(masks.kv_positions, kv_axis, self.kv_start)
-        start, end = (None, None) if masks.kv_ranges is None else masks.kv_ranges
-        rows = Rows(
-            q_index,
-            q_index + first_position(self.spec) if q_position is None else q_position,
-            self._vector(masks.q_segments, q_axis, self.q_start),
-            self._vector(start, q_axis, self.q_start),
-            self._vector(end, q_axis, self.q_start),
-        )
-        keys = Rows(
-            kv_index,
-            kv_index if kv_position is None else kv_position,
-            self._vector(masks.kv_segments, kv_axis, self.kv_start),
-        )
-        return rows, keys
+    def sides(self) -> tuple[Any, Any]:
+        """Index, position, segment and range of each query and of each key as in `Rows`, over the whole tile."""
+        masks: Any = self.masks
+
+        def side(axis: int, start: Any, first: int, positions: Any, segments: Any, ranges: tuple[Any, Any]) -> LazyRows:
+            def position() -> jax.Array:
+                return made.index + first if positions is None else self._vector(positions, axis, start)
+
+            made = LazyRows(
+                index=lambda: self._index(axis, start),
+                position=position,
+                segment=lambda: self._vector(segments, axis, start),
+                start=lambda: self._vector(ranges[0], axis, start),
+                end=lambda: self._vector(ranges[1], axis, start),
+            )
+            return made
+
+        nothing = None, None
+        first = first_position(self.spec)
+        rows = (self.q_start, first, masks.q_positions, masks.q_segments, masks.kv_ranges or nothing)
+        keys = (self.kv_start, 0, masks.kv_positions, masks.kv_segments, nothing)
+        return side(self.q_axis, *rows), side(1 - self.q_axis, *keys)
 
     def bias(self, slope: Any) -> jax.Array:
         """ALiBi's, -slope · |i - j|."""
@@ -134,7 +149,7 @@ class Tile:
             return -slope * jnp.abs(distance)
         return (-slope if self.q_axis == 1 else slope) * distance  # nobody sees the other sign
 
-    def seen(self, rows: Rows, keys: Rows) -> jax.Array:
+    def seen(self, rows: Any, keys: Any) -> jax.Array:
         """Who sees whom, and nobody sees keys past the last; where keys are the rows, these are dropped later."""
         mask = visible(self.spec, rows, keys)
         if self.q_axis == 1 and mask is not None:

@@ -87,16 +87,20 @@ def forward(
                 acc = acc * spread(shrink, acc.shape, 0)
                 probs = probs.astype(dtype)
                 acc, total, new_top, probs = lax.optimization_barrier((acc, total, new_top, probs))
-                if not tiles.producer:
 
-                    @pl.when(warpgroup == 0)
-                    def _() -> None:  # what is done with by now: these keys, and the values of the step before
-                        keys.refill(step + 1, j + stages < high, j + stages)
-                        values.refill(step, j + stages - 1 < high, j + stages - 1)
+                def refill() -> None:
+                    """With what is done with: these keys, and the values of the step before. Not earlier: the other
+                    warpgroup reads these keys until it has had its turn, which comes with this one's."""
+                    keys.refill(step + 1, j + stages < high, j + stages)
+                    values.refill(step, j + stages - 1 < high, j + stages - 1)
+
+                def fetch() -> None:
+                    if not tiles.producer:
+                        pl.when(warpgroup == 0)(refill)
 
                 values.wait(step)
                 take_turns()
-                acc = accumulate(acc, probs, values.at(0, step))
+                acc = accumulate(acc, probs, values.at(0, step), meanwhile=fetch)
                 values.release(step)
                 return new_top, total, acc
 

@@ -44,6 +44,8 @@ def supports(spec: RaggedSpec, platform: str) -> str | None:
         return f"values of {spec.value_dim} numbers do not fit into registers"
     if spec.latent and spec.packed and spec.value_dim > 256:
         return f"{spec.page_dtype} latent values of {spec.value_dim} numbers do not fit into registers"
+    if spec.packed and max(spec.widths) > 256:
+        return f"a copy brings 256 numbers of a {spec.page_dtype} key, not {max(spec.widths)}"
     if spec.page_size not in (16, 32) and spec.page_size % 64:
         return f"page size {spec.page_size} must be 16, 32 or a multiple of 64"
     if spec.table > TABLE:

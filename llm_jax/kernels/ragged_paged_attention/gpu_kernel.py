@@ -9,6 +9,7 @@ registers: there two have the same rows, and half of the columns each.
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ def attention(
     meta = jnp.stack([work.request, work.count, work.position, work.first, work.end], axis=1)
     line = min(COPIED, -(-spec.table // 4) * 4)  # TMA takes multiples of 16 bytes
     tables = jnp.pad(page_tables, ((0, 0), (0, -spec.table % line))).reshape(spec.requests, -1, line)
-    copy_slots = min(block, spec.page_size)
+    copy_slots = math.gcd(block, spec.page_size)
 
     def kernel(
         q, k, v, k_scales, v_scales, slopes, sinks, meta, tables, out, lse, *, q_smem, ids, lse_smem, buffers,
@@ -109,7 +110,10 @@ def attention(
                 for source, target in pairs:
                     if source is not None:
                         piece = target.at[buffer, pl.ds(i * copy_slots, copy_slots)]
-                        plgpu.copy_gmem_to_smem(source.at[index, head, place], piece, full.at[buffer])
+                        # Copies of a shape need multiples of 128 bytes in shared memory, which 16 scales are not;
+                        # copies of so many bytes multiples of 16. These are made where nothing fills what is outside.
+                        outside = plgpu.OOBFillMode.UNDEFINED if len(source.shape) == 3 else None
+                        plgpu.copy_gmem_to_smem(source.at[index, head, place], piece, full.at[buffer], oob_mode=outside)
 
         def fetch_keys(step: Any) -> None:
             fetch(((k, k_smem), (k_scales, k_scales_smem)), barriers["k_full"], barriers["k_empty"], step)
