@@ -1,5 +1,7 @@
 """Dropless = a dense sum over experts, padding, capacity, meshes, upcycling, what is refused."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +142,7 @@ def test_what_the_backward_pass_keeps(remat, bias):
         grads = jax.make_jaxpr(jax.grad(lambda p: bind(decoder, p)(TOKENS)[0].astype(jnp.float32).sum()))
         program = grads(abstract_params(decoder))
     forward = next(e for e in program.eqns if e.primitive.name == "scan")
-    kept = [v.aval.shape for v in forward.outvars[1:]]
+    kept = [aval.shape for aval in cast(list[Any], [v.aval for v in forward.outvars[1:]])]
     assert not {v.shape for v in jax.tree.leaves(abstract_params(decoder)) if len(v.shape) >= 3} & set(kept)
     wide = kept.count((2, 2 * B * T, F))
     assert wide == {"none": 4, "dots": 2, "full": 0}[remat]
