@@ -32,6 +32,8 @@ def _calls(op: str, shape: Mapping[str, int], platform: str) -> dict[str, Callab
             "jax.lax.ragged_dot": lambda x, w, sizes: jax.lax.ragged_dot(x, w, sizes),
             "tokamax": None if tokamax is None else lambda x, w, sizes: tokamax.ragged_dot(x, w, sizes),
         }
+    if op == "grouped_swiglu":
+        return {"jax.lax.ragged_dot": _gated_ragged_dot}
     if op == "linear_cross_entropy":
         return {"plain (logits in memory)": _plain_loss}
     if op == "ssd":
@@ -39,6 +41,11 @@ def _calls(op: str, shape: Mapping[str, int], platform: str) -> dict[str, Callab
     if op == "selective_scan":
         return {"jax.lax.associative_scan": _associative_scan}
     return {}
+
+
+def _gated_ragged_dot(x: Any, gate: Any, up: Any, sizes: Any) -> Any:
+    of_gate, of_up = (jax.lax.ragged_dot(x, w, sizes) for w in (gate, up))
+    return jax.nn.silu(of_gate) * of_up
 
 
 def _attention(shape: Mapping[str, int], platform: str, tokamax: Any) -> dict[str, Callable[..., Any] | None]:

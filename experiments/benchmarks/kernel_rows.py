@@ -92,6 +92,11 @@ def rows(size: str) -> list[Row]:
         *_decoding(batches, tokens, heads),
         *_experts("Mixtral", mixtral, "≥ 650 TFLOP/s", "≥ 595 TFLOP/s"),
         *_experts("Qwen3-30B-A3B", qwen, "≥ 450 TFLOP/s", ""),
+        *(
+            Row("grouped_swiglu", f"gated experts {title}", measured, shape)
+            for title, shape in (("Mixtral", mixtral), ("Qwen3-30B-A3B", {**qwen, "outputs": qwen["outputs"] // 2}))
+            for measured in ("forward", "forward and backward")
+        ),
         Row("linear_cross_entropy", "loss, 128k vocabulary", "forward", loss, goal="≥ 700 TFLOP/s"),
         Row("linear_cross_entropy", "loss, 128k vocabulary", "forward and backward", loss, goal="≥ 660 TFLOP/s"),
         *(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llm_jax.kernels.decode_attention import decode_attention as decode_attention
     from llm_jax.kernels.flash_attention import flash_attention as flash_attention
     from llm_jax.kernels.grouped_matmul import grouped_matmul as grouped_matmul
+    from llm_jax.kernels.grouped_swiglu import grouped_swiglu as grouped_swiglu
     from llm_jax.kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
     from llm_jax.kernels.linear_cross_entropy import partial_linear_cross_entropy as partial_linear_cross_entropy
     from llm_jax.kernels.matmul import QuantizedArray as QuantizedArray
@@ -35,6 +36,7 @@ OPS = (
     "decode_attention",
     "flash_attention",
     "grouped_matmul",
+    "grouped_swiglu",
     "linear_cross_entropy",
     "matmul",
     "ragged_paged_attention",

@@ -59,50 +59,52 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """A tile of a product, summed over `steps` blocks of two operands, `stages` of which are under way at a time.
+    """A tile of a product, summed over `steps` blocks of its operands, `stages` of which are under way at a time.
 
-    `multiply(step, acc, a, b)` adds to a warpgroup's half of the tile from two blocks in shared memory, `finish(tile)`
-    stores what it has in the end.
+    `multiply(step, acc, *blocks)` adds to a warpgroup's half of the tile from blocks in shared memory, `finish(tile)`
+    stores what it has in the end. Of several `accumulators` both get each: as many tiles of products are made at once.
     """
 
-    a: Operand
-    b: Operand
+    operands: tuple[Operand, ...]
     width: int
     steps: Any
     stages: int
-    multiply: Callable[[Any, Any, Any, Any], None]
+    multiply: Callable[..., None]
+    accumulators: int = 1
 
-    def _pipeline(self, finish: Callable[[Array], None]) -> Any:
+    def _pipeline(self, finish: Callable[..., None]) -> Any:
         def context(run: Callable[[Any], Any]) -> None:
-            def scope(acc: Any) -> None:
-                run(acc)
-                finish(acc[...])
+            def scope(*accs: Any) -> None:
+                run(accs)
+                finish(*(acc[...] for acc in accs))
 
-            pl.run_scoped(scope, plgpu.ACC((ROWS, self.width), jnp.float32))  # pyright: ignore[reportPrivateImportUsage]
+            acc = plgpu.ACC((ROWS, self.width), jnp.float32)  # pyright: ignore[reportPrivateImportUsage]
+            pl.run_scoped(scope, *[acc] * self.accumulators)
 
-        def body(index: tuple[Any], a: Any, b: Any, acc: Any) -> Any:
-            self.multiply(index[0], acc, a, b)
+        def body(index: tuple[Any], *refs: Any) -> Any:
+            *blocks, accs = refs
+            self.multiply(index[0], *accs, *blocks)
             plgpu.wgmma_wait(0)
-            return acc
+            return accs
 
         return plgpu.emit_pipeline_warp_specialized(
             body,
             grid=(self.steps,),
             memory_registers=40,
-            in_specs=[self.a.spec(), self.b.spec()],
+            in_specs=[operand.spec() for operand in self.operands],
             wg_axis=WARPGROUP,
             num_compute_wgs=WARPGROUPS,
             max_concurrent_steps=self.stages,
             compute_context=context,
         )
 
-    def allocations(self, a: Any, b: Any) -> Any:
+    def allocations(self, *matrices: Any) -> Any:
         """Shared memory and barriers, which all tiles of a block of threads use in turn."""
-        return self._pipeline(lambda tile: None).get_allocations(a, b)
+        return self._pipeline(lambda *tiles: None).get_allocations(*matrices)
 
-    def run(self, a: Any, b: Any, allocations: Any, finish: Callable[[Array], None]) -> None:
-        """Makes the tile of the matrices `a` and `b` in GMEM."""
-        self._pipeline(finish)(a, b, allocations=allocations)
+    def run(self, *matrices: Any, allocations: Any, finish: Callable[..., None]) -> None:
+        """Makes the tile of the matrices, which lie in GMEM."""
+        self._pipeline(finish)(*matrices, allocations=allocations)
 
 
 def half() -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from llm_jax.kernels.swiglu import gradients
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import Linear
 from llm_jax.sharding import constrain
@@ -33,12 +34,7 @@ def _gate_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _gate_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    gate, up, g32 = (x.astype(jnp.float32) for x in (*saved, g))
-    sigmoid = jax.nn.sigmoid(gate)
-    d_gate = g32 * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    # Each of the two makes the sigmoid for itself; shared, it is an array that is written and read again.
-    gate = jax.lax.optimization_barrier(gate)
-    return d_gate.astype(g.dtype), (g32 * gate * jax.nn.sigmoid(gate)).astype(g.dtype)
+    return gradients(*saved, g)
 
 
 swiglu.defvjp(_gate_forward, _gate_backward)

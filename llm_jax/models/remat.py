@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import jax
 
+from llm_jax.kernels.grouped_swiglu import SAVED
+
 PROJECTION = "projection"
 """Name that `Linear` gives its result."""
 
@@ -22,7 +24,7 @@ def _full(block: Callable, *, scanned: bool) -> Callable:
 def _dots(block: Callable, *, scanned: bool) -> Callable:
     """Saves the results of projections; recomputes norms, rotations, attention and products of elements."""
     # By name and not by primitive: a product's own result is float32, what follows it is in compute dtype.
-    policy = jax.checkpoint_policies.save_only_these_names(PROJECTION)
+    policy = jax.checkpoint_policies.save_only_these_names(PROJECTION, SAVED)
     return jax.checkpoint(block, policy=policy, prevent_cse=not scanned)
 
 

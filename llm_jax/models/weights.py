@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from llm_jax.kernels.grouped_swiglu import SAVED
 from llm_jax.models.parameter import LAYERS, map_values
 from llm_jax.sharding import compute_weights, current_plan
 
@@ -28,13 +29,15 @@ def gathered[**P, T](call: Callable[P, T]) -> Callable[P, T]:
 
     The backward pass casts and gathers again. Were the results saved for it, a scan over layers would stack them: all
     the weights once more, and in ZeRO 3 all of them gathered. Saved are the method's inputs; of what is recomputed,
-    the product of a projection is not needed and dropped.
+    the product of a projection is not needed and dropped. Where products are needed, they are saved, by their name.
     """
+    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
 
     @functools.wraps(call)
     def run(module, *args):
         if current_plan() is None:
             return call(module, *args)  # type: ignore[call-arg]
-        return jax.checkpoint(lambda module, *args: call(in_compute(module), *args))(module, *args)  # type: ignore[call-arg]
+        in_use = jax.checkpoint(lambda module, *args: call(in_compute(module), *args), policy=policy)  # type: ignore[call-arg]
+        return in_use(module, *args)
 
     return run  # type: ignore[return-value]

@@ -152,7 +152,15 @@ def test_visible_pairs_are_those_of_the_mask():
         assert attention.visible_pairs(asked) == mask.sum(), changes
 
 
-OPS = ("flash_attention", "linear_cross_entropy", "grouped_matmul", "ssd", "selective_scan", "ragged_paged_attention")
+OPS = (
+    "flash_attention",
+    "linear_cross_entropy",
+    "grouped_matmul",
+    "grouped_swiglu",
+    "ssd",
+    "selective_scan",
+    "ragged_paged_attention",
+)
 SMALL = {"tokens": 8, "rows": 8, "vocab": 16, "states": 4, "groups": 1}
 
 

@@ -1,5 +1,7 @@
 """Dropless = a dense sum over experts, padding, capacity, meshes, upcycling, what is refused."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from llm_jax.models.upcycling import upcycle
 from llm_jax.objectives import experts as losses
 from llm_jax.sharding import MeshConfig, make_plan, storage_shardings, use
 from tests.models.experts_cases import drawn
-from tests.models.tiny_experts import SEGMENTS, B, D, E, T, X, all_losses, config, run
+from tests.models.tiny_experts import SEGMENTS, B, D, E, F, T, X, all_losses, config, run
 
 
 def test_dropless_is_the_dense_sum_over_experts():
@@ -128,6 +130,37 @@ def test_upcycled_equals_dense(stacked):
 def test_what_no_layer_can_have_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         config(**fields)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["one op", "one by one"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_what_the_backward_pass_keeps(remat, bias):
+    """Never weights. With `dots` both products of gated experts and nothing else of their width, as without experts;
+    with that and `none` no product of theirs is made again."""
+    decoder = Decoder(config({"num_layers": 2}, bias=bias), remat=remat)
+    with use(make_plan(MeshConfig(), compute_dtype="bfloat16")):
+        grads = jax.make_jaxpr(jax.grad(lambda p: bind(decoder, p)(TOKENS)[0].astype(jnp.float32).sum()))
+        program = grads(abstract_params(decoder))
+    forward = next(e for e in program.eqns if e.primitive.name == "scan")
+    kept = [aval.shape for aval in cast(list[Any], [v.aval for v in forward.outvars[1:]])]
+    assert not {v.shape for v in jax.tree.leaves(abstract_params(decoder)) if len(v.shape) >= 3} & set(kept)
+    wide = kept.count((2, 2 * B * T, F))
+    assert wide == {"none": 4, "dots": 2, "full": 0}[remat]
+    forward, backward = (grouped_products(e) for e in program.eqns if e.primitive.name == "scan")
+    again = {"none": 0, "dots": 0, "full": 2}[remat]
+    assert (forward, backward) == (3, (6 if bias else 5) + again)
+
+
+def grouped_products(equation) -> int:
+    """How many there are in a program: on a CPU each is a loop over the experts."""
+    inner = [x for value in equation.params.values() for x in jax.tree.leaves(value, is_leaf=is_program)]
+    programs = [getattr(x, "jaxpr", x) for x in inner if is_program(x)]
+    own = equation.primitive.name == "scan" and equation.params["length"] == E
+    return own + sum(grouped_products(e) for program in programs for e in program.eqns)
+
+
+def is_program(x) -> bool:
+    return hasattr(x, "jaxpr") or hasattr(x, "eqns")
 
 
 MIXED = dict(feed_forwards=("dense", "experts", "dense", "experts"), num_kv_heads=2, init_std=0.3)

@@ -45,7 +45,7 @@ def grouped_matmul(
             also group sizes below 0 or beyond the rows, which out of debug mode are cut to what is there.
     """
     spec = grouped_matmul_spec(x, w, group_sizes)
-    debug.check_values(partial(check_sizes, spec), group_sizes)
+    debug.check_values(partial(check_sizes, OP.name, spec), group_sizes)
     name = choose(OP, spec, implementation)
     group_sizes = within_rows(spec, group_sizes)
     x, w, group_sizes = manual_axes.vary((x, w, group_sizes), manual_axes.axes_of(x, w, group_sizes))

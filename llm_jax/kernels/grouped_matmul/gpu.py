@@ -38,7 +38,9 @@ def product(
     """Rows of x times the weights of their group, 0 behind the last group."""
     from llm_jax.kernels.grouped_matmul import gpu_product
 
-    return gpu_product.rows_times(x, w, group_sizes, _tiles(spec, "product"), transposed=False)
+    return gpu_product.rows_times(
+        [x], [w], group_sizes, _tiles(spec, "product"), transposed=False, name="llm_jax_grouped_matmul"
+    )
 
 
 def input_gradient(
@@ -47,7 +49,9 @@ def input_gradient(
     """Rows of g times the transposed weights of their group."""
     from llm_jax.kernels.grouped_matmul import gpu_product
 
-    return gpu_product.rows_times(g, w, group_sizes, _tiles(spec, "product"), transposed=True)
+    return gpu_product.rows_times(
+        [g], [w], group_sizes, _tiles(spec, "product"), transposed=True, name="llm_jax_grouped_matmul_input_gradient"
+    )
 
 
 def weight_gradient(
@@ -59,6 +63,10 @@ def weight_gradient(
     return gpu_weight_gradient.sums_of_groups(x, g, group_sizes, _tiles(spec, "weight gradient"))
 
 
+def shape_class(spec: GroupedSpec) -> str:
+    """As the tables of tile sizes name it."""
+    return f"{'many' if spec.rows < 1024 * spec.groups else 'few'} groups"
+
+
 def _tiles(spec: GroupedSpec, kernel: str) -> Tiles:
-    shape = f"{kernel} {'many' if spec.rows < 1024 * spec.groups else 'few'} groups"
-    return tiles("grouped_matmul", "gpu", dtype=spec.dtype, shape=shape, default=Tiles())
+    return tiles("grouped_matmul", "gpu", dtype=spec.dtype, shape=f"{kernel} {shape_class(spec)}", default=Tiles())

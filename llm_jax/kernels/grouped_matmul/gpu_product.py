@@ -1,6 +1,7 @@
 """Rows times the weights of their group: tiles begin with their group, and those at its edges store less."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,23 +24,37 @@ STORED = 32
 
 
 def rows_times(
-    rows: Float[Array, "M A"], w: Array, group_sizes: Int[Array, " E"], tiles: Tiles, *, transposed: bool
+    rows: Sequence[Float[Array, "M A"]],
+    weights: Sequence[Array],
+    group_sizes: Int[Array, " E"],
+    tiles: Tiles,
+    *,
+    transposed: bool,
+    name: str,
+    join: Callable[..., Array] | None = None,
 ) -> Float[Array, "M B"]:
-    """rows[m] @ w[e] with w [E, A, B], or [E, B, A] if `transposed`; 0 behind the last group."""
-    m, made = rows.shape[0], w.shape[1 if transposed else 2]
-    rows = mosaic_gpu.padded(rows, (ALIGN if m > HEIGHT else HEIGHT, DEPTH))
-    w = mosaic_gpu.padded(w, (1, tiles.width, DEPTH) if transposed else (1, DEPTH, tiles.width))
-    columns = w.shape[1 if transposed else 2] // tiles.width
-    plan = visits(group_sizes, rows.shape[0], HEIGHT, align=ALIGN, behind=False)
+    """rows[m] @ w[e] with w [E, A, B], or [E, B, A] if `transposed`; 0 behind the last group.
+
+    Of several rows, each with its weights, the sum in float32. Of one with several weights, what `join` makes of the
+    products, number by number in float32, and 0 of zeros.
+    """
+    m, made, dtype = rows[0].shape[0], weights[0].shape[1 if transposed else 2], rows[0].dtype
+    rows = [mosaic_gpu.padded(x, (ALIGN if m > HEIGHT else HEIGHT, DEPTH)) for x in rows]
+    of_weights = (1, tiles.width, DEPTH) if transposed else (1, DEPTH, tiles.width)
+    weights = [mosaic_gpu.padded(w, of_weights) for w in weights]
+    height, columns = rows[0].shape[0], weights[0].shape[1 if transposed else 2] // tiles.width
+    plan = visits(group_sizes, height, HEIGHT, align=ALIGN, behind=False)
     items = mosaic_gpu.in_bands(plan.count, plan.group.shape[0], columns, tiles.band)
     kernel = mosaic_gpu.launch(
-        functools.partial(_kernel, tiles=tiles, columns=columns, transposed=transposed),
-        jax.ShapeDtypeStruct((rows.shape[0], columns * tiles.width), rows.dtype),
+        functools.partial(
+            _kernel, tiles=tiles, columns=columns, transposed=transposed, sides=(len(rows), len(weights)), join=join
+        ),
+        jax.ShapeDtypeStruct((height, columns * tiles.width), dtype),
         tiles=items.shape[0],
-        name="llm_jax_grouped_matmul_input_gradient" if transposed else "llm_jax_grouped_matmul",
+        name=name,
     )
     scalars = plan.count[None] * columns, items, plan.group, plan.first, plan.begin, plan.end
-    return kernel(*scalars, rows, w)[:m, :made]
+    return kernel(*scalars, *rows, *weights)[:m, :made]
 
 
 def _kernel(
@@ -49,28 +64,42 @@ def _kernel(
     first_ref: Any,
     begin_ref: Any,
     end_ref: Any,
-    rows_ref: Any,
-    w_ref: Any,
-    out_ref: Any,
-    *,
+    *refs: Any,
     tiles: Tiles,
     columns: int,
     transposed: bool,
+    sides: tuple[int, int],
+    join: Callable[..., Array] | None,
 ) -> None:
-    def product(column: Any) -> mosaic_gpu.Product:
-        def multiply(step: Any, acc: Any, rows: Any, weights: Any) -> None:
-            plgpu.wgmma(acc, rows.at[mosaic_gpu.half()], weights.T if transposed else weights)
+    row_refs, weight_refs, out_ref = refs[: sides[0]], refs[sides[0] : -1], refs[-1]
+    height, summed = row_refs[0].shape
+    accumulators = 1 if join is None else sides[1]
 
-        return mosaic_gpu.Product(
-            a=mosaic_gpu.Operand((HEIGHT, DEPTH), lambda k: (0, k)),
-            b=mosaic_gpu.Operand((tiles.width, DEPTH), lambda k: (column, k))
+    def product(column: Any) -> mosaic_gpu.Product:
+        def multiply(step: Any, *refs: Any) -> None:
+            accs, blocks = refs[:accumulators], refs[accumulators:]
+            for i, weights in enumerate(blocks[sides[0] :]):
+                rows, acc = blocks[min(i, sides[0] - 1)], accs[min(i, accumulators - 1)]
+                plgpu.wgmma(acc, rows.at[mosaic_gpu.half()], weights.T if transposed else weights)
+
+        of_rows = mosaic_gpu.Operand((HEIGHT, DEPTH), lambda k: (0, k))
+        of_weights = (
+            mosaic_gpu.Operand((tiles.width, DEPTH), lambda k: (column, k))
             if transposed
-            else mosaic_gpu.Operand((DEPTH, tiles.width), lambda k: (k, column)),
+            else mosaic_gpu.Operand((DEPTH, tiles.width), lambda k: (k, column))
+        )
+        return mosaic_gpu.Product(
+            operands=(of_rows,) * sides[0] + (of_weights,) * sides[1],
             width=tiles.width,
-            steps=rows_ref.shape[1] // DEPTH,
+            steps=summed // DEPTH,
             stages=tiles.stages,
             multiply=multiply,
+            accumulators=accumulators,
         )
+
+    def matrices(start: Any, group: Any) -> list[Any]:
+        """The rows of a tile, and the weights of a group."""
+        return [*(x.at[pl.ds(start, HEIGHT), :] for x in row_refs), *(w.at[group] for w in weight_refs)]
 
     def scope(pipeline: Any, whole: Any, some: Any) -> None:
         wg = lax.axis_index(WARPGROUP)
@@ -78,48 +107,51 @@ def _kernel(
         def place(first: Any, begin: Any, end: Any, column: Any) -> tuple[Any, Any]:
             """Where a tile begins, and how a warpgroup stores its half."""
             # The last tile of all would reach over the last row: it begins earlier, with rows that are not its own.
-            start = pl.multiple_of(jnp.minimum(first, rows_ref.shape[0] - HEIGHT), ALIGN)
+            start = pl.multiple_of(jnp.minimum(first, height - HEIGHT), ALIGN)
             at = pl.multiple_of(start + wg * ROWS, ALIGN)
             top = jnp.clip(jnp.maximum(first, begin) - at, 0, ROWS)
             size = jnp.maximum(jnp.clip(end - at, 0, ROWS) - top, 0)
             to = out_ref.at[pl.ds(at, ROWS), pl.ds(column * tiles.width, tiles.width)]
-            return start, functools.partial(_store, to, whole.at[wg], some.at[wg], begin=top, size=size)
+            return start, functools.partial(_store, to, whole.at[wg], some.at[wg], begin=top, size=size, join=join)
 
         @mosaic_gpu.share(count_ref[0])
         def _(i: Any) -> None:
             v, column = lax.div(items_ref[i], columns), lax.rem(items_ref[i], columns)
             group = group_ref[v]
             start, store = place(first_ref[v], begin_ref[group], end_ref[group], column)
-            product(column).run(rows_ref.at[pl.ds(start, HEIGHT), :], w_ref.at[group], pipeline, store)
+            product(column).run(*matrices(start, group), allocations=pipeline, finish=store)
 
         behind = end_ref[end_ref.shape[0] - 1]
         origin = lax.div(behind, ALIGN) * ALIGN
 
-        @mosaic_gpu.share(lax.div(rows_ref.shape[0] - origin + HEIGHT - 1, HEIGHT) * columns)
+        @mosaic_gpu.share(lax.div(height - origin + HEIGHT - 1, HEIGHT) * columns)
         def _(i: Any) -> None:
             v, column = lax.div(i, columns), lax.rem(i, columns)
-            _, store = place(origin + v * HEIGHT, behind, rows_ref.shape[0], column)
+            _, store = place(origin + v * HEIGHT, behind, height, column)
 
             @pl.when(wg < WARPGROUPS)
             def _():
                 zeros = jnp.zeros((ROWS, tiles.width), jnp.float32)
-                store(plgpu.layout_cast(zeros, plgpu.Layout.WGMMA))
+                store(*[plgpu.layout_cast(zeros, plgpu.Layout.WGMMA)] * accumulators)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     pl.run_scoped(
         scope,
-        pipeline=product(0).allocations(rows_ref.at[pl.ds(0, HEIGHT), :], w_ref.at[0]),
+        pipeline=product(0).allocations(*matrices(0, 0)),
         whole=mosaic_gpu.matrices((WARPGROUPS, 2, ROWS, STORED), out_ref.dtype),
         some=plgpu.SMEM((WARPGROUPS, ROWS, STORED), out_ref.dtype),
         collective_axes=WARPGROUP,
     )
 
 
-def _store(out_ref: Any, whole: Any, some: Any, tile: Array, *, begin: Any, size: Any) -> None:
-    """Rows [begin, begin + size) of a warpgroup's half of a tile."""
-    for i, column in enumerate(range(0, tile.shape[1], STORED)):
-        part, to = tile[:, column : column + STORED], out_ref.at[:, pl.ds(column, STORED)]
+def _store(
+    out_ref: Any, whole: Any, some: Any, *tiles: Array, begin: Any, size: Any, join: Callable[..., Array] | None
+) -> None:
+    """Rows [begin, begin + size) of a warpgroup's half of a tile, or of what `join` makes of several."""
+    for i, column in enumerate(range(0, tiles[0].shape[1], STORED)):
+        parts = [tile[:, column : column + STORED] for tile in tiles]
+        part, to = parts[0] if join is None else join(*parts), out_ref.at[:, pl.ds(column, STORED)]
         pl.when(size == ROWS)(functools.partial(mosaic_gpu.store, to, whole, part, i))
         pl.when((size > 0) & (size < ROWS))(functools.partial(_store_some, to, some, part, begin, size))
 

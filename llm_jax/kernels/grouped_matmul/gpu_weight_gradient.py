@@ -41,8 +41,10 @@ def _kernel(bounds_ref: Any, x_ref: Any, g_ref: Any, out_ref: Any, *, tiles: Til
 
     def product(first: Any, steps: Any, i: Any, j: Any, multiply: Any) -> mosaic_gpu.Product:
         return mosaic_gpu.Product(
-            a=mosaic_gpu.Operand((DEPTH, HEIGHT), lambda s: (first + s, i)),
-            b=mosaic_gpu.Operand((DEPTH, tiles.width), lambda s: (first + s, j)),
+            operands=(
+                mosaic_gpu.Operand((DEPTH, HEIGHT), lambda s: (first + s, i)),
+                mosaic_gpu.Operand((DEPTH, tiles.width), lambda s: (first + s, j)),
+            ),
             width=tiles.width,
             steps=steps,
             stages=tiles.stages,
@@ -85,7 +87,7 @@ def _kernel(bounds_ref: Any, x_ref: Any, g_ref: Any, out_ref: Any, *, tiles: Til
                     to = out_ref.at[group, rows, pl.ds(j * tiles.width + column, STORED)]
                     mosaic_gpu.store(to, stored.at[wg], tile[:, column : column + STORED], part)
 
-            product(first, steps, i, j, multiply).run(x_ref, g_ref, pipeline, store)
+            product(first, steps, i, j, multiply).run(x_ref, g_ref, allocations=pipeline, finish=store)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 

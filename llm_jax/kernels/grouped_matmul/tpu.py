@@ -36,7 +36,9 @@ def product(
     """Rows of x times the weights of their group, 0 behind the last group."""
     from llm_jax.kernels.grouped_matmul import tpu_product
 
-    return tpu_product.rows_times(x, w, group_sizes, product_tiles(spec), transposed=False)
+    return tpu_product.rows_times(
+        [x], [w], group_sizes, product_tiles(spec), transposed=False, name="llm_jax_grouped_matmul"
+    )
 
 
 def input_gradient(
@@ -45,7 +47,9 @@ def input_gradient(
     """Rows of g times the transposed weights of their group."""
     from llm_jax.kernels.grouped_matmul import tpu_product
 
-    return tpu_product.rows_times(g, w, group_sizes, product_tiles(spec), transposed=True)
+    return tpu_product.rows_times(
+        [g], [w], group_sizes, product_tiles(spec), transposed=True, name="llm_jax_grouped_matmul_input_gradient"
+    )
 
 
 def weight_gradient(
@@ -64,21 +68,23 @@ def product_tiles(spec: GroupedSpec) -> Tiles:
     a group stay in VMEM from tile to tile if one tile sums over the whole dimension.
     """
     summed, made = (4096, 1024) if spec.dtype == "bfloat16" else (1024, 512)
-    default = Tiles(rows=_rows_of_a_tile(spec), summed=summed, made=made)
-    return tiles("grouped_matmul", "tpu", dtype=spec.dtype, shape=f"product {_shape_class(spec)}", default=default)
+    default = Tiles(rows=rows_of_a_tile(spec), summed=summed, made=made)
+    return tiles("grouped_matmul", "tpu", dtype=spec.dtype, shape=f"product {shape_class(spec)}", default=default)
 
 
 def gradient_tiles(spec: GroupedSpec) -> Tiles:
     """Tiles of the weight gradient: `made` in both dimensions of the weights, summed over rows."""
-    default = Tiles(rows=_rows_of_a_tile(spec), summed=0, made=1024 if spec.dtype == "bfloat16" else 512)
+    default = Tiles(rows=rows_of_a_tile(spec), summed=0, made=1024 if spec.dtype == "bfloat16" else 512)
     return tiles(
-        "grouped_matmul", "tpu", dtype=spec.dtype, shape=f"weight gradient {_shape_class(spec)}", default=default
+        "grouped_matmul", "tpu", dtype=spec.dtype, shape=f"weight gradient {shape_class(spec)}", default=default
     )
 
 
-def _rows_of_a_tile(spec: GroupedSpec) -> int:
+def rows_of_a_tile(spec: GroupedSpec) -> int:
+    """Not more than a group has on average."""
     return min(512, max(128, 2 ** int(math.log2(max(1, spec.rows // spec.groups)))))
 
 
-def _shape_class(spec: GroupedSpec) -> str:
-    return f"{_rows_of_a_tile(spec)} rows"
+def shape_class(spec: GroupedSpec) -> str:
+    """As the tables of tile sizes name it."""
+    return f"{rows_of_a_tile(spec)} rows"

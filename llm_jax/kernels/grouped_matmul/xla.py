@@ -3,7 +3,7 @@ every group's weights. Elsewhere `ragged_dot`, which XLA turns into grouped prod
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,14 +29,14 @@ def product(
     spec: GroupedSpec, x: Float[Array, "M K"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M N"]:
     """Rows of x times the weights of their group, 0 behind the last group."""
-    return _rows_times(spec, x, w, group_sizes, contracted=1)
+    return _rows_times(spec, x, w, group_sizes, axis=0)
 
 
 def input_gradient(
     spec: GroupedSpec, g: Float[Array, "M N"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M K"]:
     """Rows of g times the transposed weights of their group."""
-    return _rows_times(spec, g, w, group_sizes, contracted=2)
+    return _rows_times(spec, g, w, group_sizes, axis=1)
 
 
 def weight_gradient(
@@ -51,7 +51,7 @@ def weight_gradient(
         def add(size: int, at: Array, total: Array) -> Array:
             x_block, g_block = (_block(rows, at, size) for rows in (x, g))
             own = _own(spec, at, size, end)
-            made = _dot(jnp.where(own, x_block, 0), jnp.where(own, g_block, 0), 0, 0)
+            made = dot(jnp.where(own, x_block, 0), jnp.where(own, g_block, 0), 0, 0)
             return total + made.astype(jnp.float32)
 
         empty = manual_axes.full((spec.inputs, spec.outputs), 0.0, (x, g))
@@ -62,22 +62,35 @@ def weight_gradient(
     return _over_groups(group_sizes, of_group, out)
 
 
-def _rows_times(spec: GroupedSpec, rows: Array, w: Array, group_sizes: Array, contracted: int) -> Array:
+def _rows_times(spec: GroupedSpec, rows: Array, w: Array, group_sizes: Array, axis: int) -> Array:
     if target_platform() != "cpu":
-        w = w if contracted == 1 else jnp.swapaxes(w, 1, 2)
+        w = w if axis == 0 else jnp.swapaxes(w, 1, 2)
         return lax.ragged_dot(rows, w, group_sizes, precision=_precision(rows))
+    return of_blocks(spec, [rows], [w], group_sizes, w.shape[2 - axis], lambda x, w: dot(x, w, 1, axis))
+
+
+def of_blocks(
+    spec: GroupedSpec,
+    rows: Sequence[Array],
+    weights: Sequence[Array],
+    group_sizes: Array,
+    made: int,
+    make: Callable[..., Array],
+) -> Float[Array, "M made"]:
+    """`make(*blocks of rows, *weights of their group)`, `made` wide, for one block after another; 0 behind the last
+    group."""
 
     def of_group(e: Array, begin: Array, end: Array, out: Array) -> Array:
-        weights = w[e]
+        of_their_group = [w[e] for w in weights]
 
         def write(size: int, at: Array, out: Array) -> Array:
-            made = _dot(_block(rows, at, size), weights, 1, contracted - 1)
-            made = jnp.where(_own(spec, at, size, end), made, _block(out, at, size))
-            return lax.dynamic_update_slice_in_dim(out, made, at, 0)
+            new = make(*(_block(x, at, size) for x in rows), *of_their_group)
+            new = jnp.where(_own(spec, at, size, end), new, _block(out, at, size))
+            return lax.dynamic_update_slice_in_dim(out, new, at, 0)
 
         return _over_blocks(spec, begin, end, write, out)
 
-    out = manual_axes.full((spec.rows, w.shape[3 - contracted]), 0, (rows, w), rows.dtype)
+    out = manual_axes.full((spec.rows, made), 0, (rows, weights), rows[0].dtype)
     return _over_groups(group_sizes, of_group, out)
 
 
@@ -115,7 +128,8 @@ def _own(spec: GroupedSpec, at: Array, size: int, end: Array) -> Bool[Array, "m 
     return ((rows >= at) & (rows < end))[:, None]
 
 
-def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
+def dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
+    """Product of two matrices, summed over one axis of each, in their dtype."""
     return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), precision=_precision(a))
 
 

@@ -72,7 +72,8 @@ def _kernel(
                     to = out_ref.at[tokens, pl.ds(column * tiles.width + i * width, width)]
                     mosaic_gpu.store(to, stored.at[wg], _gradient(spec, part, first, own), i)
 
-            gpu_logits.product(row, column, hidden_ref.shape[1], tiles).run(hidden_ref, head_ref, pipeline, finish)
+            made = gpu_logits.product(row, column, hidden_ref.shape[1], tiles)
+            made.run(hidden_ref, head_ref, allocations=pipeline, finish=finish)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 

@@ -76,7 +76,8 @@ def _kernel(
                 for key, ref in zip(keys, out_refs, strict=True):
                     plgpu.store(ref.at[column, tokens], made[key], optimized=False)
 
-            gpu_logits.product(row, column, hidden_ref.shape[1], tiles).run(hidden_ref, head_ref, pipeline, finish)
+            made = gpu_logits.product(row, column, hidden_ref.shape[1], tiles)
+            made.run(hidden_ref, head_ref, allocations=pipeline, finish=finish)
 
     allocations = gpu_logits.product(0, 0, hidden_ref.shape[1], tiles).allocations(hidden_ref, head_ref)
     pl.run_scoped(scope, pipeline=allocations, collective_axes=WARPGROUP)

@@ -28,8 +28,10 @@ def product(row: Any, column: Any, width: int, tiles: Tiles) -> mosaic_gpu.Produ
         plgpu.wgmma(acc, hidden.at[mosaic_gpu.half()], head)
 
     return mosaic_gpu.Product(
-        a=mosaic_gpu.Operand((HEIGHT, DEPTH), lambda k: (row, k)),
-        b=mosaic_gpu.Operand((DEPTH, tiles.width), lambda k: (k, column)),
+        operands=(
+            mosaic_gpu.Operand((HEIGHT, DEPTH), lambda k: (row, k)),
+            mosaic_gpu.Operand((DEPTH, tiles.width), lambda k: (k, column)),
+        ),
         width=tiles.width,
         steps=width // DEPTH,
         stages=tiles.stages,

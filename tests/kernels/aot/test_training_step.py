@@ -23,6 +23,7 @@ MIXTRAL = {
 MODELS = {"llama": {}, "mixtral": MIXTRAL}
 ATTENTION = {f"llm_jax_flash_attention_{part}" for part in ("forward", "dq", "dkv")}
 EXPERTS = {f"llm_jax_grouped_matmul{part}" for part in ("", "_input_gradient", "_weight_gradient")}
+EXPERTS |= {"llm_jax_grouped_swiglu_input_gradient"}
 LOSS = {
     "tpu": {f"llm_jax_linear_cross_entropy{part}" for part in ("", "_hidden_gradient", "_head_gradient")},
     "gpu": {f"llm_jax_linear_cross_entropy{part}" for part in ("", "_logit_gradient")},

@@ -1,0 +1,78 @@
+"""The gated half of experts: two products of rows, sorted by group, with the weights of their group, and SwiGLU."""
+
+from functools import partial
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from llm_jax.kernels import debug, manual_axes, swiglu
+from llm_jax.kernels.choice import Op, choose
+from llm_jax.kernels.grouped_matmul import OP as PRODUCTS
+from llm_jax.kernels.grouped_matmul.spec import GroupedSpec, check_sizes, within_rows
+from llm_jax.kernels.grouped_swiglu import gpu, reference, tpu, xla
+from llm_jax.kernels.grouped_swiglu.spec import grouped_swiglu_spec
+
+OP = Op(
+    "grouped_swiglu",
+    grouped_swiglu_spec,
+    {"gpu": gpu, "tpu": tpu, "xla": xla, "reference": reference},
+    order=("gpu", "tpu", "xla"),
+)
+SAVED = "grouped_swiglu"
+"""Name (`checkpoint_name`) of the two products, which are what the backward pass needs of the forward pass."""
+
+
+def grouped_swiglu(
+    x: Float[Array, "M K"],
+    gate: Float[Array, "E K N"],
+    up: Float[Array, "E K N"],
+    group_sizes: Int[Array, " E"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "M N"]:
+    """silu(x[m] @ gate[e]) * (x[m] @ up[e]) for the rows of group e, which are sorted as for `grouped_matmul`.
+
+    Both products are rounded to x's dtype, and the result once more; sums and SwiGLU are float32. Rows behind the last
+    group give 0 and get gradient 0. Groups may be empty. Gradients flow to x, gate and up, reverse mode only.
+
+    The products are not written, unless the call is differentiated: then they are kept, under the name SAVED, and the
+    result is made from them outside of the kernels. So a policy that saves them makes it again without a product.
+
+    Args:
+        x, gate, up: one dtype of float32, bfloat16, float16.
+        group_sizes: rows of each group, at least 0, adding up to M at most.
+        implementation: "gpu", "tpu", "xla" or "reference"; None takes the best one for the machine.
+
+    Raises:
+        ArgumentError: as `grouped_matmul`.
+
+    Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
+    """
+    spec = grouped_swiglu_spec(x, gate, up, group_sizes)
+    debug.check_values(partial(check_sizes, OP.name, spec), group_sizes)
+    name = choose(OP, spec, implementation)
+    arrays = x, gate, up, within_rows(spec, group_sizes)
+    return _swiglu(name, spec, *manual_axes.vary(arrays, manual_axes.axes_of(arrays)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _swiglu(name: str, spec: GroupedSpec, x: Array, gate: Array, up: Array, group_sizes: Array) -> Array:
+    return OP.implementations[name].swiglu(spec, x, gate, up, group_sizes)
+
+
+def _forward(name: str, spec: GroupedSpec, x: Array, gate: Array, up: Array, group_sizes: Array):
+    product = PRODUCTS.implementations[name].product
+    products = tuple(checkpoint_name(product(spec, x, w, group_sizes), SAVED) for w in (gate, up))
+    return swiglu.activated(*products).astype(x.dtype), (x, gate, up, group_sizes, *products)
+
+
+def _backward(name: str, spec: GroupedSpec, saved: tuple[Array, ...], g: Array):
+    x, gate, up, group_sizes, of_gate, of_up = saved
+    d_gate, d_up = swiglu.gradients(of_gate, of_up, g)
+    d_x = OP.implementations[name].input_gradient(spec, d_gate, d_up, gate, up, group_sizes)
+    of_weights = PRODUCTS.implementations[name].weight_gradient
+    return d_x, of_weights(spec, x, d_gate, group_sizes), of_weights(spec, x, d_up, group_sizes), None
+
+
+_swiglu.defvjp(_forward, _backward)

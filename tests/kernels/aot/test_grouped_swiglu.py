@@ -1,0 +1,54 @@
+"""grouped_swiglu and its input gradient at the shapes of published models' experts, by the real compilers.
+
+Its weight gradients are `grouped_matmul`'s, and so are the products of a call that is differentiated.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
+from llm_jax.kernels.grouped_swiglu import gpu, tpu
+from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
+
+# DeepSeek-V3's experts as one of eight chips has them: all 256 twice are 15 GiB, of the 16 that a v5e has.
+SHAPES = {
+    "Mixtral": GroupedSpec(16384, 8, 4096, 14336, "bfloat16"),
+    "DeepSeek-V3 cut by 8": GroupedSpec(65536, 256, 7168, 256, "bfloat16"),
+    "Qwen3-30B-A3B": GroupedSpec(131072, 128, 2048, 768, "bfloat16"),
+}
+FLOAT32 = {"Qwen3-30B-A3B, float32": GroupedSpec(16384, 128, 2048, 768, "float32")}
+
+
+def calls(spec: GroupedSpec, implementation):
+    """Both kernels, each with the structs of its arrays."""
+    x = jax.ShapeDtypeStruct((spec.rows, spec.inputs), spec.dtype)
+    w = jax.ShapeDtypeStruct((spec.groups, spec.inputs, spec.outputs), spec.dtype)
+    g = jax.ShapeDtypeStruct((spec.rows, spec.outputs), spec.dtype)
+    sizes = jax.ShapeDtypeStruct((spec.groups,), jnp.int32)
+    backward = lambda *a: implementation.input_gradient(spec, *a)  # noqa: E731
+    return {
+        "llm_jax_grouped_swiglu": (lambda *a: implementation.swiglu(spec, *a), (x, w, w, sizes)),
+        "llm_jax_grouped_swiglu_input_gradient": (backward, (g, g, w, w, sizes)),
+    }
+
+
+@on_every_tpu(SHAPES | FLOAT32, sample={})
+def test_tpu(case, topology):
+    pytest.importorskip("libtpu")
+    for name, (f, structs) in calls(case, tpu).items():
+        found = tpu_compile(f, *structs, topology=topology).kernels
+        assert [kernel for kernel in found if kernel.startswith("llm_jax")] == [name]
+
+
+@pytest.mark.aot_gpu
+@pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
+def test_gpu(spec):
+    """No spills, and no product that waits for the one before (see grouped_matmul's)."""
+    pytest.importorskip("jax_cuda13_plugin")
+    for name, (f, structs) in calls(spec, gpu).items():
+        program = gpu_compile(f, *structs)
+        print(TABLE, *program.resources, sep="\n")
+        (taken,) = program.resources
+        assert program.kernels == (name,) and taken.spill_stores == taken.spill_loads == 0
+        assert all(warning.startswith("(C7504)") for warning in taken.warnings)
