@@ -157,14 +157,25 @@ def _store(
 
 
 def _store_some(to: Any, buffer: Any, part: Array, begin: Any, size: Any) -> None:
-    """A copy by TMA has as many rows as the kernel was compiled with, so there is one for each power of two."""
+    """A copy by TMA has as many rows as the kernel was compiled with, so there is one for each power of two.
+
+    Of several rows it reads from multiples of 128 bytes only (the interpreter does not mind), and a row has 64: a first
+    row that is odd goes by itself.
+    """
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     buffer[...] = part.astype(to.dtype)
     plgpu.commit_smem()
+
+    def copy(length: int, wanted: Any) -> None:
+        rows = pl.ds(begin, length)
+        pl.when(wanted)(functools.partial(plgpu.copy_smem_to_gmem, buffer.at[rows], to.at[rows]))
+
+    odd = lax.rem(begin, 2)
+    copy(1, odd == 1)
+    begin, size = begin + odd, size - odd
     length = ROWS // 2
     while length:
-        rows = pl.ds(begin, length)
-        pl.when(size & length != 0)(functools.partial(plgpu.copy_smem_to_gmem, buffer.at[rows], to.at[rows]))
+        copy(length, size & length != 0)
         begin += size & length
         length //= 2
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
