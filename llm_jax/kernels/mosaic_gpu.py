@@ -62,7 +62,8 @@ class Product:
     """A tile of a product, summed over `steps` blocks of its operands, `stages` of which are under way at a time.
 
     `multiply(step, acc, *blocks)` adds to a warpgroup's half of the tile from blocks in shared memory, `finish(tile)`
-    stores what it has in the end. Of several `accumulators` both get each: as many tiles of products are made at once.
+    stores what it has in the end. With several `accumulators` as many tiles are made at once, and both functions get an
+    argument for each.
     """
 
     operands: tuple[Operand, ...]
