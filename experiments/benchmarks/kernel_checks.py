@@ -61,11 +61,8 @@ def rows(size: str) -> list[Row]:
         for n in (1, 7)
     ]
     made += [
-        Row("grouped_matmul", f"experts, {E} groups", "", {"rows": M, "inputs": K, "outputs": 2 * K, "groups": E})
-        for E, M, K in ((8, 2000, 512), (128, 3000, 512) if big else (16, 60, 24))
-    ]
-    made += [
-        Row("grouped_swiglu", f"gated experts, {E} groups", "", {"rows": M, "inputs": K, "outputs": 2 * K, "groups": E})
+        Row(op, f"{title}, {E} groups", "", {"rows": M, "inputs": K, "outputs": 2 * K, "groups": E})
+        for op, title in (("grouped_matmul", "experts"), ("grouped_swiglu", "gated experts"))
         for E, M, K in ((8, 2000, 512), (128, 3000, 512) if big else (16, 60, 24))
     ]
     loss = {"tokens": 1000, "width": 1024, "vocab": 32003} if big else {"tokens": 30, "width": 16, "vocab": 101}

@@ -172,3 +172,25 @@ def _parse(name: str, path: Path, taken: str) -> Resources:
         spill_depth=sass.depth(code, "LDL", "STL"),
         warnings=tuple(sorted(set(re.findall(r"\(C\d+\) [^\n]*|[^\n]*[Ww]arning[^\n]*", ptxas)))),
     )
+
+
+Calls = Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]
+"""By the name of the one kernel of ours that each compiles to: a function, and the structs of its arrays."""
+
+
+def assert_one_kernel_each(calls: Calls, topology: str) -> None:
+    """In what the TPU compiler makes of them."""
+    for name, (f, structs) in calls.items():
+        found = tpu_compile(f, *structs, topology=topology).kernels
+        assert [kernel for kernel in found if kernel.startswith("llm_jax")] == [name]
+
+
+def assert_products_run_freely(calls: Calls) -> None:
+    """On Hopper no spills, and no product that waits for the one before: ptxas says so in other warnings than C7504,
+    which tells that the registers are shared evenly between the warpgroups."""
+    for name, (f, structs) in calls.items():
+        program = gpu_compile(f, *structs)
+        print(TABLE, *program.resources, sep="\n")
+        (taken,) = program.resources
+        assert program.kernels == (name,) and taken.spill_stores == taken.spill_loads == 0
+        assert all(warning.startswith("(C7504)") for warning in taken.warnings)

@@ -6,7 +6,7 @@ import pytest
 
 from llm_jax.kernels.grouped_matmul import gpu, tpu
 from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
-from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
+from tests.kernels.compilers import assert_one_kernel_each, assert_products_run_freely, on_every_tpu
 
 SHAPES = {
     "Mixtral up": GroupedSpec(16384, 8, 4096, 14336, "bfloat16"),
@@ -33,20 +33,11 @@ def calls(spec: GroupedSpec, implementation):
 @on_every_tpu(SHAPES | FLOAT32, sample={"Mixtral up": "v5p:2x2x1"})
 def test_tpu(case, topology):
     pytest.importorskip("libtpu")
-    for name, (f, structs) in calls(case, tpu).items():
-        found = tpu_compile(f, *structs, topology=topology).kernels
-        assert [kernel for kernel in found if kernel.startswith("llm_jax")] == [name]
+    assert_one_kernel_each(calls(case, tpu), topology)
 
 
 @pytest.mark.aot_gpu
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_gpu(spec):
-    """No spills, and no product that waits for the one before: ptxas says so in other warnings than C7504, which tells
-    that the registers are shared evenly between the warpgroups."""
     pytest.importorskip("jax_cuda13_plugin")
-    for name, (f, structs) in calls(spec, gpu).items():
-        program = gpu_compile(f, *structs)
-        print(TABLE, *program.resources, sep="\n")
-        (taken,) = program.resources
-        assert program.kernels == (name,) and taken.spill_stores == taken.spill_loads == 0
-        assert all(warning.startswith("(C7504)") for warning in taken.warnings)
+    assert_products_run_freely(calls(spec, gpu))
