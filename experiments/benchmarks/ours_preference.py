@@ -8,8 +8,10 @@ from ours import Step, make_decoder, step_of, stepper, work
 
 from llm_jax.adapters.config import LoraConfig
 from llm_jax.data.encode import Sequence
+from llm_jax.data.fitting import Item
 from llm_jax.data.packing import best_fit_decreasing
 from llm_jax.data.rows import fill_pair_row, fill_unpaired_row, pair_schema, unpaired_schema
+from llm_jax.data.sharing import shared_tokens
 from llm_jax.jobs.adapting import Adapting
 from llm_jax.jobs.config import PreferenceConfig
 from llm_jax.jobs.paired import paired_objective
@@ -33,14 +35,15 @@ def batch_of(rows: list[dict[str, np.ndarray]], **further: np.ndarray) -> dict[s
     return {name: np.stack([row[name] for row in rows])[None] for name in rows[0]} | further
 
 
-def pair_batch(model: str, window: int) -> dict[str, np.ndarray]:
-    pairs = [
-        (sequence(pair["prompt_ids"], pair["chosen_ids"]), sequence(pair["prompt_ids"], pair["rejected_ids"]))
-        for pair in workload.pairs(model)
-    ]
-    windows = best_fit_decreasing([sum(len(side.ids) for side in pair) for pair in pairs], window)
-    schema, no_bytes = pair_schema(window, max(map(len, windows))), np.zeros(workload.MODELS[model]["vocab"], np.int32)
-    batch = batch_of([fill_pair_row(schema, [(i, *pairs[i]) for i in each], no_bytes, 0, 0) for each in windows])
+def pair_batch(model: str, window: int, share: bool) -> dict[str, np.ndarray]:
+    pairs = []
+    for pair in workload.pairs(model):
+        sides = sequence(pair["prompt_ids"], pair["chosen_ids"]), sequence(pair["prompt_ids"], pair["rejected_ids"])
+        pairs.append(Item(sides, shared=shared_tokens(*sides) if share else 0))
+    windows = best_fit_decreasing([pair.tokens for pair in pairs], window)
+    schema = pair_schema(window, max(map(len, windows)), share)
+    no_bytes = np.zeros(workload.MODELS[model]["vocab"], np.int32)
+    batch = batch_of([fill_pair_row(schema, [(i, pairs[i]) for i in each], no_bytes, 0, 0) for each in windows])
     stored = np.full(batch["pair_index"].shape, REFERENCE, np.float32)
     return batch | {"ref_chosen_logps": stored, "ref_rejected_logps": stored}
 
@@ -61,9 +64,9 @@ def answer_batch(model: str, window: int) -> dict[str, np.ndarray]:
     return batch | {"ref_logps": stored, "ref_kl_logps": stored}
 
 
-def dpo(model: str, reference: str, window: int) -> Step:
+def dpo(model: str, reference: str, window: int, share: bool) -> Step:
     """`adapter`: LoRA, whose reference is the model with its adapter off; `live`: a copy; `stored`: columns."""
-    batch, loss = pair_batch(model, window), preference_loss(PreferenceConfig(beta=workload.BETA))
+    batch, loss = pair_batch(model, window, share), preference_loss(PreferenceConfig(beta=workload.BETA))
     decoder = make_decoder(model)
     if reference != "adapter":
         objective = paired_objective(decoder, loss, "live" if reference == "live" else "stored")
@@ -89,9 +92,9 @@ def with_reference(decoder: Any, objective: Any, batch: dict[str, np.ndarray], r
     return step_of(objective, batch, {"policy": policy}, declared, {"ref": ref})
 
 
-def reward(model: str, window: int) -> Step:
+def reward(model: str, window: int, share: bool) -> Step:
     decoder = make_decoder(model, head=HeadConfig(1, "last"))
-    return stepper(decoder, pairs_objective(decoder, pad_id=0), pair_batch(model, window))
+    return stepper(decoder, pairs_objective(decoder, pad_id=0), pair_batch(model, window, share))
 
 
 if __name__ == "__main__":

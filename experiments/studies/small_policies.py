@@ -18,6 +18,7 @@ from llm_jax.data.config import EmbeddedConfig
 from llm_jax.data.embedded.problems import Problem, Split, is_correct, make_problem
 from llm_jax.data.encode import encode_examples
 from llm_jax.data.examples import Completion, Pair
+from llm_jax.data.fitting import Item
 from llm_jax.data.packing import best_fit_decreasing
 from llm_jax.data.rows import fill_pair_row, pair_schema
 from llm_jax.data.stepwise import StepPair
@@ -125,8 +126,8 @@ class Ground:
         schema, pad = pair_schema(self.window, 1), self.tokenizer.pad_id
         filled = []
         for number, one in enumerate(encoded):
-            chosen, rejected = one.sequences
-            filled.append(fill_pair_row(schema, [(number, chosen, rejected)], self.tokenizer.token_bytes, pad, 0))
+            pair = number, Item(one.sequences)
+            filled.append(fill_pair_row(schema, [pair], self.tokenizer.token_bytes, pad, 0))
         return {name: np.stack([row[name] for row in filled]) for name in COLUMNS}
 
     def logps(self, params: Params, rows: Rows, ld_alpha: float | None = None) -> dict[str, np.ndarray]:

@@ -154,7 +154,7 @@ def build_side(
 
 def _schema(state: _State, kind: Kind, data: DataConfig) -> Schema:
     if kind in PAIRED:
-        return pair_schema(data.window, state.most_pairs or 1)
+        return pair_schema(data.window, state.most_pairs or 1, data.share_prompts)
     if kind == "labelled":
         return labelled_schema(data.window, state.most_pairs or 1)
     if kind == "ranking":
@@ -196,7 +196,7 @@ def _chunks(
             for item in _items(kind, data, example, counts):
                 items.setdefault(name, []).append(item)
                 held += 1
-                tokens += sum(len(sequence.ids) for sequence in item.sequences)
+                tokens += item.tokens
             show()
             if counts.tokens_read >= limit:
                 break
@@ -225,7 +225,7 @@ def _items(kind: Kind, data: DataConfig, example: Encoded, counts: Counts) -> It
         return whole([example], counts)
     if kind == "pretrain":
         return split([example], data.window, counts)
-    return fit([example], data.window, data.on_long, counts, data.on_unusable)
+    return fit([example], data.window, data.on_long, counts, data.on_unusable, data.share_prompts)
 
 
 def _pack(
@@ -249,7 +249,7 @@ def _pack(
             if kind == "unpaired_mismatched":
                 own = mismatched(own, data.window)
             # The mismatched answers lie in a window of their own, beside the others.
-            lengths = [(max if kind in UNPAIRED else sum)(len(s.ids) for s in item.sequences) for item in own]
+            lengths = [max(len(s.ids) for s in item.sequences) if kind in UNPAIRED else item.tokens for item in own]
             numbers = _windows(state, data, lengths)
             windows = [[(state.pairs + i, own[i]) for i in window] for window in numbers]
             if kind in JUDGED:
@@ -292,9 +292,7 @@ def _rows(
         name, window = placed[index]
         number = names.index(name)
         if "pair_index" in schema:
-            pairs = [(pair, item.sequences[0], item.sequences[1]) for pair, item in window]
-            columns = [item.columns for _, item in window]
-            row = fill_pair_row(schema, pairs, tokenizer.token_bytes, tokenizer.pad_id, number, columns)
+            row = fill_pair_row(schema, window, tokenizer.token_bytes, tokenizer.pad_id, number)
         elif "ranking_index" in schema:
             rankings = [(ranking, item.sequences) for ranking, item in window]
             row = fill_ranking_row(schema, rankings, tokenizer.token_bytes, tokenizer.pad_id, number)

@@ -77,6 +77,9 @@ class DataConfig:
     on_unusable: Literal["error", "drop"] = "drop"
     """Preference: what to do with a pair of equal answers (before or after they are cut), or with an empty answer
     (counted either way)."""
+    share_prompts: bool = False
+    """Pairs: the two answers share their prompt's tokens, which stand in the row, and are computed, once. Losses and
+    gradients are the same (but that a shared prompt counts once in the balance of experts)."""
     unpair: bool = False
     """Losses on unpaired answers: takes each pair's two answers as two records, the chosen one desirable."""
     chat_template: str | None = None

@@ -83,7 +83,7 @@ def check_packing(kind: Kind, data: DataConfig) -> None:
         what = "pairs" if kind in PAIRED else "answers"
         job = "preference" if kind == "preference" or kind in UNPAIRED else "reward"
         raise UserError(f"data.packing=concat_split would cut {what} in two: {job} has best_fit and one_per_row")
-    for name, read in (("unpair", unpairs), ("on_unusable", judged)):
+    for name, read in (("unpair", unpairs), ("on_unusable", judged), ("share_prompts", kind in PAIRED)):
         default = next(f.default for f in dataclasses.fields(data) if f.name == name)
         if getattr(data, name) != default and not read:
             raise UserError(f"data.{name}={getattr(data, name)} is set, but no record of {kind} reads it")
@@ -115,6 +115,8 @@ def source_manifest(kind: Kind, data: DataConfig) -> dict[str, Any]:
         manifest["chat_template"] = None if template is None else canonical_hash(load_template(template))
     if kind in JUDGED_KINDS:
         manifest |= {"judged": JUDGED, "on_unusable": data.on_unusable}
+    if data.share_prompts:
+        manifest["share_prompts"] = True
     if kind in UNPAIRED or kind == "labelled":
         manifest["unpair"] = data.unpair
     if data.path is not None:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from llm_jax.base.errors import UserError
 from llm_jax.data.encode import Encoded, Sequence
 from llm_jax.data.packing import split_lengths
+from llm_jax.data.sharing import shared_tokens
 
 OnLong = Literal["error", "truncate", "drop"]
 OnUnusable = Literal["error", "drop"]
@@ -17,6 +18,13 @@ class Item(NamedTuple):
 
     sequences: tuple[Sequence, ...]
     columns: Mapping[str, float] = {}
+    shared: int = 0
+    """First tokens of a pair's two sequences that stand in the row once."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of a row it takes."""
+        return sum(len(sequence.ids) for sequence in self.sequences) - self.shared
 
 
 @dataclass
@@ -60,6 +68,7 @@ def fit(
     on_long: OnLong,
     counts: Counts,
     on_unusable: OnUnusable = "drop",
+    share: bool = False,
 ) -> Iterator[Item]:
     """SFT and preference: what fits the window, whole; a pair's two sequences share one window.
 
@@ -69,6 +78,7 @@ def fit(
       on_long: what becomes of a longer example: `truncate` cuts ends (of a pair, the longer answer's first).
       counts: is added to.
       on_unusable: what becomes of a pair whose answers are equal, as they are or cut, and of an empty answer.
+      share: whether the two sequences of a pair share their first tokens, which are then counted once.
 
     Raises:
       UserError: an example is too long under `error`; a prompt leaves no room for an answer, except under `drop`;
@@ -77,15 +87,18 @@ def fit(
     for example in encoded:
         counts.documents += 1
         counts.merged += example.merged
-        lengths = [len(sequence.ids) for sequence in example.sequences]
-        counts.tokens_read += sum(lengths)
-        kept, too_long = example.sequences, sum(lengths) > window
+        shared = shared_tokens(*example.sequences) if share else 0
+        lengths = [len(sequence.ids) - shared for sequence in example.sequences]
+        whole = sum(lengths) + shared
+        counts.tokens_read += whole
+        kept, too_long = example.sequences, whole > window
         why = f"`{example.blank}` is empty" if example.blank else _equal(kept)
         if too_long and not why:
-            kept = tuple(Sequence(s.ids[:n], s.mask[:n]) for s, n in zip(kept, _limits(lengths, window), strict=True))
+            ends = [shared + limit for limit in _limits(lengths, max(window - shared, 0))]
+            kept = tuple(Sequence(s.ids[:n], s.mask[:n]) for s, n in zip(kept, ends, strict=True))
             hopeless = not all(sequence.mask[1:].any() for sequence in kept)
             if on_long == "error" or (on_long == "truncate" and hopeless):
-                raise UserError(_too_long(example, lengths, window, hopeless))
+                raise UserError(_too_long(example, [shared + n for n in lengths], window, hopeless))
             why = _equal(kept, " once cut to fit the window") if on_long == "truncate" else ""
         if why and on_unusable == "error":
             raise UserError(f"{example.where}: {why}, so nothing can be learned of it (data.on_unusable=drop skips it)")
@@ -93,12 +106,13 @@ def fit(
             counts.blank += bool(example.blank)
             counts.identical += bool(why) and not example.blank
             counts.dropped += not why
-            counts.tokens_dropped += sum(lengths)
+            counts.tokens_dropped += whole
             continue
+        item = Item(kept, example.columns, shared)
         if too_long:
             counts.truncated += 1
-            counts.tokens_truncated += sum(lengths) - sum(len(s.ids) for s in kept)
-        yield Item(kept, example.columns)
+            counts.tokens_truncated += whole - item.tokens
+        yield item
 
 
 def _equal(sequences: tuple[Sequence, ...], cut: str = "") -> str:

@@ -10,6 +10,8 @@
 | num_bytes | int32[] | UTF-8 bytes of the tokens whose loss_mask is 1 |
 | pair_id | int32[T] | preference: which pair of the row, 1 to P; 0 is padding |
 | side | int32[T] | preference: 1 chosen, 2 rejected, 0 padding |
+| visible | int32[T, 2] | preference with shared prompts: places [start, end) of the row that the token sees, as far as
+their positions are not beyond its own; the shared tokens are of the rejected side's segment (`data/sharing.py`) |
 | pair_index | int32[P] | preference: the pair's number in the whole set; -1 where the row has fewer pairs |
 | weight | float32[P] | of the pair's (or unpaired answer's) loss: 1 where its record has none; 0 for no pair |
 | chosen_score, rejected_score, margin, label_smoothing | float32[P] | preference: the record's; NaN where it has none |
@@ -33,6 +35,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.data.encode import Sequence as TokenSequence
+from llm_jax.data.fitting import Item
 
 Row = dict[str, np.ndarray]
 
@@ -71,10 +74,11 @@ def lm_schema(window: int) -> Schema:
     }
 
 
-def pair_schema(window: int, max_pairs: int) -> Schema:
-    """Fields of a preference row."""
+def pair_schema(window: int, max_pairs: int, share: bool = False) -> Schema:
+    """Fields of a preference row; with `share` also `visible`."""
     return {
         **lm_schema(window),
+        **({"visible": Field("int32", (window, 2))} if share else {}),
         "pair_id": Field("int32", (window,)),
         "side": Field("int32", (window,)),
         "pair_index": Field("int32", (max_pairs,)),
@@ -178,46 +182,62 @@ def fill_row(
       source_id: the row's source.
     """
     row = empty_row(schema, pad_id)
-    _lay(row, segments)
-    row["source_id"][...] = source_id
-    row["num_bytes"][...] = token_bytes[row["tokens"][row["loss_mask"] == 1]].sum()
+    _lay(row, ((segment, 0) for segment in segments))
+    _count(row, token_bytes, source_id)
     return row
 
 
-def _lay(row: Row, segments: Iterable[TokenSequence], prefix: str = "") -> None:
+def _count(row: Row, token_bytes: np.ndarray, source_id: int) -> None:
+    row["source_id"][...] = source_id
+    row["num_bytes"][...] = token_bytes[row["tokens"][row["loss_mask"] == 1]].sum()
+
+
+def _lay(row: Row, segments: Iterable[tuple[TokenSequence, int]], prefix: str = "") -> None:
+    """Segments, each without so many of its first tokens, which stand elsewhere in the row."""
     tokens, segment_ids, positions, loss_mask = (row[prefix + name] for name in LAID)
     start = 0
-    for number, segment in enumerate(segments, 1):
-        stop = start + len(segment.ids)
-        tokens[start:stop] = segment.ids
+    for number, (segment, first) in enumerate(segments, 1):
+        stop = start + len(segment.ids) - first
+        tokens[start:stop] = segment.ids[first:]
         segment_ids[start:stop] = number
-        positions[start:stop] = np.arange(stop - start)
-        loss_mask[start:stop] = segment.mask
+        positions[start:stop] = np.arange(first, len(segment.ids))
+        loss_mask[start:stop] = segment.mask[first:]
         loss_mask[start] = 0
         start = stop
 
 
 def fill_pair_row(
     schema: Mapping[str, Field],
-    pairs: Sequence[tuple[int, TokenSequence, TokenSequence]],
+    pairs: Sequence[tuple[int, Item]],
     token_bytes: np.ndarray,
     pad_id: int,
     source_id: int,
-    columns: Sequence[Mapping[str, float]] = (),
 ) -> Row:
-    """Lays whole pairs (number in the set, chosen, rejected) into a row: two segments each, chosen first.
-
-    `columns`: each pair's numbers, those it has.
-    """
-    segments = [side for _, *sides in pairs for side in sides]
-    row = fill_row(schema, segments, token_bytes, pad_id, source_id)
+    """Lays whole pairs (number in the set; chosen and rejected) into a row: two segments each, chosen first."""
+    row = empty_row(schema, pad_id)
+    _lay(row, (one for _, item in pairs for one in zip(item.sequences, (item.shared, 0), strict=True)))
+    _count(row, token_bytes, source_id)
+    if "visible" in schema:
+        _show(row["visible"], [item for _, item in pairs])
     used = row["segment_ids"] > 0
     row["pair_id"][...] = np.where(used, (row["segment_ids"] + 1) // 2, 0)
     row["side"][...] = np.where(used, 2 - row["segment_ids"] % 2, 0)
     row["pair_index"][: len(pairs)] = [number for number, *_ in pairs]
     for name, default in PAIR_COLUMNS.items():
-        row[name][: len(pairs)] = [own.get(name, default) for own in columns or [{}] * len(pairs)]
+        row[name][: len(pairs)] = [item.columns.get(name, default) for _, item in pairs]
     return row
+
+
+def _show(visible: np.ndarray, pairs: Sequence[Item]) -> None:
+    """What tokens see, see `data/sharing.py`; padding sees nothing."""
+    start = 0
+    for item in pairs:
+        chosen, rejected = (len(sequence.ids) for sequence in item.sequences)
+        middle = start + chosen - item.shared
+        visible[start:middle] = start, middle + item.shared
+        visible[middle : middle + item.shared] = middle, middle + item.shared
+        start, before = middle + rejected, middle
+        visible[before + item.shared : start] = before, start
 
 
 def fill_unpaired_row(
@@ -230,7 +250,7 @@ def fill_unpaired_row(
     """Lays unpaired answers (number in the set, the answer and perhaps its mismatched one, numbers) into a row."""
     row = fill_row(schema, [own for _, (own, *_), _ in answers], token_bytes, pad_id, source_id)
     if "kl_tokens" in schema:
-        _lay(row, [other for _, (_, other), _ in answers], "kl_")
+        _lay(row, ((other, 0) for _, (_, other), _ in answers), "kl_")
     row["answer_index"][: len(answers)] = [number for number, *_ in answers]
     row["label"][: len(answers)] = [columns["label"] for *_, columns in answers]
     row["weight"][: len(answers)] = [columns.get("weight", 1.0) for *_, columns in answers]

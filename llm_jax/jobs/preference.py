@@ -51,6 +51,11 @@ def checked_loss(config: PreferenceConfig) -> PreferenceLoss:
             f"train.mtp_weight={config.train.mtp_weight} is for pretrain and sft, which predict all targets"
         )
     loss = preference_loss(config)
+    whole = next((term.name for term in loss.terms if term.named.nll == "sequence"), None)
+    if config.data.share_prompts and whole is not None:
+        raise UserError(
+            f"data.share_prompts: loss_type={whole} takes the likelihood of prompts with their chosen answers"
+        )
     if config.sync_ref_model and config.adapter is not None:
         raise UserError(
             "sync_ref_model is set, but with an adapter the reference is the model as it was; leave one out"

@@ -68,6 +68,8 @@ def check(node: "Node") -> None:
             "pooling=mean is of no class of transformers, so there is no folder to export: set"
             " train.checkpoint.export=False, and use the workdir itself"
         )
+    if config.data.share_prompts and config.pooling != "last":
+        raise UserError(f"data.share_prompts: pooling={config.pooling} reads prompts, not an answer's last token alone")
     for name in ("mtp_weight", "z_loss"):
         if getattr(config.train, name):
             raise UserError(f"train.{name}={getattr(config.train, name)} is of predicted tokens, and reward has scores")

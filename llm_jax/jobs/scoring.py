@@ -50,10 +50,13 @@ def run_rows(
     of_layers = None if inputs is None else jax.tree.map(lambda x: x[:layers], inputs)
     if decoder.config.prefix_lm:
         arguments["prefix"] = before_targets(rows)
+    if "visible" in rows:
+        arguments["visible"] = rows["visible"]
     hidden, _, aux = decoder(tokens, positions, segment_ids, layer_inputs=of_layers, **arguments)
     routers = aux.get("experts", {})
     if not further:
         return hidden, [], routers
+    assert "visible" not in rows, "layers for further tokens read whole documents"
     inputs = None if inputs is None else jax.tree.map(lambda x: x[layers:], inputs)
     states, own = decoder.further(hidden, tokens, positions, segment_ids, inputs)
     return hidden, states, {name: jnp.concatenate([x, own[name]]) if own else x for name, x in routers.items()}

@@ -86,6 +86,8 @@ def check_training(node: "Node", kind: Kind) -> None:
     check_logging(config.logging)
     profiled_steps(config.profile, config.train.steps)
     check_regularization(config.train)
+    if config.data.share_prompts and config.train.neftune_noise_alpha is not None:
+        raise UserError("data.share_prompts: train.neftune_noise_alpha is for tokens of one document, not of two")
     check_adapter(adapter_of(config), config.train)
     if hasattr(config, "task_eval"):
         check_least(config.task_eval, "task_eval", {"problems": 0, "max_tokens": 1, "samples": 0})
@@ -101,12 +103,14 @@ def check_training(node: "Node", kind: Kind) -> None:
 
 def check_shapes(config: Any, plan: Plan, model: ModelConfig, scored: bool = False) -> None:
     """Raises UserError for a model without logits of next tokens (that is not `scored`), where the mesh does not divide
-    it, the window is longer than its positions, its texts have prefixes and it reads none or the other way round, or it
-    lacks what is to be trained (experts to balance, say)."""
+    it, the window is longer than its positions, its texts have prefixes and it reads none or the other way round, its
+    documents cannot share a prompt, or it lacks what is to be trained (experts to balance, say)."""
     if not scored:
         model.check_predicts(config.job)
     check_divides(plan, model.cut_sizes())
     check_of_model(config.train, model)
+    if config.data.share_prompts:
+        _check_sharing(model)
     if config.job == "pretrain" and config.data.random_prefix != model.prefix_lm:
         raise UserError(
             f"data.random_prefix={config.data.random_prefix} and model.prefix_lm={model.prefix_lm}: a prefix language "
@@ -116,6 +120,13 @@ def check_shapes(config: Any, plan: Plan, model: ModelConfig, scored: bool = Fal
         raise UserError(
             f"data.window={config.data.window} is longer than the model's {model.max_position_embeddings} positions"
         )
+
+
+def _check_sharing(model: ModelConfig) -> None:
+    try:
+        model.resolved().check_visible()
+    except UserError as error:
+        raise UserError(f"data.share_prompts: {error}") from None
 
 
 def prepare_child(node: "Node", kind: Kind) -> None:

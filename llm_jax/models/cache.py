@@ -28,7 +28,9 @@ FAR = 2**30
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["positions", "segment_ids", "lengths", "horizon"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["positions", "segment_ids", "lengths", "horizon", "visible"],
+    meta_fields=[],
 )
 @dataclass(frozen=True)
 class Meta:
@@ -42,6 +44,9 @@ class Meta:
     """Tokens of each row already in the cache; None means none."""
     horizon: Int[Array, " B"] | None = None
     """Length of each row's document, for rotary scalings that ask; None means up to the call's last token."""
+    visible: Int[Array, "B T 2"] | None = None
+    """Places in the row, [start, end), that each token attends to, of those at positions not beyond its own; None means
+    its own document. For documents that share a part (`data/rows.py`); without a past only."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["alibi_slopes", "sinks"], meta_fields=["scale", "softcap"])
@@ -105,11 +110,13 @@ class Packed:
         }
         if self.dropout is not None:
             options |= {"dropout_rate": self.dropout.rate, "implementation": "reference"}
-        # Chunks are counted from the start of a document; the other masks are the same by index.
-        positions = None if self.chunk is None else meta.positions
-
-        ranges = None if self.ends is None else jnp.stack([jnp.zeros_like(self.ends), self.ends], axis=-1)
-        masks = {"segment_ids": meta.segment_ids, "q_positions": positions, "kv_positions": positions}
+        # Chunks are counted from the start of a document, and a part that documents share may lie behind what follows
+        # on it; the other masks are the same by index.
+        positions = meta.positions if self.chunk is not None or meta.visible is not None else None
+        segments, ranges = (meta.segment_ids, None) if meta.visible is None else (None, meta.visible)
+        if self.ends is not None:
+            ranges = jnp.stack([jnp.zeros_like(self.ends), self.ends], axis=-1)
+        masks = {"segment_ids": segments, "q_positions": positions, "kv_positions": positions}
 
         def attention(q: Array, k: Array, v: Array, masks: Any, ranges: Any, keys: Array | None, more: Any) -> Array:
             return kernels.flash_attention(q, k, v, dropout_keys=keys, kv_ranges=ranges, **masks, **options, **more)

@@ -101,6 +101,7 @@ class Decoder(nnx.Module):
         layer_inputs: Mapping[str, Any] | None = None,
         embedding_noise: Float[Array, "B T D"] | None = None,
         prefix: Bool[Array, "B T"] | None = None,
+        visible: Int[Array, "B T 2"] | None = None,
         taps: Sequence[str] = (),
         meta: Meta | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Cache, ...] | None, dict[str, dict[str, Array]]]:
@@ -113,8 +114,10 @@ class Decoder(nnx.Module):
         `router_noise`, keys [L, B], for noisy routers in training. `embedding_noise` is added to the token vectors.
         `prefix`: the tokens up to a document's last True one see each other from both sides (a prefix language model);
         over caches, of the first call (`prefix.with_sight`): later ones see all that is kept, and name no prefix.
-        `taps`: names in `TAPS`. Raises UserError for unknown names, for a prefix of layers that have none, and for one
-        behind tokens that are kept.
+        `visible`: in place of its document, the places [start, end) in the row that each token attends to as far as
+        their positions are not beyond its own: for documents that share their first tokens.
+        `taps`: names in `TAPS`. Raises UserError for unknown names, for a prefix of layers that have none, for one
+        behind tokens that are kept, and for `visible` over caches or in layers that do not attend (`check_visible`).
         """
         for name in [*(set(taps) - set(TAPS)), *(set(layer_inputs or ()) - set(LAYER_INPUTS))]:
             raise UserError(
@@ -127,9 +130,13 @@ class Decoder(nnx.Module):
                 raise UserError("caches need a meta: positions, segment ids and lengths of the new tokens")
             if positions is None:
                 positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-            meta = Meta(positions, segment_ids)
-        elif positions is not None or segment_ids is not None:
-            raise UserError("positions and segment_ids are part of meta when meta is given")
+            meta = Meta(positions, segment_ids, visible=visible)
+        elif positions is not None or segment_ids is not None or visible is not None:
+            raise UserError("positions, segment_ids and visible are part of meta when meta is given")
+        if meta.visible is not None:
+            if caches is not None or prefix is not None:
+                raise UserError("documents that share tokens (visible) are read without caches and without a prefix")
+            self.config.check_visible()
         ends = None
         if prefix is not None:
             self.config.check_prefix()

@@ -1,6 +1,7 @@
 import numpy as np
 
 from llm_jax.data.encode import Sequence
+from llm_jax.data.fitting import Item
 from llm_jax.data.rows import empty_row, fill_pair_row, fill_row, lm_schema, pair_schema, steps_schema
 
 
@@ -25,7 +26,7 @@ def test_lm_row():
 
 def test_pair_row():
     chosen, rejected = sequence([5, 6, 7], [0, 1, 1]), sequence([5, 8], [0, 1])
-    pairs = [(41, chosen, rejected), (7, rejected, rejected)]
+    pairs = [(41, Item((chosen, rejected))), (7, Item((rejected, rejected)))]
     row = fill_pair_row(pair_schema(10, 3), pairs, BYTES, 0, 0)
     assert row["segment_ids"].tolist() == [1, 1, 1, 2, 2, 3, 3, 4, 4, 0]
     assert row["pair_id"].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 2, 0]

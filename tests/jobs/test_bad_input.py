@@ -177,6 +177,21 @@ def of_file(config: str, content: str | bytes, *said: str):
         ),
         ("dpo.py:test", {}, "adapter.r=0", ["adapter.r has 0; a rank is at least 1"]),
         ("dpo.py:test", {}, "data.unpair=true", ["data.unpair=True is set"]),
+        ("kto.py:test", {}, "data.share_prompts=true", ["data.share_prompts=True is set, but no record of unpaired"]),
+        ("orpo.py:test", {}, "data.share_prompts=true", ["data.share_prompts: loss_type=orpo takes the likelihood of"]),
+        (
+            "dpo.py:test",
+            {},
+            "data.share_prompts=true --config.train.neftune_noise_alpha=5",
+            ["data.share_prompts: train.neftune_noise_alpha"],
+        ),
+        (
+            "reward.py:test",
+            {},
+            "data.share_prompts=true --config.pooling=mean --config.train.checkpoint.export=false",
+            ["data.share_prompts: pooling=mean"],
+        ),
+        ("reward.py:test_steps", {}, "data.share_prompts=true", ["data.share_prompts=True", "no record of steps"]),
         ("sft.py:test", {}, "data.on_unusable=error", ["data.on_unusable=error is set, but no record of sft reads it"]),
         of_file(
             "dpo.py:test", lines(PAIR, LABELLED), "a.jsonl:2: unpaired records (with a `label`)", "losses are of pairs"

@@ -49,7 +49,7 @@ class OnlineRows:
         self._config, self._prompts, self._store = config, prompts, store
         self._maker, self._policies, self._seed = maker, policies, seed
         self._block: tuple[int, list[dict[str, np.ndarray]]] | None = None
-        self._schema = pair_schema(config.data.window, 1)
+        self._schema = pair_schema(config.data.window, 1, config.data.share_prompts)
         self._merged = None if adapting is None else jax.jit(adapting.merged)
 
     def __len__(self) -> int:
@@ -105,15 +105,8 @@ class OnlineRows:
         data, tokenizer, where = self._config.data, self._policies.tokenizer, str(self._store.file(block))
         examples = [(where, example) for record in records for example in read_examples("preference", record, where)]
         encoded = encode_examples("preference", examples, tokenizer)
-        items = fit(encoded, data.window, data.on_long, Counts(), data.on_unusable)
+        items = fit(encoded, data.window, data.on_long, Counts(), data.on_unusable, data.share_prompts)
         return [
-            fill_pair_row(
-                self._schema,
-                [(number, item.sequences[0], item.sequences[1])],
-                tokenizer.token_bytes,
-                tokenizer.pad_id,
-                0,
-                [item.columns],
-            )
+            fill_pair_row(self._schema, [(number, item)], tokenizer.token_bytes, tokenizer.pad_id, 0)
             for number, item in enumerate(items)
         ]
