@@ -25,6 +25,12 @@ OPTIONS: dict[str, list] = {
 }
 """Sizes are of the heads of queries and keys, and of values; heads and lengths of queries, and of keys. The lengths are
 several blocks of 128, the last one not whole."""
+PLAIN: dict[str, Any] = dict(softcap=None, alibi=False, sinks=False, chunk=None, dtype="bfloat16")
+SHARED = [
+    PLAIN | dict(mask=mask, data="shared", sizes=(64, 64), heads=(4, 2), lengths=(150, 150), alibi=alibi)
+    for mask, alibi in (("causal", False), ("window", True))
+]
+"""Pairs of documents that begin alike, as `data/sharing.py` lays them."""
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
     "full": {"causal": False},
@@ -65,7 +71,22 @@ def make_case(mask, data, sizes, heads, lengths, softcap, alibi, sinks, chunk, d
     if data == "ranges":  # nobody's holds the last keys
         start = rng.integers(0, S // 2, (BATCH, T))
         options["kv_ranges"] = jnp.asarray(np.stack([start, start + rng.integers(0, S // 3, (BATCH, T))], -1))
+    if data == "shared":
+        options["q_positions"], options["kv_positions"], options["kv_ranges"] = shared_rows(T)
     return arrays, options
+
+
+def shared_rows(length):
+    """Positions, again, and ranges of rows of pairs: one side, what both begin with, the other side; then padding."""
+    positions, ranges = np.zeros((BATCH, length), np.int32), np.zeros((BATCH, length, 2), np.int32)
+    for row, (first, both, second) in enumerate([(13, 20, 9), (5, length // 2, 11)]):
+        for start in range(0, length - first - both - second + 1, first + both + second):
+            middle, stop = start + first, start + first + both + second
+            positions[row, start:middle] = both + np.arange(first)
+            positions[row, middle:stop] = np.arange(both + second)
+            ranges[row, start:middle] = start, middle + both
+            ranges[row, middle:stop] = middle, stop
+    return jnp.asarray(positions), jnp.asarray(positions), jnp.asarray(ranges)
 
 
 def numpy_mask(options, B, T, S):

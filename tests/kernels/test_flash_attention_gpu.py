@@ -12,11 +12,12 @@ from llm_jax.kernels.flash_attention.bounds import Tiling, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import ForwardTiles
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
 from llm_jax.kernels.tiles import trying
-from tests.kernels import devices
+from tests.kernels import attention_cases, devices
 from tests.kernels.attention_cases import (
     MASKS,
     OPTIONS,
     QUICK,
+    SHARED,
     compiled,
     cotangents,
     formula,
@@ -31,7 +32,7 @@ CASES = OPTIONS | {
     "lengths": [(70, 70), (66, 134), (134, 70)],
 }
 SMALL = dict(sizes=(64, 64), heads=(2, 1), lengths=(70, 70))
-PLAIN: dict[str, Any] = SMALL | dict(softcap=None, alibi=False, sinks=False, chunk=None, dtype="bfloat16")
+PLAIN: dict[str, Any] = attention_cases.PLAIN | SMALL
 FEW = CASES | {
     "lengths": [(70, 70), (66, 134)],
     "mask": ["causal", "full", "window"],
@@ -42,6 +43,7 @@ OTHERS = [
     PLAIN | dict(mask="window_both_sides", data="none", sizes=(96, 96), lengths=(134, 70)),
     # More blocks of keys than buffers for them, without a warpgroup that fetches.
     PLAIN | dict(mask="full", data="none", sizes=(128, 128), lengths=(66, 262)),
+    *(case | dict(heads=(2, 1), lengths=(134, 134)) for case in SHARED),
 ]
 
 

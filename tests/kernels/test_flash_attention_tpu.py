@@ -28,6 +28,7 @@ from tests.kernels.attention_cases import (
     BATCH,
     OPTIONS,
     QUICK,
+    SHARED,
     check,
     cotangents,
     make_case,
@@ -38,7 +39,7 @@ from tests.kernels.pairwise import covering, everything
 
 TILES = Tiles(*[128] * 6)
 HEADS = {(64, 64): (4, 2), (96, 96): (2, 1), (192, 128): (1, 1), (256, 256): (2, 1)}
-CASES = covering(OPTIONS | {"heads": list(HEADS.values())}, lambda case: case["heads"] == HEADS[case["sizes"]])
+CASES = covering(OPTIONS | {"heads": list(HEADS.values())}, lambda case: case["heads"] == HEADS[case["sizes"]]) + SHARED
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(x) for x in case.values()))

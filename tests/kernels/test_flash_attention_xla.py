@@ -3,12 +3,13 @@
 import pytest
 
 from llm_jax.kernels.flash_attention.bounds import Tiles
-from tests.kernels.attention_cases import OPTIONS, check
+from tests.kernels.attention_cases import OPTIONS, SHARED, check
 from tests.kernels.pairwise import covering
 
 SMALL = {"sizes": [(16, 24)], "dtype": ["float32", "bfloat16", "float16"]}
+CASES = covering(OPTIONS | SMALL) + [case | dict(sizes=(16, 24), dtype="float32") for case in SHARED]
 
 
-@pytest.mark.parametrize("case", covering(OPTIONS | SMALL), ids=lambda case: "-".join(str(x) for x in case.values()))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(x) for x in case.values()))
 def test_every_pair_of_options(case):
     check(case, "xla", Tiles(block=64, tile_mib=1))
