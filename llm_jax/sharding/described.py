@@ -4,7 +4,7 @@ TPUs need libtpu (the extra `aot`), GPUs the CUDA plugin (the extra `aot-gpu`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,17 +38,18 @@ def devices_of(topology: str) -> list[Any]:
     return list(described.devices)
 
 
-def compile_for(topology: str, f: Callable[..., Any], *shapes: Any) -> jax.stages.Compiled:
+def compile_for(topology: str, f: Callable[..., Any], *shapes: Any, donated: Sequence[int] = ()) -> jax.stages.Compiled:
     """`f`, compiled for the first device of the topology. Ops within choose the kernels of that device.
 
     Args:
         shapes: pytrees of arrays or ShapeDtypeStructs, of which shape and dtype count.
+        donated: places of those whose memory the results may take.
     """
     mesh = Mesh(devices_of(topology)[:1], ("device",))
     here = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=mesh.abstract_mesh.abstract_device)):
-        return jax.jit(f, keep_unused=True).lower(*placed).compile()
+        return jax.jit(f, keep_unused=True, donate_argnums=tuple(donated)).lower(*placed).compile()
 
 
 def custom_calls(text: str) -> list[tuple[str, str]]:

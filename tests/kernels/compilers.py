@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,11 @@ class Program:
     """Of the different GPU kernels."""
 
 
-def tpu_compile(f: Callable[..., Any], *shapes: Any, topology: str = "v5e:2x2") -> Program:
-    """`f` compiled by libtpu for the first device of `topology`. `shapes`: pytrees of ShapeDtypeStructs."""
+def tpu_compile(f: Callable[..., Any], *shapes: Any, topology: str = "v5e:2x2", donated: Sequence[int] = ()) -> Program:
+    """`f` compiled by libtpu for the first device of `topology`. `shapes`: pytrees of ShapeDtypeStructs, of which those
+    at the places `donated` give their memory to the results."""
     with _environment(TPU_SKIP_MDS_QUERY="1"):
-        compiled = compile_for(topology, f, *shapes)
+        compiled = compile_for(topology, f, *shapes, donated=donated)
     return Program(compiled, tuple(name for name, _ in custom_calls(compiled.as_text() or "")))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.base.errors import UserError
-from llm_jax.kernels import init_pages, ragged_paged_attention
+from llm_jax.kernels import init_pages, ragged_paged_attention, write_pages
 from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
 
 NAME = "llm_jax_ragged_paged_attention"
@@ -66,6 +66,23 @@ def test_tpu(case, topology):
     pytest.importorskip("libtpu")
     program = tpu_compile(*call(case, "tpu", multiple=128), topology=topology)
     assert program.kernels.count(NAME) == 1
+
+
+WRITES = [(tokens, dtype) for tokens in (1, 256, 2048) for dtype in ("bfloat16", "int8")]
+
+
+@on_every_tpu({f"{tokens}-{dtype}": (tokens, dtype) for tokens, dtype in WRITES}, sample={"2048-bfloat16": "v5e:2x2"})
+def test_tokens_are_written_where_they_belong_and_nothing_is_copied(case, topology):
+    pytest.importorskip("libtpu")
+    tokens, dtype = case
+    pages = jax.eval_shape(lambda: init_pages(2048, 64, 8, 128, dtype=dtype))
+    new = jax.ShapeDtypeStruct((tokens, 8, 128), jnp.bfloat16)
+    slots = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    memory = tpu_compile(write_pages, pages, new, new, slots, topology=topology, donated=[0]).compiled.memory_analysis()
+    sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(pages)]
+    assert memory is not None and memory.alias_size_in_bytes == sum(sizes)
+    # What is left is of the tokens.
+    assert memory.temp_size_in_bytes < max(sizes) / 4
 
 
 @pytest.mark.aot_gpu
