@@ -46,7 +46,7 @@ def test_commands_are_accepted(module, line, monkeypatch):
     elif module == "llm_jax.describe":
         assert describe.parse(argv)[0]
     elif module == "llm_jax.tune":
-        op, given, _ = tune.parse(argv)
+        op, given, *_ = tune.parse(argv)
         assert read_shape(given["--shape"], tuning_of(op))
     else:
         if module == "llm_jax.main":

@@ -34,10 +34,10 @@ import jax.numpy as jnp
 import kernel_checks
 import kernel_step
 from bars import bars
-from kernel_journal import Journal, run_all
 from kernel_rows import Row, rows
 from kernel_sides import WORKERS, Side, Torch, flops_of, sides
 
+from llm_jax.base.journal import HUNG, Journal, leave_if_broken, run_all
 from llm_jax.kernels.cases import first_line, seconds_of
 
 HEADER = ("row", "pass", "side", "ms", "TFLOP/s", "of copy", "temporary MiB", "peer / ours", "goal on an H200")
@@ -149,16 +149,6 @@ class Report:
                 groups.setdefault(f"{line['row'][:44]}, {line['measured']}", {})[line["side"]] = line["tflops"]
         caption = f"TFLOP/s on {jax.devices()[0].device_kind}"
         (self.folder / "kernels.svg").write_text(bars(groups, caption))
-
-
-HUNG = "hung, or broke its process"
-BROKEN = "CUDA_ERROR"
-"""In an error after which nothing else runs in the process."""
-
-
-def leave_if_broken(text: str) -> None:
-    if BROKEN in text:
-        os._exit(3)
 
 
 def check_all(report: Report, wanted: list[Row], dtype: str, in_time: Callable[[], bool]) -> None:

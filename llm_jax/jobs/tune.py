@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from llm_jax.base.errors import UserError
+from llm_jax.base.journal import Journal
 from llm_jax.base.nearest import nearest
 from llm_jax.kernels.cases import Case
 from llm_jax.kernels.tiles import KEYS, VARIABLE
@@ -18,7 +19,15 @@ from llm_jax.storage.atomic import write_atomically
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def run(op: str, shape: str, implementation: str | None, dtype: str | None, repeats: int, target: str | None) -> None:
+def run(
+    op: str,
+    shape: str,
+    implementation: str | None,
+    dtype: str | None,
+    repeats: int,
+    target: str | None,
+    journal: Journal,
+) -> None:
     """Measures, prints a table for each row, and puts the rows into the file `target`, in place of what they replace.
 
     Raises UserError for an unknown op, implementation, key of the shape or dtype, and for a file that is no table.
@@ -30,9 +39,10 @@ def run(op: str, shape: str, implementation: str | None, dtype: str | None, repe
     dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
-    print(f"{op} on {device.device_kind}, {dtype}, {', '.join(f'{k}={v}' for k, v in sizes.items())}", flush=True)
+    if not journal.entries:  # the first process of the run
+        print(f"{op} on {device.device_kind}, {dtype}, {', '.join(f'{k}={v}' for k, v in sizes.items())}", flush=True)
     case = tuning.make_case(sizes, dtype)
-    tuned = tune(op, case, implementation, repeats)
+    tuned = tune(op, case, implementation, repeats, journal)
     for one in tuned:
         print(f"\n{one.asked.implementation}, shape {one.asked.shape!r}, {one.measured}")
         print(table(one, case))

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 
+from llm_jax.base.journal import HUNG, Journal
 from llm_jax.kernels import cases
 from llm_jax.kernels.cases import Case
 from llm_jax.kernels.choice import ArgumentError, find
@@ -69,11 +70,14 @@ class Tuned:
         return min((c for c in self.candidates if c.seconds is not None), key=lambda c: c.seconds or 0.0)
 
 
-def tune(op: str, case: Case, implementation: str | None, repeats: int) -> list[Tuned]:
+def tune(op: str, case: Case, implementation: str | None, repeats: int, journal: Journal) -> list[Tuned]:
     """Every row that the call asks the tables for, each with its candidates timed in turn, `repeats` times each.
 
+    Candidates that a process before this one was at when it ended, by the journal, are not tried again.
+
     Raises:
-        ArgumentError: the implementation can't run the call, or has no sizes to tune.
+        ArgumentError: the implementation can't run the call, or has no sizes to tune, or its default sizes ended a
+            process.
     """
     known = tuning_of(op).CANDIDATES
     passes = _asked(case, implementation)
@@ -87,8 +91,8 @@ def tune(op: str, case: Case, implementation: str | None, repeats: int) -> list[
         found = Tuned(row, measured, ())
         for fields in known[row.implementation]:
             start = found.best.sizes if tried else row.default
-            calls = _calls(case, implementation, row, measured, candidates(start, fields))
-            tried |= {one.sizes: one for one in _time(calls, repeats)}
+            calls = _calls(case, implementation, row, measured, candidates(start, fields), journal)
+            tried |= {one.sizes: one for one in _time(row, calls, repeats, journal)}
             found = Tuned(row, measured, tuple(tried.values()))
         tuned.append(found)
     return tuned
@@ -118,14 +122,19 @@ def _asked(case: Case, implementation: str | None) -> dict[str, list[Asked]]:
 
 
 def _calls(
-    case: Case, implementation: str | None, row: Asked, measured: str, wanted: Sequence[Any]
+    case: Case, implementation: str | None, row: Asked, measured: str, wanted: Sequence[Any], journal: Journal
 ) -> dict[Any, Callable[[], Any] | str]:
     """A compiled call for each candidate, or why it can't be had."""
     made: dict[Any, Callable[[], Any] | str] = {}
     expected: Any = None
     for sizes in wanted:
+        if journal.began(_name(row, sizes)):
+            if expected is None:
+                raise ArgumentError(f"{_name(row, sizes)}: these sizes {HUNG}, and others are held to them")
+            made[sizes] = HUNG
+            continue
         try:
-            with trying(row.op, row.implementation, sizes, row.shape):
+            with journal.at(_name(row, sizes)), trying(row.op, row.implementation, sizes, row.shape):
                 jax.clear_caches()  # what an op's own jit has traced holds the sizes of another candidate
                 call = cases.program(case, implementation, measured).call
                 results = jax.block_until_ready(call())
@@ -138,6 +147,10 @@ def _calls(
         far = _distance(results, expected)
         made[sizes] = call if far is None else f"wrong: {far:.1e} from the default's results"
     return made
+
+
+def _name(row: Asked, sizes: Any) -> str:
+    return f"{row.implementation}, {row.shape}, {sizes}"
 
 
 def _distance(got: Any, expected: Any) -> float | None:
@@ -153,13 +166,17 @@ def _distance(got: Any, expected: Any) -> float | None:
     return worst or None
 
 
-def _time(calls: Mapping[Any, Callable[[], Any] | str], repeats: int) -> Iterator[Timed]:
+def _time(row: Asked, calls: Mapping[Any, Callable[[], Any] | str], repeats: int, journal: Journal) -> Iterator[Timed]:
     """Medians over rounds in which every candidate has its turn, so that a busy device disturbs all alike."""
     runs = {sizes: call for sizes, call in calls.items() if not isinstance(call, str)}
-    counts = {sizes: cases.enough(call) for sizes, call in runs.items()}
+    counts: dict[Any, int] = {}
+    for sizes, call in runs.items():
+        with journal.at(_name(row, sizes)):
+            counts[sizes] = cases.enough(call)
     times: dict[Any, list[float]] = {sizes: [] for sizes in runs}
     for _ in range(repeats):
         for sizes, call in runs.items():
-            times[sizes].append(cases.seconds_of(call, counts[sizes]))
+            with journal.at(_name(row, sizes)):
+                times[sizes].append(cases.seconds_of(call, counts[sizes]))
     for sizes, call in calls.items():
         yield Timed(sizes, None, call) if isinstance(call, str) else Timed(sizes, statistics.median(times[sizes]))

@@ -71,40 +71,6 @@ def test_the_plot_names_every_bar(module):
     assert widths[2] == 2 * widths[0] == 4 * widths[1]
 
 
-def test_a_run_goes_on_behind_what_hangs(tmp_path, module):
-    """The first process sleeps in "b" until its patience is over, the second one leaves it out."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"""
-import sys, time
-sys.path.insert(0, {str(BENCHMARKS)!r})
-from pathlib import Path
-from kernel_journal import Journal
-journal = Journal(Path(sys.argv[2]), patience=0.5)
-journal.recall("start", lambda: 7)
-for key in "abc":
-    if journal.is_over(key):
-        continue
-    if not journal.began(key):
-        journal.write(begin=key)
-        if key == "b":
-            time.sleep(60)
-    journal.write(over=key)
-journal.write(end=True)
-sys.exit(5)
-"""
-    )
-    path = tmp_path / "journal"
-    assert module("kernel_journal").run_all([sys.executable, str(script)], path) == 5
-    made = [json.loads(line) for line in path.read_text().splitlines()]
-    over = [{"over": "b"}, {"begin": "c"}, {"over": "c"}, {"end": True}]
-    assert made == [{"start": 7}, {"begin": "a"}, {"over": "a"}, {"begin": "b"}, *over]
-
-
-def test_a_run_of_which_nothing_is_heard_ends(tmp_path, module):
-    assert module("kernel_journal").run_all([sys.executable, "-c", "raise SystemExit(4)"], tmp_path / "journal") == 4
-
-
 @pytest.mark.slow
 def test_the_command_at_test_size(tmp_path, module):
     command = [sys.executable, str(BENCHMARKS / "kernels.py"), "--size", "test", "--device-check", "--repeats", "1"]

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 
 from llm_jax import tune as door
 from llm_jax.base.errors import UserError
+from llm_jax.base.journal import Journal, run_all
 from llm_jax.kernels import cases, choice, tuning
 from llm_jax.kernels.cases import Case
 from llm_jax.kernels.choice import ArgumentError
@@ -21,13 +25,24 @@ from tests.kernels import devices
 TINY = "batch=1,q_len=32,heads=1,head_dim=8"
 
 
+def work(*words):
+    """What a process of the command does."""
+    with tempfile.TemporaryDirectory() as folder:
+        door.main([*words, f"--journal={folder}/journal"])
+
+
+def tuned(case):
+    with tempfile.TemporaryDirectory() as folder:
+        return tuning.tune("flash_attention", case, None, repeats=1, journal=Journal(Path(folder, "journal"), 0))
+
+
 def test_the_row_is_written_and_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"block": (8, 16)},)})
     path = tmp_path / "tiles.json"
     other = {"op": "ssd", "implementation": "gpu", "device": "x", "dtype": "float32", "shape": "s", "tiles": {}}
     path.write_text(json.dumps([other]))
     for _ in range(2):  # the second run replaces the first one's row
-        door.main(["flash_attention", f"--shape={TINY}", "--repeats=2", f"--write={path}"])
+        work("flash_attention", f"--shape={TINY}", "--repeats=2", f"--write={path}")
     kept, row = json.loads(path.read_text())
     assert kept == other
     assert (row["op"], row["implementation"], row["shape"], row["dtype"]) == (
@@ -71,7 +86,7 @@ def made_up_case() -> Case:
 
 def test_each_pass_tunes_its_own_row_and_no_wrong_size_is_timed(monkeypatch):
     monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"rows": (2, 3, 4), "columns": (1, 2)},)})
-    forward, backward = tuning.tune("flash_attention", made_up_case(), None, repeats=1)
+    forward, backward = tuned(made_up_case())
     assert (forward.asked.shape, forward.measured) == ("forward", "forward")
     assert (backward.asked.shape, backward.measured) == ("backward", "backward")
     assert [c.sizes.rows for c in forward.candidates] == [1, 2, 3, 4]
@@ -98,9 +113,9 @@ def test_groups_are_tuned_one_after_the_other(monkeypatch):
         return x * (sizes.second + abs(sizes.first - 2)) * 1e-6 + 1
 
     monkeypatch.setitem(tuning.TOLERANCE, "float32", 1.0)
-    (tuned,) = tuning.tune("flash_attention", Case((jnp.ones(1),), call), None, repeats=1)
-    tried = [(c.sizes.first, c.sizes.second) for c in tuned.candidates]
-    assert tried == [(1, 1), (2, 1), (3, 1), (2, 2)] and tuned.best.sizes == Two(2, 1)
+    (row,) = tuned(Case((jnp.ones(1),), call))
+    tried = [(c.sizes.first, c.sizes.second) for c in row.candidates]
+    assert tried == [(1, 1), (2, 1), (3, 1), (2, 2)] and row.best.sizes == Two(2, 1)
 
 
 def test_a_default_that_fails_is_no_candidate_among_others(monkeypatch):
@@ -111,7 +126,46 @@ def test_a_default_that_fails_is_no_candidate_among_others(monkeypatch):
         return x
 
     with pytest.raises(AssertionError, match="no room"):
-        tuning.tune("flash_attention", Case((jnp.ones(3),), call), None, repeats=1)
+        tuned(Case((jnp.ones(3),), call))
+
+
+def test_sizes_that_hang_or_end_their_process_are_left_out(tmp_path, capfd):
+    """Rows 2 never come to an end, rows 3 take the process with them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import dataclasses, os, sys, time
+import jax.numpy as jnp
+from llm_jax import tune
+from llm_jax.kernels.cases import Case
+from llm_jax.kernels.flash_attention import tuning
+from llm_jax.kernels.tiles import tiles
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    rows: int = 1
+
+def call(x, implementation):
+    rows = tiles("flash_attention", "xla", dtype="", shape="", default=Sizes()).rows
+    if rows == 2:
+        time.sleep(600)
+    if rows == 3:
+        os._exit(9)
+    return x
+
+tuning.CANDIDATES = {"xla": ({"rows": (2, 3, 4)},)}
+tuning.make_case = lambda shape, dtype: Case((jnp.ones(3),), call)
+tune.main(sys.argv[1:])
+"""
+    )
+    path, words = tmp_path / "tiles.json", ("flash_attention", "--patience=5", "--repeats=1")
+    assert run_all([sys.executable, str(script), *words, f"--write={path}"], tmp_path / "journal") == 0
+    (row,) = json.loads(path.read_text())
+    assert row["tiles"]["rows"] in (1, 4)
+    said = capfd.readouterr()
+    for rows, status in ((2, 1), (3, 9)):
+        assert f"Sizes(rows={rows}): the process ended with status {status}; another one goes on\n" in said.err
+        assert f"| {rows} | hung, or broke its process | | |\n" in said.out
 
 
 @pytest.mark.parametrize(
@@ -127,12 +181,13 @@ def test_a_default_that_fails_is_no_candidate_among_others(monkeypatch):
         (["flash_attention", f"--shape={TINY},kv_heads=3,heads=2"], "3 heads"),
         (["flash_attention", "--dtype=int8"], "--dtype=int8"),
         (["flash_attention", "--repeats=0"], "--repeats=0"),
+        (["flash_attention", "--patience=long"], "--patience=long"),
         (["flash_attention", "--write=pyproject.toml"], "not a table"),
     ],
 )
 def test_bad_input_is_one_line(words, message):
     with pytest.raises(UserError, match=message) as caught:
-        door.main(words)
+        work(*words)
     assert "\n" not in str(caught.value)
 
 
