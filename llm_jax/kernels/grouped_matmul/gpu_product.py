@@ -76,8 +76,8 @@ def _kernel(
     accumulators = 1 if join is None else sides[1]
 
     def product(column: Any) -> mosaic_gpu.Product:
-        def multiply(step: Any, *refs: Any) -> None:
-            accs, blocks = refs[:accumulators], refs[accumulators:]
+        def multiply(step: Any, *parts: Any) -> None:
+            accs, blocks = parts[:accumulators], parts[accumulators:]
             for i, weights in enumerate(blocks[sides[0] :]):
                 rows, acc = blocks[min(i, sides[0] - 1)], accs[min(i, accumulators - 1)]
                 plgpu.wgmma(acc, rows.at[mosaic_gpu.half()], weights.T if transposed else weights)
@@ -157,10 +157,12 @@ def _store(
 
 
 def _store_some(to: Any, buffer: Any, part: Array, begin: Any, size: Any) -> None:
-    """A copy by TMA has as many rows as the kernel was compiled with, so there is one for each power of two.
+    """`size` rows from `begin` on, one at least.
 
-    Of several rows it reads from multiples of 128 bytes only (the interpreter does not mind), and a row has 64: a first
-    row that is odd goes by itself.
+    A copy by TMA has as many rows as the kernel was compiled with, so there is one for each power of two. Of several
+    rows it reads from multiples of 128 bytes only (the interpreter does not mind). A row has 64, and `buffer` begins at
+    such a multiple, so every even row does. A first row that is odd goes by itself; behind it all copies begin at even
+    rows, whatever `begin` was, as only the last of them may have an odd number of rows.
     """
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     buffer[...] = part.astype(to.dtype)
