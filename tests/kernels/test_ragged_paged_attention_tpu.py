@@ -1,10 +1,11 @@
 """The TPU kernel of ragged_paged_attention in the interpreter: memory that starts as NaN, races that raise."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.kernels import ragged_paged_attention
+from llm_jax.kernels import init_pages, ragged_paged_attention, supports
 from llm_jax.kernels.ragged_paged_attention.tpu import Sizes
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices, paged
@@ -55,3 +56,30 @@ def test_slots_that_no_token_sees_change_nothing():
     with devices.interpreter("tpu"), trying("ragged_paged_attention", "tpu", SIZES):
         attend = jax.jit(lambda pages: ragged_paged_attention(q, pages, *rest, implementation="tpu", **options))
         np.testing.assert_array_equal(attend(pages), attend(other))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({}, None),
+        ({"platform": "cpu"}, "written for TPUs, not for cpu"),
+        ({"dtype": "float16"}, "float16"),
+        ({"multiple": 1}, "slots (64, 64) wide are no multiples of 128"),
+        ({"page": 8}, "page size 8 is no multiple of 16"),
+        ({"table": 2**17}, "page ids"),
+        # A tile for each token: as many heads as a tile has rows.
+        ({"tokens": 2**15, "heads": 256}, "5 numbers of 32768 tiles"),
+        ({"kv_heads": 512, "heads": 512, "page": 128}, "two pages of 128 slots and 512 heads"),
+    ],
+)
+def test_what_is_refused(change, reason):
+    call = dict(platform="tpu", dtype="bfloat16", multiple=128, page=16, table=2**15, tokens=64, heads=8, kv_heads=1)
+    call |= change
+    tokens, heads, table = call["tokens"], call["heads"], call["table"]
+    pages = jax.eval_shape(
+        lambda: init_pages(4, call["page"], call["kv_heads"], 64, dtype=call["dtype"], multiple=call["multiple"])
+    )
+    q = jax.ShapeDtypeStruct((tokens, heads, 64), call["dtype"])
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((4,), (4, table), (5,)))
+    said = supports("ragged_paged_attention", q, pages, *arrays, implementation="tpu", platform=call["platform"])
+    assert said is None if reason is None else reason in (said or "")

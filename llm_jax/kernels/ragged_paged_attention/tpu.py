@@ -8,12 +8,14 @@ from jaxtyping import Array, Float
 from llm_jax.kernels.platform import tpu_refusal
 from llm_jax.kernels.ragged_paged_attention.pages import Pages
 from llm_jax.kernels.ragged_paged_attention.spec import Batch, Extras, RaggedSpec
-from llm_jax.kernels.ragged_paged_attention.work import pack, per_row, tile_tokens, tiles_of, unpack
+from llm_jax.kernels.ragged_paged_attention.work import num_tiles, pack, per_row, tile_tokens, tiles_of, unpack
 from llm_jax.kernels.tiles import tiles as tile_sizes
 
 LANES = 128
-SCALAR_WORDS = 128 * 1024
-"""Page ids that the scalar memory has room for, beside what else is there."""
+SCALAR_WORDS = 240 * 1024
+"""Page ids and numbers of tiles that the scalar memory, 256 K words, has room for."""
+PER_TILE = 5
+"""How many of a tile's numbers the kernel keeps there."""
 BUFFER_BYTES = 4 * 2**20
 """The most that both buffers of keys and values take."""
 ROWS = 2048
@@ -39,8 +41,10 @@ def supports(spec: RaggedSpec, platform: str) -> str | None:
     rows = 32 // jnp.dtype(spec.page_dtype).itemsize
     if spec.page_size % rows:
         return f"page size {spec.page_size} is no multiple of {rows}, a tile of {spec.page_dtype} in memory"
-    if spec.requests * spec.table > SCALAR_WORDS:
-        return f"{spec.requests} x {spec.table} page ids are more than the {SCALAR_WORDS} that scalar memory holds"
+    tiles = num_tiles(spec, _tile_tokens(spec, _sizes(spec)))
+    if spec.requests * spec.table + PER_TILE * tiles > SCALAR_WORDS:
+        numbers = f"{spec.requests} x {spec.table} page ids and {PER_TILE} numbers of {tiles} tiles"
+        return f"{numbers} are more than the {SCALAR_WORDS} that scalar memory holds"
     if _bytes(spec, spec.page_size) > 2 * BUFFER_BYTES:
         return f"two pages of {spec.page_size} slots and {spec.kv_heads} heads take more than {2 * BUFFER_BYTES} bytes"
     return None
@@ -52,9 +56,8 @@ def attention(
     """Output in q's dtype and float32 log-sum-exp (-inf where the call does not ask for it)."""
     from llm_jax.kernels.ragged_paged_attention import tpu_kernel
 
-    shape = f"hd{spec.head_dim} group{spec.group} page{spec.page_size}"
-    sizes = tile_sizes("ragged_paged_attention", "tpu", dtype=spec.page_dtype, shape=shape, default=Sizes())
-    size = tile_tokens(spec, max(1, min(sizes.rows, ROWS // spec.kv_heads) // spec.group))
+    sizes = _sizes(spec)
+    size = _tile_tokens(spec, sizes)
     block = block_slots(spec, sizes.block)
     work = tiles_of(spec, batch, size)
     scales = [None if x is None else _by_request(x[batch.page_tables], block) for x in (pages.k_scales, pages.v_scales)]
@@ -67,6 +70,15 @@ def attention(
     else:
         none = unpack(spec, batch, lse, size, empty=-jnp.inf)
     return unpack(spec, batch, out, size), none
+
+
+def _sizes(spec: RaggedSpec) -> Sizes:
+    shape = f"hd{spec.head_dim} group{spec.group} page{spec.page_size}"
+    return tile_sizes("ragged_paged_attention", "tpu", dtype=spec.page_dtype, shape=shape, default=Sizes())
+
+
+def _tile_tokens(spec: RaggedSpec, sizes: Sizes) -> int:
+    return tile_tokens(spec, max(1, min(sizes.rows, ROWS // spec.kv_heads) // spec.group))
 
 
 def block_slots(spec: RaggedSpec, most: int) -> int:

@@ -3,6 +3,7 @@
 Llama 3.1 8B and 70B, DeepSeek-V3's latent attention, Gemma's head size; 8192 slots per request.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import init_pages, ragged_paged_attention, write_pages
+from llm_jax.kernels.ragged_paged_attention import tpu
 from tests.kernels.compilers import TABLE, gpu_compile, on_every_tpu, tpu_compile
 
 NAME = "llm_jax_ragged_paged_attention"
@@ -83,6 +85,18 @@ def test_tokens_are_written_where_they_belong_and_nothing_is_copied(case, topolo
     assert memory is not None and memory.alias_size_in_bytes == sum(sizes)
     # What is left is of the tokens.
     assert memory.temp_size_in_bytes < max(sizes) / 4
+
+
+@on_every_tpu({"full": None}, sample={})
+def test_tpu_with_a_full_scalar_memory(case, topology):
+    """As many page ids and tiles as the kernel takes, one token in each tile."""
+    pytest.importorskip("libtpu")
+    struct = jax.ShapeDtypeStruct
+    tokens, table = (tpu.SCALAR_WORDS - 2**17) // tpu.PER_TILE, 2**15
+    pages = jax.eval_shape(lambda: init_pages(64, 16, 1, 128, multiple=128))
+    shapes = struct((tokens, 256, 128), jnp.bfloat16), pages, *(struct(s, jnp.int32) for s in ((4,), (4, table), (5,)))
+    program = tpu_compile(partial(ragged_paged_attention, implementation="tpu"), *shapes, topology=topology)
+    assert program.kernels.count(NAME) == 1
 
 
 @pytest.mark.aot_gpu
