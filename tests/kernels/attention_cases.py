@@ -31,6 +31,8 @@ SHARED = [
     for mask, alibi in (("causal", False), ("window", True))
 ]
 """Pairs of documents that begin alike, as `data/sharing.py` lays them."""
+RISING = PLAIN | dict(mask="causal", data="none", sizes=(64, 64), heads=(2, 1), lengths=(150, 150), alibi=(-1.0, 0.1))
+"""The farther a key, the larger its bias: that of queries which are only there to fill a block would overflow."""
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
     "full": {"causal": False},
@@ -43,7 +45,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_co
 
 
 def make_case(mask, data, sizes, heads, lengths, softcap, alibi, sinks, chunk, dtype, seed=0):
-    """Arrays with a gradient, and the other arguments of a call, by values of OPTIONS."""
+    """Arrays with a gradient, and the other arguments of a call, by values of OPTIONS; `alibi` may be the slopes."""
     (T, S), (N, K), (H, Hv) = lengths, heads, sizes
     rng = np.random.default_rng(seed)
 
@@ -52,7 +54,7 @@ def make_case(mask, data, sizes, heads, lengths, softcap, alibi, sinks, chunk, d
 
     arrays = {"q": normal(BATCH, T, N, H), "k": normal(BATCH, S, K, H), "v": normal(BATCH, S, K, Hv)}
     if alibi:
-        arrays["alibi_slopes"] = jnp.asarray(rng.uniform(0.01, 0.3, N), dtype)
+        arrays["alibi_slopes"] = jnp.asarray(rng.uniform(0.01, 0.3, N) if alibi is True else alibi, dtype)
     if sinks:
         arrays["sinks"] = normal(N)
     options = MASKS[mask] | {"softcap": softcap, "chunk": chunk}

@@ -17,6 +17,7 @@ from tests.kernels.attention_cases import (
     MASKS,
     OPTIONS,
     QUICK,
+    RISING,
     SHARED,
     compiled,
     cotangents,
@@ -77,7 +78,7 @@ def name(case):
     return "-".join(str(x) for x in case.values())
 
 
-@pytest.mark.parametrize("case", covering(FEW) + OTHERS, ids=name)
+@pytest.mark.parametrize("case", [*covering(FEW), *OTHERS, RISING], ids=name)
 def test_every_pair_of_options(case):
     check(case)
 

@@ -12,6 +12,7 @@ import pytest
 from llm_jax.kernels import flash_attention, supports
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
 from llm_jax.kernels.flash_attention.tpu import Tiles
+from llm_jax.kernels.flash_attention.tpu_blocks import Blocks
 from llm_jax.kernels.flash_attention.tpu_schedule import (
     FIRST,
     LAST,
@@ -28,6 +29,7 @@ from tests.kernels.attention_cases import (
     BATCH,
     OPTIONS,
     QUICK,
+    RISING,
     SHARED,
     check,
     cotangents,
@@ -39,7 +41,8 @@ from tests.kernels.pairwise import covering, everything
 
 TILES = Tiles(*[128] * 6)
 HEADS = {(64, 64): (4, 2), (96, 96): (2, 1), (192, 128): (1, 1), (256, 256): (2, 1)}
-CASES = covering(OPTIONS | {"heads": list(HEADS.values())}, lambda case: case["heads"] == HEADS[case["sizes"]]) + SHARED
+CASES = covering(OPTIONS | {"heads": list(HEADS.values())}, lambda case: case["heads"] == HEADS[case["sizes"]])
+CASES += [*SHARED, RISING]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(x) for x in case.values()))
@@ -97,6 +100,22 @@ def test_the_schedule_visits_what_is_visible(mask, data, lengths, chunk):
         assert at_bits(steps, UNMASKED) <= whole
         if data == "none":
             assert at_bits(steps, MASKED | UNMASKED) == visible and at_bits(steps, UNMASKED) == whole
+
+
+def test_rows_with_fewer_steps_copy_nothing_in_the_others():
+    """In the kernel for the keys' gradient too, whose grid has every head of a group at each step."""
+    arrays, options = make_case("causal", "segments", (8, 8), (3, 1), (300, 300), None, False, False, None, "float32")
+    spec = attention_spec(**arrays, **options)
+    tiles, masks = blocks_of(spec, 128, 128), mask_arrays(spec, segment_ids=options["segment_ids"])
+    blocks = Blocks(spec, tiles, schedule(spec, tiles, masks, by_keys=True), by_keys=True)
+    steps = np.asarray(blocks.plan.steps)
+    idle = [(row, s) for row, s in np.ndindex(BATCH, int(blocks.plan.count)) if not blocks.plan.at(steps, row, s) & 15]
+    assert idle
+    for index in (block.index_map for block in (blocks.queries(8), blocks.query_row(), blocks.keys(8))):
+        assert index is not None
+        for row, s in idle:
+            before = index(row, 0, s - 1, 2, steps)
+            assert all(index(row, 0, s, member, steps) == before for member in range(3))
 
 
 def at_bits(steps, bits):

@@ -3,11 +3,11 @@
 import pytest
 
 from llm_jax.kernels.flash_attention.bounds import Tiles
-from tests.kernels.attention_cases import OPTIONS, SHARED, check
+from tests.kernels.attention_cases import OPTIONS, RISING, SHARED, check
 from tests.kernels.pairwise import covering
 
 SMALL = {"sizes": [(16, 24)], "dtype": ["float32", "bfloat16", "float16"]}
-CASES = covering(OPTIONS | SMALL) + [case | dict(sizes=(16, 24), dtype="float32") for case in SHARED]
+CASES = covering(OPTIONS | SMALL) + [case | dict(sizes=(16, 24), dtype="float32") for case in SHARED] + [RISING]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(x) for x in case.values()))

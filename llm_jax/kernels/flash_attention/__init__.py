@@ -109,6 +109,8 @@ def _backward(name: str, spec: AttentionSpec, saved: tuple, cotangents: tuple[Ar
     d_out, d_lse = cotangents
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     q, k, v = unseen.for_backward(spec, q, k, v)
+    # exp(score - inf) is the 0 that a row which sees nothing needs.
+    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)
     of = OP.implementations[name]
     dq, dk, dv, sums = of.backward(spec, q, k, v, slopes, masks, lse, d_out, delta)
     d_slopes, d_sinks = None, None

@@ -90,7 +90,7 @@ def backward(
 ) -> tuple[Array, Array, Array, RowSums | None]:
     """Gradients of q, k and v, and sums for those of slopes and sinks; probabilities are computed again from `lse`.
 
-    `delta`: what softmax subtracts, sum(out · d_out) less the cotangent of `lse`.
+    `lse`: inf in a row that sees nothing. `delta`: what softmax subtracts, sum(out · d_out) less the gradient of `lse`.
     """
     from llm_jax.kernels.flash_attention import gpu_dkv, gpu_dq
 
@@ -98,8 +98,7 @@ def backward(
     default = backward_tiles(q.shape[-1], v.shape[-1])
     sizes = tiles("flash_attention", "gpu_backward", dtype=spec.dtype, shape=_shape_class(spec), default=default)
     slopes = _float32(alibi_slopes)
-    # exp2(score - inf) is the 0 that a row which sees nothing needs.
-    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * math.log2(math.e))
+    lse = lse * math.log2(math.e)
 
     def run(kernel: Any, tiling: Tiling, of: str) -> Any:
         bounds = section_bounds(spec, tiling, masks, of=of)

@@ -82,7 +82,7 @@ def backward(
 ) -> tuple[Array, Array, Array, RowSums | None]:
     """Gradients of q, k and v, and sums for those of slopes and sinks.
 
-    `delta`: what softmax subtracts, sum(out · d_out) less the cotangent of `lse`.
+    `lse`: inf in a row that sees nothing. `delta`: what softmax subtracts, sum(out · d_out) less the gradient of `lse`.
     """
     from llm_jax.kernels.flash_attention import tpu_backward
 

@@ -1,7 +1,8 @@
 """Flash attention backward for TPUs: one kernel for the queries' gradient, one for that of keys and values.
 
 Each adds up what is its own in vector memory, in the order of its schedule: no atomics, the same sums every time.
-Both compute the probabilities again from the log-sum-exp. `delta` is, per row, sum(out · d_out) - d_lse.
+Both compute the probabilities again from the log-sum-exp, which is inf in a row that sees nothing. `delta` is, per row,
+sum(out · d_out) - d_lse.
 """
 
 from typing import Any, NamedTuple
@@ -18,8 +19,8 @@ from llm_jax.kernels.flash_attention.tpu_blocks import Blocks, Extras, by_heads,
 from llm_jax.kernels.flash_attention.tpu_schedule import FIRST, LAST, schedule
 from llm_jax.kernels.flash_attention.tpu_tile import (
     LANES,
+    LOG2_E,
     column,
-    finite_base_2,
     on_tile,
     row,
     tile_scores,
@@ -38,10 +39,11 @@ class Saved(NamedTuple):
     delta: Float[Array, "B T N"] | Any
 
     def in_layout(self, tiles: Tiling) -> "Saved":
-        """Padded to whole blocks."""
+        """Padded to whole blocks; queries that are not there have probabilities of exp(score - inf)."""
         q, d_out = (by_heads(x, tiles.q_padded) for x in (self.q, self.d_out))
         k, v = (by_heads(x, tiles.kv_padded) for x in (self.k, self.v))
-        return Saved(q, k, v, d_out, *(rows_by_heads(x, tiles.q_padded) for x in (self.lse, self.delta)))
+        lse, delta = rows_by_heads(self.lse, tiles.q_padded, jnp.inf), rows_by_heads(self.delta, tiles.q_padded)
+        return Saved(q, k, v, d_out, lse, delta)
 
     @staticmethod
     def specs(blocks: Blocks) -> "Saved":
@@ -67,7 +69,7 @@ def queries_gradient(
 
         @pl.when(step & FIRST != 0)
         def _():
-            lse_column[...] = column(finite_base_2(lse[...]))
+            lse_column[...] = column(lse[...] * LOG2_E)
             delta_column[...] = column(delta[...])
             dq_sum[...] = jnp.zeros(dq_sum.shape, jnp.float32)
             for total in columns:
@@ -149,7 +151,7 @@ def keys_gradient(
 
         def body(masked: bool) -> None:
             scores = tile_scores(blocks, q[...], k[...], given, head, step, masked)
-            probs = jnp.exp2(scores.final - finite_base_2(lse[...]))
+            probs = jnp.exp2(scores.final - lse[...] * LOG2_E)
             d_probs = mosaic_tpu.dot(v[...], d_out[...], 1, 1)
             d_scores = probs * (d_probs - delta[...])
             if scores.tanh is not None:

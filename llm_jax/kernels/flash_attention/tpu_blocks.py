@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.flash_attention.bounds import Tiling, pad_masks
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays
-from llm_jax.kernels.flash_attention.tpu_schedule import Schedule, inner, outer
+from llm_jax.kernels.flash_attention.tpu_schedule import Schedule, inner, is_idle, outer
 
 
 class Extras(NamedTuple):
@@ -87,9 +87,11 @@ class Blocks:
         return self.plan.at(at[-1], at[0], at[2])
 
     def _query_at(self, at: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-        if self.by_keys:
-            return at[0], at[1] * self.spec.group + at[3], inner(self._step(at))
-        return at[0], at[1], outer(self._step(at))
+        step = self._step(at)
+        if not self.by_keys:
+            return at[0], at[1], outer(step)
+        member = jnp.where(is_idle(step), self.spec.group - 1, at[3])
+        return at[0], at[1] * self.spec.group + member, inner(step)
 
     def _kv_block(self, at: tuple[Any, ...]) -> Any:
         return outer(self._step(at)) if self.by_keys else inner(self._step(at))
@@ -120,9 +122,10 @@ def by_heads(x: Float[Array, "B L N D"], padded: int) -> Float[Array, "B N padde
     return jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
 
 
-def rows_by_heads(x: Float[Array, "B T N"], padded: int) -> Float[Array, "B N 1 padded"]:
-    """A number per query and head, with the queries in the lanes; padding is 0."""
-    return jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0))).swapaxes(1, 2)[:, :, None]
+def rows_by_heads(x: Float[Array, "B T N"], padded: int, fill: float = 0) -> Float[Array, "B N 1 padded"]:
+    """A number per query and head, with the queries in the lanes; padding is `fill`."""
+    widths = (0, 0), (0, padded - x.shape[1]), (0, 0)
+    return jnp.pad(x, widths, constant_values=fill).swapaxes(1, 2)[:, :, None]
 
 
 def by_length(x: Float[Array, "B N padded D"], length: int) -> Float[Array, "B length N D"]:

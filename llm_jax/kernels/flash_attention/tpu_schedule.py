@@ -44,6 +44,11 @@ def inner(step: Any) -> Any:
     return (step >> INNER) % MOST_INNER
 
 
+def is_idle(step: Any) -> Any:
+    """Whether it only repeats the blocks of the last step, of the last head of the group where there are several."""
+    return step & (2**INNER - 1) == 0
+
+
 def schedule(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays, *, by_keys: bool = False) -> Schedule:
     """Ordered by blocks of queries, then of keys; `by_keys`: the other way round.
 

@@ -96,8 +96,3 @@ def row(column: Float[Array, "n 128"]) -> Float[Array, "1 n"]:
 def widened(column: Float[Array, "n 128"], width: int) -> Float[Array, "n width"]:
     """Repeated in `width` lanes."""
     return jnp.tile(column, (1, pl.cdiv(width, LANES)))[:, :width]
-
-
-def finite_base_2(lse: Float[Array, "1 n"]) -> Float[Array, "1 n"]:
-    """The log-sum-exp for powers of 2; 0 for a row that sees nothing, whose scores are -inf."""
-    return jnp.where(lse == -jnp.inf, 0.0, lse) * LOG2_E

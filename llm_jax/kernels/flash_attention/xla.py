@@ -104,7 +104,7 @@ def backward(
 ) -> tuple[Array, Array, Array, RowSums | None]:
     """Gradients of q, k and v, and sums for those of slopes and sinks; probabilities are computed again from `lse`.
 
-    `delta`: what softmax subtracts, sum(out · d_out) less the cotangent of `lse`.
+    `lse`: inf in a row that sees nothing. `delta`: what softmax subtracts, sum(out · d_out) less the gradient of `lse`.
     """
     tiles = tiling(spec, target_platform())
     K, G, H = spec.kv_heads, spec.group, spec.head_dim
@@ -124,7 +124,6 @@ def backward(
         def query_block(grads: _Grads, at: tuple[Array, ...]) -> tuple[_Grads, tuple[Array, tuple[Array, ...]]]:
             i, q_tile, d_out_tile, *rest = at
             lse_tile, delta_tile = lax.optimization_barrier(tuple(rest))
-            lse_tile = jnp.where(lse_tile == -jnp.inf, 0.0, lse_tile)[..., None]
 
             def key_block(
                 j: Array, state: tuple[Array, tuple[Array, ...], _Grads]
@@ -132,7 +131,7 @@ def backward(
                 dq, sums, grads = state
                 k_tile, v_tile = _block(k, j), _block(v, j)
                 scores = _scores(spec, tiles, q_tile, k_tile, slopes, masks, i, j)
-                probs = jnp.exp(scores.final - lse_tile)
+                probs = jnp.exp(scores.final - lse_tile[..., None])
                 d_probs = _dot("bkgth,bksh->bkgts", d_out_tile, v_tile)
                 terms = [probs * d_probs] if sums else []
                 if slopes is not None:
@@ -164,7 +163,8 @@ def backward(
 
     low, high = block_bounds(spec, tiles, masks)
     arrays = _split(spec, tiles, q, k, v, masks)
-    rest = tuple(_query_blocks(spec, tiles, x) for x in (lse, d_out, delta))
+    # Padding sees nothing: 0 instead of inf, and what a bias makes of it may overflow.
+    rest = tuple(_query_blocks(spec, tiles, x, fill) for x, fill in ((lse, jnp.inf), (d_out, 0), (delta, 0)))
     dq, sums, grads = lax.map(lambda xs: group(*xs), (*arrays, low, high, *rest))
     dk, dv = (_of_keys(spec, x) for x in grads)
     return _of_queries(spec, dq), dk, dv, RowSums(*(_of_queries(spec, x) for x in sums)) if sums else None
@@ -250,9 +250,10 @@ def _per_head(spec: AttentionSpec, x: Array | None) -> Array | None:
     return None if x is None else x.astype(jnp.float32).reshape(spec.kv_heads, spec.group, 1, 1)
 
 
-def _query_blocks(spec: AttentionSpec, tiles: Tiling, x: Array) -> Array:
-    """[B, T, N, ...] -> [groups, blocks, rows, K, G, t, ...], padded to whole blocks."""
-    x = jnp.pad(x, ((0, 0), (0, tiles.q_padded - spec.q_len), *((0, 0),) * (x.ndim - 2)))
+def _query_blocks(spec: AttentionSpec, tiles: Tiling, x: Array, fill: float = 0) -> Array:
+    """[B, T, N, ...] -> [groups, blocks, rows, K, G, t, ...], padded to whole blocks with `fill`."""
+    widths = (0, 0), (0, tiles.q_padded - spec.q_len), *((0, 0),) * (x.ndim - 2)
+    x = jnp.pad(x, widths, constant_values=fill)
     heads = (spec.kv_heads, spec.group)
     x = x.reshape(tiles.groups, tiles.rows, tiles.q_blocks, tiles.q_block, *heads, *x.shape[3:])
     return jnp.moveaxis(x, (2, 3), (1, 5))
