@@ -137,9 +137,12 @@ def backward(
     d_products = gpu_products.run(cut, sizes.product_heads, x, rows, run, dy)
 
     since, until = _decays(cut, rows, run)
-    d_exponent = d_rows[0].reshape(since.shape) + since[..., -1:] * jnp.sum(kept, axis=-1)[..., None]
+    passed = since[..., -1] * jnp.sum(kept, axis=-1)
+    d_exponent = d_rows[0].reshape(since.shape) + passed[..., None]
+    weighted = d_rows[3].reshape(since.shape).sum(-1) + passed * rows[1].reshape(since.shape)[..., -1]
+    weighted = weighted.reshape(spec.batch, spec.heads, -1).sum((0, 2))
     d_exponent, d_scale, d_skip = (
-        jnp.sum(y.reshape(spec.batch, spec.heads, cut.parts, cut.length), axis=2) for y in (d_exponent, *d_rows[1:])
+        jnp.sum(y.reshape(spec.batch, spec.heads, cut.parts, cut.length), axis=2) for y in (d_exponent, *d_rows[1:3])
     )
     d_exponent = jnp.swapaxes(d_exponent, 1, 2)[:, : spec.length]
     if starts is not None:
@@ -149,12 +152,22 @@ def backward(
     return (
         _of_tokens(spec, dx),
         (A.astype(jnp.float32) * d_exponent + d_scale).astype(dt.dtype),
-        jnp.sum(d_exponent * dt.astype(jnp.float32), axis=(0, 1)).astype(A.dtype),
+        _decay_gradient(A, weighted, d_exponent, dt).astype(A.dtype),
         dB[:, : spec.length, :, : spec.states],
         dC[:, : spec.length, :, : spec.states],
         jnp.sum(d_skip, axis=(0, 2)).astype(skip.dtype),
         _of_states(spec, cut, d_initial),
     )
+
+
+def _decay_gradient(
+    A: Float[Array, " H"], weighted: Float[Array, " H"], d_exponent: Float[Array, "B T H"], dt: Float[Array, "B T H"]
+) -> Float[Array, " H"]:
+    """Of A: the sum of dt times the exponents' gradients. As `weighted`, A times it, which is not made of rounded
+    pairs; but for an A of 0."""
+    plain = jnp.sum(d_exponent * dt.astype(jnp.float32), axis=(0, 1))
+    A = A.astype(jnp.float32)
+    return jnp.where(A == 0, plain, weighted / jnp.where(A == 0, 1.0, A))
 
 
 def _decays(cut: Layout, rows: Array, run: Array | None) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from llm_jax.kernels.ssd.gpu_chunk import (
     WARPGROUPS,
     Rows,
     between,
+    exponents,
     matrices,
     nothing,
     over,
@@ -47,8 +48,9 @@ def run(
     d_states: Float[Array, "B h chunks 128 64"],
     dy: Float[Array, "B t h 64"],
 ) -> tuple[Array, Array]:
-    """Gradients of x, and per token [3, B, h, t] those of the exponent (without what passes the whole chunk), of dt as
-    a factor of x, and of skip. `most`: heads of a block."""
+    """Gradients of x, and per token [4, B, h, t] those of the exponent (without what passes the whole chunk), of dt as
+    a factor of x, and of skip; and of each source, the sum of what its readers' decays pass times their exponents, of
+    which the gradient of A is made. `most`: heads of a block."""
     dtype, halves = x.dtype, range(WARPGROUPS)
     per_block = cut.heads_of_block(most)
     blocks = cut.heads // per_block
@@ -106,24 +108,32 @@ def run(
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             plgpu.barrier_wait(full)
 
-            def tile(half: Any) -> None:
+            def tile(half: Any, passed: Array) -> Array:
                 left = between(at.side(half, 1), 1, tokens, read(masks_s.at[SEEN + w + half]) > 0)
-                raw = product(*((b_s.at[w, panel], c_s.at[half, panel].T) for panel in halves))
-                low_s[w + half] = (raw * left).astype(dtype)
+                low = left * product(*((b_s.at[w, panel], c_s.at[half, panel].T) for panel in halves))
+                low_s[w + half] = low.astype(dtype)
                 d_left = product((x_s.at[w], dy_s.at[half].T)) * over(tokens.dt, 0)
-                pairs_s[w + half] = (d_left * read(low_s.at[w + half])).astype(dtype)
+                pairs = d_left * low
+                pairs_s[w + half] = pairs.astype(dtype)
+                # Not of the rounded pairs: each counts for all tokens between its two, and so does its error.
+                return passed + jnp.sum(pairs * exponents(at.side(half, 1), 1, tokens), axis=1)
 
-            lax.fori_loop(w, WARPGROUPS, lambda half, _: tile(half), None)
+            none = plgpu.layout_cast(jnp.zeros(HALF, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+            weighted = lax.fori_loop(w, WARPGROUPS, tile, none)
             plgpu.commit_smem()
 
             # From the state before the chunk.
             from_state = product(*((c_s.at[w, panel], state_s.at[panel]) for panel in halves))
-            vectors_s[0, w] = since(tokens) * jnp.sum(read(dy_s.at[w]) * from_state, axis=1)
+            from_before = since(tokens) * jnp.sum(read(dy_s.at[w]) * from_state, axis=1)
+            vectors_s[0, w] = from_before
 
             # To the state after it, and within it.
             d_inputs = product(*((b_s.at[w, panel], d_state_s.at[panel]) for panel in halves))
             until = at.until(tokens)
-            vectors_s[1, w] = until * tokens.dt * jnp.sum(d_inputs * read(x_s.at[w]), axis=1)
+            to_after = until * tokens.dt * jnp.sum(d_inputs * read(x_s.at[w]), axis=1)
+            vectors_s[1, w] = to_after
+            weighted += from_before * tokens.total + to_after * (at.total - tokens.total)
+            plgpu.store(sums.at[3, batch, head, mine], weighted, optimized=False)
             d_inputs = over(until, 0) * d_inputs + product((low_s.at[2 * w], dy_s.at[w]))
             d_inputs = lax.fori_loop(w, 1, lambda _, total: total + product((low_s.at[1], dy_s.at[1])), d_inputs)
             plgpu.store(sums.at[1, batch, head, mine], jnp.sum(read(x_s.at[w]) * d_inputs, axis=1), optimized=False)
@@ -159,7 +169,7 @@ def run(
         kernel,
         out_type=(
             like(x, x.shape, dtype),
-            like(x, (3, *rows.shape[1:]), jnp.float32),
+            like(x, (4, *rows.shape[1:]), jnp.float32),
         ),
         scratch_types=dict(
             x_s=matrices(2, dtype=dtype),

@@ -84,6 +84,11 @@ class Rows(NamedTuple):
         place = self.start + CHUNK - 1
         return self.rows[1, self.batch, self.head, place], None if self.run is None else self.run[self.batch, place]
 
+    @property
+    def total(self) -> Array:
+        """Running sum of the exponents at the chunk's end."""
+        return self._last()[0]
+
     def last(self) -> Array:
         """What is left after the chunk of the state before it."""
         total, run = self._last()
@@ -117,5 +122,10 @@ def between(
     later: Tokens, later_axis: int, earlier: Tokens, seen: Bool[Array, "64 64"] | None
 ) -> Float[Array, "64 64"]:
     """What is left at the later tokens of the earlier ones; 0 where not seen."""
-    total = over(later.total, later_axis) - over(earlier.total, 1 - later_axis)
+    total = exponents(later, later_axis, earlier)
     return jnp.exp(total if seen is None else jnp.where(seen, total, -jnp.inf))
+
+
+def exponents(later: Tokens, later_axis: int, earlier: Tokens) -> Float[Array, "64 64"]:
+    """Sums of the exponents of the tokens behind the earlier ones up to the later ones, of one document."""
+    return over(later.total, later_axis) - over(earlier.total, 1 - later_axis)
