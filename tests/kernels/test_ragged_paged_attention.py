@@ -219,6 +219,8 @@ def test_the_full_product_in_float32(implementation, batch, packed, heads):
         got = ragged_paged_attention(*args, return_lse=True, implementation=implementation, **options)
         for a, b in zip(got, paged.formula(args, options, kept)):
             assert_float32(paged.name(case), a, b)
+    # A process cannot hold the programs of all these tests.
+    jax.clear_caches()
 
 
 def test_pages_are_a_pytree():
