@@ -35,9 +35,9 @@ def batch_of(rows: list[dict[str, np.ndarray]], **further: np.ndarray) -> dict[s
     return {name: np.stack([row[name] for row in rows])[None] for name in rows[0]} | further
 
 
-def pair_batch(model: str, window: int, share: bool) -> dict[str, np.ndarray]:
+def pair_batch(model: str, prompts: list[int], window: int, share: bool) -> dict[str, np.ndarray]:
     pairs = []
-    for pair in workload.pairs(model):
+    for pair in workload.pairs(model, prompts):
         sides = sequence(pair["prompt_ids"], pair["chosen_ids"]), sequence(pair["prompt_ids"], pair["rejected_ids"])
         pairs.append(Item(sides, shared=shared_tokens(*sides) if share else 0))
     windows = best_fit_decreasing([pair.tokens for pair in pairs], window)
@@ -48,13 +48,13 @@ def pair_batch(model: str, window: int, share: bool) -> dict[str, np.ndarray]:
     return batch | {"ref_chosen_logps": stored, "ref_rejected_logps": stored}
 
 
-def answer_batch(model: str, window: int) -> dict[str, np.ndarray]:
+def answer_batch(model: str, prompts: list[int], window: int) -> dict[str, np.ndarray]:
     answers = [
         (
             tuple(sequence(each["prompt_ids"], each[name]) for name in ("completion_ids", "KL_completion_ids")),
             {"label": float(each["label"])},
         )
-        for each in workload.answers(model)
+        for each in workload.answers(model, prompts)
     ]
     windows = best_fit_decreasing([max(len(one.ids) for one in both) for both, _ in answers], window)
     schema = unpaired_schema(window, max(map(len, windows)), mismatched=True)
@@ -64,9 +64,9 @@ def answer_batch(model: str, window: int) -> dict[str, np.ndarray]:
     return batch | {"ref_logps": stored, "ref_kl_logps": stored}
 
 
-def dpo(model: str, reference: str, window: int, share: bool) -> Step:
+def dpo(model: str, reference: str, prompts: list[int], window: int, share: bool) -> Step:
     """`adapter`: LoRA, whose reference is the model with its adapter off; `live`: a copy; `stored`: columns."""
-    batch, loss = pair_batch(model, window, share), preference_loss(PreferenceConfig(beta=workload.BETA))
+    batch, loss = pair_batch(model, prompts, window, share), preference_loss(PreferenceConfig(beta=workload.BETA))
     decoder = make_decoder(model)
     if reference != "adapter":
         objective = paired_objective(decoder, loss, "live" if reference == "live" else "stored")
@@ -78,10 +78,10 @@ def dpo(model: str, reference: str, window: int, share: bool) -> Step:
     return step_of(adapting.objective(objective, training=True), batch, trained, adapting.declarations, frozen)
 
 
-def kto(model: str, reference: str, window: int) -> Step:
+def kto(model: str, reference: str, prompts: list[int], window: int) -> Step:
     decoder, loss = make_decoder(model), preference_loss(PreferenceConfig(beta=workload.BETA, loss_type="kto"))
     objective = unpaired_objective(decoder, loss, "live" if reference == "live" else "stored")
-    return with_reference(decoder, objective, answer_batch(model, window), reference)
+    return with_reference(decoder, objective, answer_batch(model, prompts, window), reference)
 
 
 def with_reference(decoder: Any, objective: Any, batch: dict[str, np.ndarray], reference: str) -> Step:
@@ -92,9 +92,9 @@ def with_reference(decoder: Any, objective: Any, batch: dict[str, np.ndarray], r
     return step_of(objective, batch, {"policy": policy}, declared, {"ref": ref})
 
 
-def reward(model: str, window: int, share: bool) -> Step:
+def reward(model: str, prompts: list[int], window: int, share: bool) -> Step:
     decoder = make_decoder(model, head=HeadConfig(1, "last"))
-    return stepper(decoder, pairs_objective(decoder, pad_id=0), pair_batch(model, window, share))
+    return stepper(decoder, pairs_objective(decoder, pad_id=0), pair_batch(model, prompts, window, share))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def common(config, size: int, **more: Any) -> dict[str, Any]:
     )
 
 
-def dpo(model: str, reference: str):
+def dpo(model: str, reference: str, prompts: list[int]):
     """`adapter`: LoRA, whose reference is the model with its adapter off; `live`: a copy of the model; `stored`:
     precompute_ref_log_probs=True, its numbers already in the batch."""
     options = common(DPOConfig, workload.PAIRS, beta=workload.BETA, precompute_ref_log_probs=reference == "stored")
@@ -35,15 +35,15 @@ def dpo(model: str, reference: str):
         options["peft_config"] = LoraConfig(**workload.LORA)
     copy = make_model(model) if reference == "live" else None
     trainer = DPOTrainer(make_model(model), copy, **options)
-    records = workload.pairs(model)
+    records = workload.pairs(model, prompts)
     if reference == "stored":
         records = [dict(each, ref_chosen_logps=REFERENCE, ref_rejected_logps=REFERENCE) for each in records]
     batch = trainer._prepare_inputs(trainer.data_collator(records))
     return stepper(trainer.model, lambda: trainer._compute_loss(trainer.model, dict(batch), False))
 
 
-def kto(model: str, reference: str):
-    records = workload.answers(model)
+def kto(model: str, reference: str, prompts: list[int]):
+    records = workload.answers(model, prompts)
     options = common(KTOConfig, len(records), beta=workload.BETA, precompute_ref_log_probs=reference == "stored")
     trainer = KTOTrainer(make_model(model), make_model(model) if reference == "live" else None, **options)
     if reference == "stored":
@@ -52,12 +52,12 @@ def kto(model: str, reference: str):
     return stepper(trainer.model, lambda: trainer._compute_loss(trainer.model, dict(batch), False))
 
 
-def reward(model: str):
+def reward(model: str, prompts: list[int]):
     config = make_model(model).config
     config.num_labels, config.pad_token_id = 1, 0
     trainer = RewardTrainer(LlamaForSequenceClassification(config), **common(RewardConfig, workload.PAIRS))
     sides = ("chosen_ids", "rejected_ids")
-    records = [{side: pair["prompt_ids"] + pair[side] for side in sides} for pair in workload.pairs(model)]
+    records = [{side: pair["prompt_ids"] + pair[side] for side in sides} for pair in workload.pairs(model, prompts)]
     batch = trainer._prepare_inputs(trainer.data_collator(records))
     return stepper(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch)))
 

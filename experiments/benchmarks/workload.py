@@ -17,7 +17,7 @@ BETA = 0.1
 LORA: dict[str, Any] = dict(r=8, lora_alpha=16, target_modules="all-linear")
 """Fields of PEFT's `LoraConfig` and of ours."""
 PAIRS = 16
-"""Preference pairs of a batch: prompts of 32 to 96 tokens, answers of 16 to 128."""
+"""Preference pairs of a batch, with answers of 16 to 128 tokens."""
 
 
 def tokens(model: str, rows: int, length: int) -> np.ndarray:
@@ -45,20 +45,22 @@ def documents(model: str, rows: int, length: int) -> list[list[tuple[np.ndarray,
     return out
 
 
-def pairs(model: str) -> list[dict[str, list[int]]]:
-    """Records with TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+def pairs(model: str, prompts: list[int]) -> list[dict[str, list[int]]]:
+    """Records with TRL's names: `prompt_ids`, `chosen_ids`, `rejected_ids`. `prompts`: their least and most tokens."""
     draw = np.random.RandomState(2)
 
     def ids(low: int, high: int) -> list[int]:
         return draw.randint(3, MODELS[model]["vocab"], draw.randint(low, high + 1)).tolist()
 
-    return [{"prompt_ids": ids(32, 96), "chosen_ids": ids(16, 128), "rejected_ids": ids(16, 128)} for _ in range(PAIRS)]
+    return [
+        {"prompt_ids": ids(*prompts), "chosen_ids": ids(16, 128), "rejected_ids": ids(16, 128)} for _ in range(PAIRS)
+    ]
 
 
-def answers(model: str) -> list[dict[str, Any]]:
+def answers(model: str, prompts: list[int]) -> list[dict[str, Any]]:
     """The same answers unpaired, with TRL's names: `prompt_ids`, `completion_ids`, `label`, and
     `KL_completion_ids`, the last answer to the prompt before."""
-    out, records = [], pairs(model)
+    out, records = [], pairs(model, prompts)
     for number, pair in enumerate(records):
         for label, side in ((True, "chosen_ids"), (False, "rejected_ids")):
             other = records[number - 1]["rejected_ids"]
