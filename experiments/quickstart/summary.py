@@ -6,6 +6,7 @@ Reads the finished runs' metrics.jsonl and samples.jsonl; nothing is computed he
 """
 
 import json
+import shlex
 import sys
 
 from llm_jax.base.door import run_door
@@ -20,6 +21,11 @@ def table(rows: list[tuple[str, ...]]) -> str:
         "  " + row[0].ljust(widths[0]) + "".join(f"  {cell.rjust(width)}" for cell, width in zip(row[1:], widths[1:]))
         for row in rows
     )
+
+
+def proposal(workdir: object, prompt: str) -> str:
+    """The command that asks the trained model: greedily, as the evaluation above it did."""
+    return f"python -m llm_jax.generate {workdir} --temperature 0 --prompt {shlex.quote(prompt)}"
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +61,7 @@ def main(argv: list[str]) -> None:
 
     print(f"\nReport: {dpo.workdir}/report.html (and one in each of {base.workdir}, {sft.workdir})")
     print("Next:")
-    print(f'  .venv/bin/python -m llm_jax.generate {dpo.workdir} --prompt "{sample["prompt"]}"')
+    print(f"  .venv/bin/{proposal(dpo.workdir, sample['prompt'])}")
     print("  .venv/bin/python -m llm_jax.show_data configs/dpo.py")
     print("  .venv/bin/python -m llm_jax.main --config=configs/sft.py --help")
 
