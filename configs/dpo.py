@@ -2,6 +2,7 @@
 
     python -m llm_jax.main --config=configs/dpo.py
     python -m llm_jax.main --config=configs/dpo.py --config.init_from=runs/sft-... --config.data.path=pairs.jsonl
+    python -m llm_jax.main --config=configs/dpo.py:hh --config.init_from=MODEL --config.data.path=hh-rlhf
 
 Trains `pretrain.py` and `sft.py` first if they aren't there; from an empty machine this is the whole chain. Each pair
 answers one problem twice: with its steps, and with a guess. Expect reward accuracy 1.0 on held-out pairs, answers with
@@ -9,8 +10,8 @@ steps to go from 3% to all of 400 held-out problems, and right ones from 13% to 
 could already do.
 
 Variants: `:docstrings` (a function's own docstring over another's, a cut or a shuffled one), `:lora` (an adapter in
-place of the model, which without it is the reference; exact match of 0.30 after as many steps), `:test` and
-`:lora_test` (seconds, for tests), `:llama_8b` (needs a model and pairs).
+place of the model, which without it is the reference; exact match of 0.30 after as many steps), `:hh` (transcripts;
+needs a model), `:test` and `:lora_test` (seconds, for tests), `:llama_8b` (needs a model and pairs).
 """
 
 from ml_collections.config_dict import ConfigDict, required_placeholder
@@ -93,6 +94,19 @@ def lora_test() -> ConfigDict:
     return config
 
 
+def hh() -> ConfigDict:
+    """hh-rlhf's transcripts, or other pairs, for a model of your own."""
+    config = quickstart()
+    config.update(
+        {
+            "init_from": required_placeholder(str),
+            "data": {"path": required_placeholder(str), "window": 1024, "on_long": "drop"},
+            "train": {"steps": 500, "batch_size": 16, "eval_every": 100, "optimizer": {"learning_rate": 1e-6}},
+        }
+    )
+    return config
+
+
 def llama_8b() -> ConfigDict:
     """A model of the size of Llama 3 8B, on pairs of your own."""
     return ConfigDict(
@@ -122,6 +136,7 @@ VARIANTS = {
     "test": test,
     "lora": lora,
     "lora_test": lora_test,
+    "hh": hh,
     "llama_8b": llama_8b,
 }
 

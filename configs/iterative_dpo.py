@@ -1,7 +1,7 @@
 """Iterative DPO: the policy answers word problems, right answers are preferred to wrong ones, and so on from its own.
 
     python -m llm_jax.main --config=configs/iterative_dpo.py
-    python -m llm_jax.main --config=configs/iterative_dpo.py:gsm8k --config.init_from=MODEL --config.data.path=gsm8k/
+    python -m llm_jax.main --config=configs/iterative_dpo.py:gsm8k --config.init_from=MODEL --config.data.path=FILE
 
 Trains `pretrain.py` and `sft.py` first if they aren't there. Three rounds, each of 512 problems of its own, eight
 samples each, the best over the worst of them (Dong et al. 2024, arXiv:2405.07863); the policy of a round's start is its

@@ -1,7 +1,7 @@
 """MCTS-DPO: a tree of steps is searched for each problem, and at each depth the better step is preferred to the worse.
 
     python -m llm_jax.main --config=configs/mcts_dpo.py
-    python -m llm_jax.main --config=configs/mcts_dpo.py:gsm8k --config.init_from=MODEL --config.data.path=gsm8k/
+    python -m llm_jax.main --config=configs/mcts_dpo.py:gsm8k --config.init_from=MODEL --config.data.path=FILE
 
 Steps are drawn from the policy and searched by PUCT (Xie et al. 2024, arXiv:2405.00451); a whole answer is worth 1
 where it is right and -1 where it is wrong, a step what the search finds behind it. A pair's label counts as flipped

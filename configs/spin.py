@@ -1,7 +1,7 @@
 """SPIN: prefers what careful writers wrote to what the policy says itself, until it can't tell the two apart.
 
     python -m llm_jax.main --config=configs/spin.py
-    python -m llm_jax.main --config=configs/spin.py:gsm8k --config.init_from=MODEL --config.data.path=gsm8k/
+    python -m llm_jax.main --config=configs/spin.py:gsm8k --config.init_from=MODEL --config.data.path=FILE
 
 Self-play fine-tuning (Chen et al. 2024, arXiv:2401.01335) needs demonstrations and no judge: one answer of the policy
 to each prompt is rejected, the one written is chosen, and the policy of the round's start is opponent and reference.

@@ -1,7 +1,7 @@
 """SPO, preference form: of eight answers the one that wins most against the others over the one that wins least.
 
     python -m llm_jax.main --config=configs/spo.py
-    python -m llm_jax.main --config=configs/spo.py:gsm8k --config.init_from=MODEL --config.data.path=gsm8k/
+    python -m llm_jax.main --config=configs/spo.py:gsm8k --config.init_from=MODEL --config.data.path=FILE
 
 Self-play preference optimization (Swamy et al. 2024, arXiv:2401.04056): the reward of an answer is how often it is
 preferred to the policy's other answers to the same problem, so that no scale of goodness has to exist. A pair's DPO

@@ -1,7 +1,7 @@
 """SPPO: regresses each answer's log-ratio on how likely the answer is to beat the policy that gave it.
 
     python -m llm_jax.main --config=configs/sppo.py
-    python -m llm_jax.main --config=configs/sppo.py:gsm8k --config.init_from=MODEL --config.data.path=gsm8k/
+    python -m llm_jax.main --config=configs/sppo.py:gsm8k --config.init_from=MODEL --config.data.path=FILE
 
 Self-play preference optimization in the form of Wu et al. 2024 (arXiv:2405.00675): of five answers to each problem the
 one that wins most and the one that wins least, each with its estimated probability to beat the policy (the mean over

@@ -1,7 +1,7 @@
 """Step-DPO: of a wrong answer the first wrong step, and a right one in its place, after the right steps before it.
 
     python -m llm_jax.main --config=configs/step_dpo.py
-    python -m llm_jax.main --config=configs/step_dpo.py:gsm8k --config.init_from=MODEL --config.data.path=gsm8k/
+    python -m llm_jax.main --config=configs/step_dpo.py:gsm8k --config.init_from=MODEL --config.data.path=FILE
     python -m llm_jax.main --config=configs/step_dpo.py:records --config.init_from=MODEL --config.data.path=steps.jsonl
 
 The policy answers word problems, eight times each. In its wrong answers the first wrong step is found by its equation;

@@ -53,7 +53,7 @@ def test_kto_of_unpaired_answers_and_of_pairs_taken_apart(chain: dict[str, Node]
     assert last_values(node.workdir.metrics)["eval_rewards/margins"] == pytest.approx(0, abs=0.1)
 
 
-@pytest.mark.parametrize("name", ["simpo", "ipo", "kto", "orpo"])
+@pytest.mark.parametrize("name", ["dpo", "simpo", "ipo", "kto", "orpo"])
 def test_real_data_are_an_override_away(name: str):
     assert sorted(load_config(f"{CONFIGS / name}.py:hh").missing(())) == ["data.path", "init_from"]
 
