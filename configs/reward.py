@@ -76,12 +76,13 @@ def lora_test() -> ConfigDict:
 def hh() -> ConfigDict:
     """HH-RLHF's pairs (`chosen` and `rejected` transcripts): needs a file of them, and any model.
 
-    2,000 pairs of `harmless-base`, from `pretrain.py`'s model of a million parameters, 60 steps at a window of 768 and
-    a learning rate of 5e-4 (80 seconds): held-out accuracy 0.567 of 360 pairs, 95% interval 0.515 to 0.617.
+    2,000 pairs of `harmless-base`, from the quickstart's base model of a million parameters (two minutes on one core):
+    held-out accuracy 0.544 of 320 pairs, 95% interval 0.489 to 0.597; four times as many steps 0.569, 0.514 to 0.622.
     """
     config = quickstart()
     config.update(
         {
+            "init_from": "pretrain.py",  # sft.py's model knows word problems alone: 10 nats a token of transcripts
             "data": {
                 "path": required_placeholder(str),
                 "window": 1024,
@@ -102,7 +103,8 @@ def hh() -> ConfigDict:
 def harmless() -> ConfigDict:
     """The same pairs taken apart: is an answer the harmless one (1) or the harmful one (0)?
 
-    Harder than pairs: from the same model 80 steps leave it at chance, 0.498 of 932 held-out answers (0.466 to 0.530).
+    Harder than pairs: from the same model 80 steps leave it at chance, 0.495 of 747 held-out answers (0.460 to 0.531),
+    where a logistic regression on their words is right on 0.56.
     """
     config = hh()
     config.update({"task": "classify", "label_names": ("harmful", "harmless"), "data": {"unpair": True}})
