@@ -293,9 +293,11 @@ class ModelConfig:
         """Raises UserError for a model whose documents cannot share their first tokens within a row."""
         if not self.causal or self.prefix_lm or set(self._mixers()) & {"mamba", "mamba2"}:
             raise UserError("documents share their first tokens where all layers attend, to what comes before alone")
-        kind = None if self.rope_scaling is None else self.rope_scaling.kind
-        if self.positions == "rope" and kind in ("dynamic", "longrope"):
-            raise UserError(f"model.rope_scaling.kind={kind} turns a document's first tokens by its whole length")
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.by_length:
+            raise UserError(
+                f"model.rope_scaling.kind={scaling.kind} turns a document's first tokens by its whole length"
+            )
 
     def _mixers(self) -> tuple[Mixer, ...]:
         default: Mixer = "latent" if self.latent.kv_rank else "attention"

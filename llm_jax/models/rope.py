@@ -45,7 +45,7 @@ class Rope:
     @property
     def by_length(self) -> bool:
         """Whether the angles depend on how long the document is."""
-        return self.scaling is not None and self.scaling.kind in ("dynamic", "longrope")
+        return self.scaling is not None and self.scaling.by_length
 
 
 def turning_length(config: ModelConfig) -> int | None:

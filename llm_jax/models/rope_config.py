@@ -37,6 +37,11 @@ class RopeScaling:
     long_factor: tuple[float, ...] = ()
     """Of longrope beyond it."""
 
+    @property
+    def by_length(self) -> bool:
+        """Whether the angles depend on how long the document is."""
+        return self.kind in ("dynamic", "longrope")
+
     def check(self, pairs: int) -> None:
         """Raises UserError for values that give no angles. `pairs`: how many turn in a head."""
         where = f"model.rope_scaling ({self.kind})"
