@@ -133,7 +133,12 @@ def torch_worker() -> None:
 
 
 def _seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """Wall time, and CPU time of all threads of this process."""
+    """Wall time, and CPU time of all threads of this process, of a call that follows another one.
+
+    The other one, untimed, gives the threads of the side before the time to fall asleep: PyTorch's wait awake for
+    milliseconds, on a core that is then not there for us.
+    """
+    call()
     start, busy = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - start, time.process_time() - busy
