@@ -13,6 +13,7 @@ from llm_jax.kernels.mosaic_tpu import dot
 from llm_jax.kernels.ssd import tpu_chunk
 from llm_jax.kernels.ssd.spec import SsdSpec
 from llm_jax.kernels.ssd.tpu import Layout
+from llm_jax.kernels.ssd.tpu_chunk import wide_dot
 
 
 class In(NamedTuple):
@@ -161,7 +162,7 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
         held.d_skip[h] = jnp.zeros_like(held.d_skip[h])
 
     state, d_end = at.states[...], held.d_state[h]
-    state_low, d_end_low = state.astype(low), d_end.astype(low)
+    d_end_low = d_end.astype(low)
     chunk = tpu_chunk.chunk(at.rows[...], None if at.run is None else at.run[...])
     spread = functools.partial(tpu_chunk.spread, cut)
     sums_of_heads = functools.partial(tpu_chunk.sums_of_heads, cut)
@@ -171,14 +172,13 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
 
     # From the state before: y += since (c state). To the state after: until inputs b, and what is left of before.
     since_dy32 = since * dy32
-    since_dy = since_dy32.astype(low)
     to_inputs = until * dot(b, d_end_low, 1, 0)
-    d_since = sums_of_heads(since_dy32 * dot(c, state_low, 1, 0))
+    d_since = sums_of_heads(since_dy32 * wide_dot(c, state, 1, 0))
     d_until = sums_of_heads(to_inputs * inputs32)
     d_last = sums_of_heads(since[-1:] * jnp.sum(d_end * state, axis=0, keepdims=True))
-    held.dc[...] += dot(since_dy, state_low, 1, 1)
+    held.dc[...] += dot(since_dy32.astype(low), state.astype(low), 1, 1)
     held.db[...] += dot((until * inputs32).astype(low), d_end_low, 1, 1)
-    d_before = since[-1:] * d_end + dot(c, since_dy, 0, 0)
+    d_before = since[-1:] * d_end + wide_dot(c, since_dy32, 0, 0)
     held.d_state[h] = d_before
     d_skip = held.d_skip[h] + jnp.sum(x32 * dy32, axis=0, keepdims=True)
     held.d_skip[h] = d_skip
@@ -197,7 +197,7 @@ def _kernel(at: In, out: Out, held: Scratch, *, cut: Layout) -> None:
             made = dot((products * between).astype(low), dy[:, lanes], 0, 0)
             d_inputs = made if d_inputs is None else tpu_chunk.own(cut, head, made, d_inputs)
             # What token t has from all before u passes u's decay if u is not after t; see `decay.exponent_gradient`.
-            passing = tpu_chunk.sums_of_pairs(d_weights * products, between_ends) + d_since[head]
+            passing = wide_dot(d_weights * products, between_ends, 1, 0) + d_since[head]
             passing = jnp.where(seen, passing, jnp.where(passed_until, d_until[head], 0.0))
             d_exponent.append(jnp.sum(passing, axis=0, keepdims=True) + d_last[head])
         assert d_inputs is not None

@@ -63,14 +63,22 @@ def places(size: int) -> tuple[Array, Array]:
     )
 
 
-def sums_of_pairs(x: Float[Array, "Q Q"], mask: Float[Array, "Q Q"]) -> Float[Array, "Q Q"]:
-    """x times a mask of 0 and 1, in two parts where products are narrow: rounded once, what cancels in the gradient of
-    A would be lost."""
-    high = x.astype(mask.dtype)
-    made = mosaic_tpu.dot(high, mask, 1, 0)
-    if mask.dtype == jnp.float32:
-        return made
-    return made + mosaic_tpu.dot((x - high.astype(jnp.float32)).astype(mask.dtype), mask, 1, 0)
+def wide_dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Float[Array, "m n"]:
+    """`dot` of two matrices, of which one is float32: in two parts if the other is narrow. Rounded once, what cancels
+    in the gradient of A would be lost."""
+    if a.dtype == b.dtype:
+        return mosaic_tpu.dot(a, b, a_axis, b_axis)
+    narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    made = [mosaic_tpu.dot(x, y, a_axis, b_axis) for x in _parts(a, narrow) for y in _parts(b, narrow)]
+    return made[0] + made[1]
+
+
+def _parts(x: Array, dtype: Any) -> list[Array]:
+    """What adds up to x."""
+    if x.dtype == dtype:
+        return [x]
+    high = x.astype(dtype)
+    return [high, (x - high.astype(jnp.float32)).astype(dtype)]
 
 
 def panels(cut: Layout) -> list[tuple[slice, range]]:
