@@ -9,6 +9,7 @@ import pytest
 
 from llm_jax import kernels
 from llm_jax.base.errors import UserError
+from tests.kernels import scan_cases
 from tests.kernels.numerics import assert_numbers
 from tests.kernels.recurrences import (
     NAMES,
@@ -93,6 +94,14 @@ def test_documents_do_not_touch_each_other(op):
     wild = jnp.where(other.reshape(other.shape + (1,) * (arrays[0].ndim - 2)), 1e30, arrays[0])
     for a, b in zip(run(arrays[0]), run(wild)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_document_too_large_for_float16(op):
+    """It becomes infinite, in its own tokens only; document 2 goes on over the edge of a chunk."""
+    sizes = {"heads": (4, 64), "groups": 2} if op == "ssd" else {"channels": 5}
+    case = scan_cases.Case(op, "float16", True, True, sizes, length=140)
+    run = scan_cases.program(case, "xla", None)
+    scan_cases.check_documents(case, run, run(*scan_cases.arguments(case)))
 
 
 def test_a_row_in_pieces(op):

@@ -81,6 +81,17 @@ def decay(dt: Float[Array, "B G R Q"], A: Float[Array, "G R"], starts: Bool[Arra
     )
 
 
+def remaining(left: Array, x: Array) -> Array:
+    """left * x, and 0 where nothing is left: a document whose numbers are too large for float16 becomes infinite, which
+    times 0 would be NaN in the others."""
+    return jnp.where(left == 0, 0.0, left * x)
+
+
+def where_any(left: Float[Array, "*b heads Q"], x: Float[Array, "*b Q n"]) -> Float[Array, "*b Q n"]:
+    """Sums over heads that `left` weighed, and 0 where nothing is left in any of them; as `remaining`."""
+    return jnp.where(jnp.any(left != 0, axis=-2)[..., None], x, 0.0)
+
+
 def exponent_gradient(
     d_pairs: Float[Array, "B G R Q Q"],
     d_since: Float[Array, "B G R Q"],
@@ -100,8 +111,9 @@ def exponent_gradient(
     seen = jnp.broadcast_to(seen, (d_pairs.shape[0], size, size))
     ahead = seen & ~jnp.eye(size, dtype=bool)
     before = jnp.einsum("bgrts,bus->bgrtu", d_pairs, ahead.astype(jnp.float32), precision=precision)
-    d = jnp.sum(jnp.where(seen[:, None, None], before + d_since[..., None], 0.0), axis=3)
-    d += _sums(ahead.astype(jnp.float32), d_until) + d_last[..., None]
+    to_end = jnp.where(jnp.swapaxes(ahead, 1, 2)[:, None, None], d_until[..., None], 0.0)
+    passing = jnp.where(seen[:, None, None], before + d_since[..., None], to_end)
+    d = jnp.sum(passing, axis=3) + d_last[..., None]
     return d if starts is None else jnp.where(starts[:, None, None], 0.0, d)
 
 

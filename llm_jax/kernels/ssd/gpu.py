@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from llm_jax.kernels.platform import hopper_refusal
-from llm_jax.kernels.ssd.decay import sums
+from llm_jax.kernels.ssd.decay import remaining, sums, where_any
 from llm_jax.kernels.ssd.spec import SsdSpec
 from llm_jax.kernels.tiles import tiles
 
@@ -137,7 +137,7 @@ def backward(
     d_products = gpu_products.run(cut, sizes.product_heads, x, rows, run, dy)
 
     since, until = _decays(cut, rows, run)
-    passed = since[..., -1] * jnp.sum(kept, axis=-1)
+    passed = remaining(since[..., -1], jnp.sum(kept, axis=-1))
     d_exponent = d_rows[0].reshape(since.shape) + passed[..., None]
     weighted = d_rows[3].reshape(since.shape).sum(-1) + passed * rows[1].reshape(since.shape)[..., -1]
     weighted = weighted.reshape(spec.batch, spec.heads, -1).sum((0, 2))
@@ -196,23 +196,21 @@ def _group_gradients(
 ) -> tuple[Float[Array, "B t G 128"], Float[Array, "B t G 128"]]:
     """Of B and C: sums over the heads of a group."""
 
-    def heads(x: Array, left: Array) -> Array:
+    def of_states(x: Array, left: Array, states: Array) -> Array:
         x = jnp.moveaxis(x.reshape(cut.batch, cut.chunks, CHUNK, cut.groups, cut.per_group, HEAD_DIM), 2, 4)
         left = jnp.moveaxis(left.reshape(cut.batch, cut.groups, cut.per_group, cut.chunks, CHUNK), 3, 1)
-        return (left[..., None] * x.astype(jnp.float32)).astype(x.dtype)
-
-    def of_states(x: Array, states: Array) -> Array:
+        x = (left[..., None] * x.astype(jnp.float32)).astype(x.dtype)
         states = states.reshape(cut.batch, cut.groups, cut.per_group, cut.chunks, STATES, HEAD_DIM)
-        return jnp.einsum("bcgrqp,bgrcnp->bcqgn", x, states, preferred_element_type=jnp.float32)
+        made = jnp.einsum("bcgrqp,bgrcnp->bcgqn", x, states, preferred_element_type=jnp.float32)
+        return jnp.swapaxes(where_any(left, made), 2, 3)
 
     def pairs(equation: str, y: Array) -> Array:
         y = y.reshape(cut.batch, cut.chunks, CHUNK, cut.groups, STATES)
         return jnp.einsum(equation, products, y, preferred_element_type=jnp.float32)
 
     products = jnp.sum(d_products.reshape(cut.batch, cut.chunks, cut.groups, -1, CHUNK, CHUNK), axis=3).astype(x.dtype)
-    arriving = heads(x, until * dt.reshape(until.shape))
-    dB = of_states(arriving, d_states) + pairs("bcgst,bctgn->bcsgn", C)
-    dC = of_states(heads(dy, since), states) + pairs("bcgst,bcsgn->bctgn", B)
+    dB = of_states(x, until * dt.reshape(until.shape), d_states) + pairs("bcgst,bctgn->bcsgn", C)
+    dC = of_states(dy, since, states) + pairs("bcgst,bcsgn->bctgn", B)
     return dB.astype(B.dtype).reshape(B.shape), dC.astype(C.dtype).reshape(C.shape)
 
 

@@ -13,6 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.manual_axes import like
+from llm_jax.kernels.ssd.decay import remaining
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, Layout
 from llm_jax.kernels.ssd.gpu_chunk import (
     WARPGROUPS,
@@ -124,17 +125,17 @@ def run(
 
             # From the state before the chunk.
             from_state = product(*((c_s.at[w, panel], state_s.at[panel]) for panel in halves))
-            from_before = since(tokens) * jnp.sum(read(dy_s.at[w]) * from_state, axis=1)
+            from_before = remaining(since(tokens), jnp.sum(read(dy_s.at[w]) * from_state, axis=1))
             vectors_s[0, w] = from_before
 
             # To the state after it, and within it.
             d_inputs = product(*((b_s.at[w, panel], d_state_s.at[panel]) for panel in halves))
             until = at.until(tokens)
-            to_after = until * tokens.dt * jnp.sum(d_inputs * read(x_s.at[w]), axis=1)
+            to_after = remaining(until * tokens.dt, jnp.sum(d_inputs * read(x_s.at[w]), axis=1))
             vectors_s[1, w] = to_after
             weighted += from_before * tokens.total + to_after * (at.total - tokens.total)
             plgpu.store(sums.at[3, batch, head, mine], weighted, optimized=False)
-            d_inputs = over(until, 0) * d_inputs + product((low_s.at[2 * w], dy_s.at[w]))
+            d_inputs = remaining(over(until, 0), d_inputs) + product((low_s.at[2 * w], dy_s.at[w]))
             d_inputs = lax.fori_loop(w, 1, lambda _, total: total + product((low_s.at[1], dy_s.at[1])), d_inputs)
             plgpu.store(sums.at[1, batch, head, mine], jnp.sum(read(x_s.at[w]) * d_inputs, axis=1), optimized=False)
             low_s[2 * w] = (over(tokens.dt, 0) * d_inputs + skip[head] * read(dy_s.at[w])).astype(dtype)

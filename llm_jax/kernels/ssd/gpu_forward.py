@@ -13,6 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels.manual_axes import like
+from llm_jax.kernels.ssd.decay import remaining
 from llm_jax.kernels.ssd.gpu import CHUNK, HALF, STATES, Layout
 from llm_jax.kernels.ssd.gpu_chunk import (
     TILE,
@@ -92,7 +93,7 @@ def run(
                 plgpu.copy_smem_to_gmem(state_s.at[w], states.at[batch, head, j, mine])
             own_c = [c_s.at[slot, w, panel] for panel in halves]
             from_state = product(*((own_c[panel], state_s.at[panel]) for panel in halves))
-            total = over(since(tokens), 0) * from_state
+            total = remaining(over(since(tokens), 0), from_state)
 
             def within(half: Any, total: Array, *, own: bool) -> Array:
                 sources = at.side(half, 1)
@@ -115,7 +116,7 @@ def run(
             plgpu.barrier_arrive_and_wait(both)
             arrived = product(*((b_s.at[slot, half, w].T, arriving_s.at[half]) for half in halves))
             plgpu.barrier_arrive(empty.at[slot])
-            state = at.last() * state + arrived
+            state = remaining(lax.broadcast(at.last(), TILE), state) + arrived
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             state_s[w] = state.astype(dtype)
             plgpu.commit_smem()

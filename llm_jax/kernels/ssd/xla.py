@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.platform import target_platform
-from llm_jax.kernels.ssd.decay import decay, exponent_gradient
+from llm_jax.kernels.ssd.decay import decay, exponent_gradient, remaining, where_any
 from llm_jax.kernels.ssd.spec import SsdSpec
 
 CHUNK = {"cpu": 64, "gpu": 128, "tpu": 128}
@@ -60,10 +60,10 @@ def forward(
         # Step sizes go with the weights: x is then a factor as it came, not rounded once more.
         weights = _dot("bgtn,bgsn->bgts", at.c, at.b)[:, :, None] * (left.between * at.dt[..., None, :])
         y = _dot("bgrts,bgrsp->bgrtp", weights.astype(x.dtype), at.x)
-        y += left.since[..., None] * _dot("bgtn,bgrpn->bgrtp", at.c, state.astype(x.dtype))
+        y += remaining(left.since[..., None], _dot("bgtn,bgrpn->bgrtp", at.c, state.astype(x.dtype)))
         y += skip[..., None, None] * x32
         arriving = (left.until[..., None] * inputs).astype(x.dtype)
-        end = left.since[..., -1, None, None] * state + _dot("bgrsp,bgsn->bgrpn", arriving, at.b)
+        end = remaining(left.since[..., -1, None, None], state) + _dot("bgrsp,bgsn->bgrpn", arriving, at.b)
         return end, (state, y.astype(x.dtype))
 
     final, (states, y) = _over_chunks(chunk, state, _chunks(spec, x, dt, B, C, starts))
@@ -105,17 +105,19 @@ def backward(
         since_dy32 = left.since[..., None] * dy.astype(jnp.float32)
         since_dy = since_dy32.astype(x.dtype)
         from_state = _dot("bgtn,bgrpn->bgrtp", at.c, state.astype(x.dtype))
-        d_since = jnp.sum(since_dy32 * from_state, axis=-1)
-        to_inputs = left.until[..., None] * _dot("bgrpn,bgsn->bgrsp", d_end_low, at.b)
+        d_since = remaining(left.since, jnp.sum(dy.astype(jnp.float32) * from_state, axis=-1))
+        to_inputs = remaining(left.until[..., None], _dot("bgrpn,bgsn->bgrsp", d_end_low, at.b))
         d_until = jnp.sum(to_inputs * inputs32, axis=-1)
         last = left.since[..., -1]
-        d_last = last * jnp.sum(d_end * state, axis=(-2, -1))
+        d_last = remaining(last, jnp.sum(d_end * state, axis=(-2, -1)))
         d_exponent = exponent_gradient(d_pairs, d_since, d_until, d_last, left.seen, at.starts, _precision(x))
         d_inputs += to_inputs
 
-        dc = _dot("bgts,bgsn->bgtn", d_products, at.b) + _dot("bgrtp,bgrpn->bgtn", since_dy, state.astype(x.dtype))
+        of_state = _dot("bgrtp,bgrpn->bgtn", since_dy, state.astype(x.dtype))
+        dc = _dot("bgts,bgsn->bgtn", d_products, at.b) + where_any(left.since, of_state)
         arriving = (left.until[..., None] * inputs32).astype(x.dtype)
-        db = _dot("bgts,bgtn->bgsn", d_products, at.c) + _dot("bgrsp,bgrpn->bgsn", arriving, d_end_low)
+        of_end = _dot("bgrsp,bgrpn->bgsn", arriving, d_end_low)
+        db = _dot("bgts,bgtn->bgsn", d_products, at.c) + where_any(left.until, of_end)
         d_dt = rates[:, :, None] * d_exponent + jnp.sum(x32 * d_inputs, axis=-1)
         dy32 = dy.astype(jnp.float32)
         dx = at.dt[..., None] * d_inputs + skip32[..., None, None] * dy32
