@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
@@ -25,7 +26,21 @@ def interpreter(implementation: str) -> Iterator[None]:
         with target(TPU), pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
             yield
     elif implementation == "gpu":
-        with target(GPU), interpreting(), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+        params = plgpu.InterpretGPUParams(detect_races=True)
+        with target(GPU), interpreting(), unoptimized(), plgpu.force_gpu_interpret_mode(params):
             yield
     else:
         yield
+
+
+@contextlib.contextmanager
+def unoptimized() -> Iterator[None]:
+    """Programs are compiled in a hurry. The interpreter for GPUs compiles each kernel on threads of its own, which know
+    nothing of the options for the program that calls it."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.read(option)
+    jax.config.update(option, True)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)

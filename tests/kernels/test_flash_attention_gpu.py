@@ -12,6 +12,7 @@ from llm_jax.kernels.flash_attention.bounds import Tiling, section_bounds
 from llm_jax.kernels.flash_attention.gpu_tiles import ForwardTiles
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
 from llm_jax.kernels.tiles import trying
+from tests.conftest import forget_programs
 from tests.kernels import attention_cases, devices
 from tests.kernels.attention_cases import (
     MASKS,
@@ -19,6 +20,7 @@ from tests.kernels.attention_cases import (
     QUICK,
     RISING,
     SHARED,
+    called,
     compiled,
     cotangents,
     formula,
@@ -56,8 +58,8 @@ def run(case, options, *calls):
         return [jax.block_until_ready(call(arrays, *cotangents(arrays))) for arrays in calls]
 
 
-def check(case):
-    """Against the formula, with NaN in all that nobody sees."""
+def check(case, reference=compiled):
+    """Against the formula, with NaN in all that nobody sees; `reference` as for `attention_cases.check`."""
     arrays, options = make_case(**case)
     (B, T), S = arrays["q"].shape[:2], arrays["k"].shape[1]
     seen = numpy_mask(options, B, T, S)
@@ -65,7 +67,7 @@ def check(case):
     holes = {name: jnp.where(unseen[name][:, :, None, None], jnp.nan, arrays[name]) for name in "qkv"}
     (got,) = run(case, options, arrays | holes)
     exact = formula(arrays, options, seen, *cotangents(arrays))
-    plain = compiled(options, "reference")(arrays, *cotangents(arrays))
+    plain = reference(options, "reference")(arrays, *cotangents(arrays))
     for name, x in got.items():
         assert x.dtype == plain[name].dtype
         if name == "lse":
@@ -95,7 +97,8 @@ def test_every_pair_of_more_options(case):
 def test_every_combination_of_options(mask, data):
     small = {"heads": [(2, 1)], "sizes": [(64, 64)], "dtype": ["bfloat16"]}
     for case in everything(CASES | small | {"mask": [mask], "data": [data]}):
-        check(case)
+        check(case, reference=called)
+    forget_programs()
 
 
 @pytest.mark.parametrize("case", [dict(mask="window", data="none"), dict(mask="causal", data="segments")], ids=name)

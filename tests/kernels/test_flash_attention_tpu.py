@@ -24,6 +24,7 @@ from llm_jax.kernels.flash_attention.tpu_schedule import (
     schedule,
 )
 from llm_jax.kernels.tiles import trying
+from tests.conftest import forget_programs
 from tests.kernels import devices
 from tests.kernels.attention_cases import (
     BATCH,
@@ -31,6 +32,7 @@ from tests.kernels.attention_cases import (
     QUICK,
     RISING,
     SHARED,
+    called,
     check,
     cotangents,
     make_case,
@@ -57,7 +59,8 @@ def test_every_pair_of_options(case):
 def test_every_combination_of_options(mask, data, lengths):
     small = {"sizes": [(16, 24)], "heads": [(4, 2)], "dtype": ["float32", "bfloat16"]}
     for case in everything(OPTIONS | small | {"mask": [mask], "data": [data], "lengths": [lengths]}):
-        check(case, "tpu", TILES)
+        check(case, "tpu", TILES, reference=called)
+    forget_programs()
 
 
 @pytest.mark.parametrize(
