@@ -26,8 +26,7 @@ def interpreter(implementation: str) -> Iterator[None]:
         with target(TPU), pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
             yield
     elif implementation == "gpu":
-        params = plgpu.InterpretGPUParams(detect_races=True)
-        with target(GPU), interpreting(), unoptimized(), plgpu.force_gpu_interpret_mode(params):
+        with target(GPU), interpreting(), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
             yield
     else:
         yield
