@@ -84,10 +84,15 @@ def attend(
     total = jnp.sum(shares * jnp.sum(weights, axis=-1)[tables], axis=1)
     if sinks is not None:
         total += jnp.exp(sinks - finite_top)
-    is_last = (jnp.arange(spec.table) == last[:, None])[..., None, None]
-    parts = jnp.where((used & ~is_last)[..., None], page_out[tables], 0.0)
-    out = jnp.sum(parts * shares[..., None], axis=1)
-    out += last_out * jnp.sum(jnp.where(is_last, shares, 0.0), axis=1)[..., None]
+
+    def add_page(m: Array, out: Array) -> Array:
+        ids, share = (lax.dynamic_index_in_dim(x, m, axis=1, keepdims=False) for x in (tables, shares))
+        part = page_out.at[ids].get(mode="promise_in_bounds") * share[..., None]
+        return out + jnp.where((m < last)[:, None, None, None], part, 0.0)
+
+    # One page of each tile at a time: as one sum over all of them XLA reads across the pages, number by number.
+    share_of_last = jnp.take_along_axis(shares, last[:, None, None, None], axis=1)[:, 0]
+    out = lax.fori_loop(0, jnp.max(last), add_page, last_out * share_of_last[..., None])
     out = out[..., : spec.value_dim] * jnp.where(total > 0, 1.0 / total, 0.0)[..., None]
     return out.astype(q.dtype), top + jnp.log(total)
 
