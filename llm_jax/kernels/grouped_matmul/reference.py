@@ -13,9 +13,14 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
 
 
 def product(
-    spec: GroupedSpec, x: Float[Array, "M K"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
+    spec: GroupedSpec,
+    x: Float[Array, "T K"],
+    w: Float[Array, "E K N"],
+    group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M N"]:
-    """Rows of x times the weights of their group, 0 behind the last group."""
+    """Rows of x, or those that `rows` takes from it, times the weights of their group, 0 behind the last group."""
+    x = x if rows is None else x[rows]
     every = jnp.einsum("mk,ekn->men", x.astype(jnp.float32), w.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     return jnp.where(_members(spec, group_sizes)[..., None], every, 0.0).sum(1).astype(x.dtype)
 
@@ -28,11 +33,16 @@ def input_gradient(
 
 
 def weight_gradient(
-    spec: GroupedSpec, x: Float[Array, "M K"], g: Float[Array, "M N"], group_sizes: Int[Array, " E"]
+    spec: GroupedSpec,
+    x: Float[Array, "T K"],
+    g: Float[Array, "M N"],
+    group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "E K N"]:
     """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
+    x = x if rows is None else x[rows]
     members = _members(spec, group_sizes)[..., None]
-    x, g = (jnp.where(members, rows[:, None].astype(jnp.float32), 0.0) for rows in (x, g))
+    x, g = (jnp.where(members, a[:, None].astype(jnp.float32), 0.0) for a in (x, g))
     return jnp.einsum("mek,men->ekn", x, g, precision=jax.lax.Precision.HIGHEST).astype(spec.dtype)
 
 

@@ -22,19 +22,22 @@ class GroupedSpec:
     inputs: int
     outputs: int
     dtype: str
+    tokens: int | None = None
+    """What the rows are taken from; None: x has the rows themselves."""
 
 
-def grouped_matmul_spec(x: Any, w: Any, group_sizes: Any) -> GroupedSpec:
+def grouped_matmul_spec(x: Any, w: Any, group_sizes: Any, *, rows: Any = None) -> GroupedSpec:
     """Checks a call, arguments as for `grouped_matmul`; raises ArgumentError."""
-    return grouped_spec("grouped_matmul", x, {"w": w}, group_sizes)
+    return grouped_spec("grouped_matmul", x, {"w": w}, group_sizes, rows)
 
 
-def grouped_spec(op: str, x: Any, weights: Mapping[str, Any], group_sizes: Any) -> GroupedSpec:
+def grouped_spec(op: str, x: Any, weights: Mapping[str, Any], group_sizes: Any, rows: Any) -> GroupedSpec:
     """Checks a call of the op; `weights` by the names of its arguments. Raises ArgumentError."""
+    taken = "M" if rows is None else "T"
     shape = next(iter(weights.values())).shape
     for name, w in weights.items():
         if len(x.shape) != 2 or len(w.shape) != 3 or x.shape[1] != w.shape[1]:
-            raise ArgumentError(f"{op}: x {x.shape} must be [M, K] and {name} {w.shape} [E, K, N]")
+            raise ArgumentError(f"{op}: x {x.shape} must be [{taken}, K] and {name} {w.shape} [E, K, N]")
         if jnp.dtype(x.dtype).name not in FLOATS or w.dtype != x.dtype:
             floats = ", ".join(FLOATS)
             raise ArgumentError(f"{op}: x and {name} must share one dtype of {floats}; got {x.dtype}, {w.dtype}")
@@ -44,13 +47,31 @@ def grouped_spec(op: str, x: Any, weights: Mapping[str, Any], group_sizes: Any) 
     if group_sizes.shape != (groups,) or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
         got = f"{group_sizes.dtype}{list(group_sizes.shape)}"
         raise ArgumentError(f"{op}: group_sizes must be integers [{groups}]; got {got}")
-    return GroupedSpec(x.shape[0], groups, inputs, outputs, jnp.dtype(x.dtype).name)
+    dtype = jnp.dtype(x.dtype).name
+    if rows is None:
+        return GroupedSpec(x.shape[0], groups, inputs, outputs, dtype)
+    if len(rows.shape) != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise ArgumentError(f"{op}: rows must be integers [M]; got {rows.dtype}{list(rows.shape)}")
+    if x.shape[0] == 0 and rows.shape[0] > 0:
+        raise ArgumentError(f"{op}: rows {rows.shape} can't be taken from x {x.shape}, which has none")
+    return GroupedSpec(rows.shape[0], groups, inputs, outputs, dtype, tokens=x.shape[0])
 
 
 def within_rows(spec: GroupedSpec, group_sizes: Int[Array, " E"]) -> Int[Array, " E"]:
     """The same sizes, with what is below 0 or behind the last row left out."""
     ends = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0)), spec.rows)
     return jnp.diff(ends, prepend=0)
+
+
+def within_tokens(spec: GroupedSpec, rows: Int[Array, " M"]) -> Int[Array, " M"]:
+    """int32: the same rows, with the first or the last one for those that are not there."""
+    return jnp.clip(rows, 0, max(0, (spec.tokens or 0) - 1)).astype(jnp.int32)
+
+
+def check_rows(op: str, spec: GroupedSpec, rows: np.ndarray) -> None:
+    """Raises ArgumentError for rows that are not there."""
+    if rows.size and (rows.min() < 0 or rows.max() >= spec.tokens):
+        raise ArgumentError(f"{op}: rows must be in [0, {spec.tokens}); got {rows.min()} to {rows.max()}")
 
 
 def check_sizes(op: str, spec: GroupedSpec, group_sizes: np.ndarray) -> None:

@@ -27,13 +27,19 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
         return "TPUs multiply bfloat16 and float32, not float16"
     if 0 in (spec.rows, spec.groups, spec.inputs, spec.outputs):
         return "there is nothing to multiply"
+    if spec.tokens is not None:
+        return "rows are not taken from tokens within the kernel"
     return None
 
 
 def product(
-    spec: GroupedSpec, x: Float[Array, "M K"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
+    spec: GroupedSpec,
+    x: Float[Array, "T K"],
+    w: Float[Array, "E K N"],
+    group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M N"]:
-    """Rows of x times the weights of their group, 0 behind the last group."""
+    """Rows of x, or those that `rows` takes from it, times the weights of their group, 0 behind the last group."""
     from llm_jax.kernels.grouped_matmul import tpu_product
 
     return tpu_product.rows_times(
@@ -53,7 +59,11 @@ def input_gradient(
 
 
 def weight_gradient(
-    spec: GroupedSpec, x: Float[Array, "M K"], g: Float[Array, "M N"], group_sizes: Int[Array, " E"]
+    spec: GroupedSpec,
+    x: Float[Array, "T K"],
+    g: Float[Array, "M N"],
+    group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "E K N"]:
     """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
     from llm_jax.kernels.grouped_matmul import tpu_weight_gradient

@@ -1,5 +1,7 @@
 """Blocks of rows, each times the weights of one group: on a CPU, where `jax.lax.ragged_dot` multiplies every row with
 every group's weights. Elsewhere `ragged_dot`, which XLA turns into grouped products.
+
+Rows that are taken from tokens are taken block by block in the one case, and all at once in the other.
 """
 
 import math
@@ -26,30 +28,39 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
 
 
 def product(
-    spec: GroupedSpec, x: Float[Array, "M K"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
+    spec: GroupedSpec,
+    x: Float[Array, "T K"],
+    w: Float[Array, "E K N"],
+    group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M N"]:
-    """Rows of x times the weights of their group, 0 behind the last group."""
-    return _rows_times(spec, x, w, group_sizes, axis=0)
+    """Rows of x, or those that `rows` takes from it, times the weights of their group, 0 behind the last group."""
+    return _rows_times(spec, x, w, group_sizes, rows, axis=0)
 
 
 def input_gradient(
     spec: GroupedSpec, g: Float[Array, "M N"], w: Float[Array, "E K N"], group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M K"]:
     """Rows of g times the transposed weights of their group."""
-    return _rows_times(spec, g, w, group_sizes, axis=1)
+    return _rows_times(spec, g, w, group_sizes, None, axis=1)
 
 
 def weight_gradient(
-    spec: GroupedSpec, x: Float[Array, "M K"], g: Float[Array, "M N"], group_sizes: Int[Array, " E"]
+    spec: GroupedSpec,
+    x: Float[Array, "T K"],
+    g: Float[Array, "M N"],
+    group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "E K N"]:
     """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
     if target_platform() != "cpu":
+        x = x if rows is None else x[rows]
         numbers = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
         return lax.ragged_dot_general(x, g, group_sizes, numbers, precision=_precision(x))
 
     def of_group(e: Array, begin: Array, end: Array, out: Array) -> Array:
         def add(size: int, at: Array, total: Array) -> Array:
-            x_block, g_block = (_block(rows, at, size) for rows in (x, g))
+            x_block, g_block = _block(x, at, size, rows), _block(g, at, size)
             own = _own(spec, at, size, end)
             made = dot(jnp.where(own, x_block, 0), jnp.where(own, g_block, 0), 0, 0)
             return total + made.astype(jnp.float32)
@@ -62,35 +73,37 @@ def weight_gradient(
     return _over_groups(group_sizes, of_group, out)
 
 
-def _rows_times(spec: GroupedSpec, rows: Array, w: Array, group_sizes: Array, axis: int) -> Array:
+def _rows_times(spec: GroupedSpec, x: Array, w: Array, group_sizes: Array, rows: Array | None, axis: int) -> Array:
     if target_platform() != "cpu":
+        x = x if rows is None else x[rows]
         w = w if axis == 0 else jnp.swapaxes(w, 1, 2)
-        return lax.ragged_dot(rows, w, group_sizes, precision=_precision(rows))
-    return of_blocks(spec, [rows], [w], group_sizes, w.shape[2 - axis], lambda x, w: dot(x, w, 1, axis))
+        return lax.ragged_dot(x, w, group_sizes, precision=_precision(x))
+    return of_blocks(spec, [x], [w], group_sizes, w.shape[2 - axis], lambda x, w: dot(x, w, 1, axis), rows)
 
 
 def of_blocks(
     spec: GroupedSpec,
-    rows: Sequence[Array],
+    sources: Sequence[Array],
     weights: Sequence[Array],
     group_sizes: Array,
     made: int,
     make: Callable[..., Array],
+    rows: Array | None = None,
 ) -> Float[Array, "M made"]:
     """`make(*blocks of rows, *weights of their group)`, `made` wide, for one block after another; 0 behind the last
-    group."""
+    group. The rows are those of the sources, or what `rows` takes from them."""
 
     def of_group(e: Array, begin: Array, end: Array, out: Array) -> Array:
         of_their_group = [w[e] for w in weights]
 
         def write(size: int, at: Array, out: Array) -> Array:
-            new = make(*(_block(x, at, size) for x in rows), *of_their_group)
+            new = make(*(_block(x, at, size, rows) for x in sources), *of_their_group)
             new = jnp.where(_own(spec, at, size, end), new, _block(out, at, size))
             return lax.dynamic_update_slice_in_dim(out, new, at, 0)
 
         return _over_blocks(spec, begin, end, write, out)
 
-    out = manual_axes.full((spec.rows, made), 0, (rows, weights), rows[0].dtype)
+    out = manual_axes.full((spec.rows, made), 0, (sources, weights), sources[0].dtype)
     return _over_groups(group_sizes, of_group, out)
 
 
@@ -119,8 +132,10 @@ def _over_blocks(spec: GroupedSpec, begin: Array, end: Array, run: Callable[[int
 
 # A block that would reach over the last row begins earlier, with rows that are not its own: `lax.dynamic_slice` and
 # `dynamic_update_slice` see to it, and `_own` to those rows.
-def _block(rows: Array, at: Array, size: int) -> Array:
-    return lax.dynamic_slice_in_dim(rows, at, size)
+def _block(x: Array, at: Array, size: int, rows: Array | None = None) -> Array:
+    if rows is None:
+        return lax.dynamic_slice_in_dim(x, at, size)
+    return x.at[lax.dynamic_slice_in_dim(rows, at, size)].get(mode="promise_in_bounds")
 
 
 def _own(spec: GroupedSpec, at: Array, size: int, end: Array) -> Bool[Array, "m 1"]:

@@ -1,15 +1,17 @@
 """The gated half of experts: two products of rows, sorted by group, with the weights of their group, and SwiGLU."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import debug, manual_axes, swiglu
+from llm_jax.kernels import manual_axes, swiglu
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.grouped_matmul import OP as PRODUCTS
-from llm_jax.kernels.grouped_matmul.spec import GroupedSpec, check_sizes, within_rows
+from llm_jax.kernels.grouped_matmul import checked, of_tokens
+from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
 from llm_jax.kernels.grouped_swiglu import gpu, reference, tpu, xla
 from llm_jax.kernels.grouped_swiglu.spec import grouped_swiglu_spec
 
@@ -24,11 +26,12 @@ SAVED = "grouped_swiglu"
 
 
 def grouped_swiglu(
-    x: Float[Array, "M K"],
+    x: Float[Array, "T K"],
     gate: Float[Array, "E K N"],
     up: Float[Array, "E K N"],
     group_sizes: Int[Array, " E"],
     *,
+    rows: Int[Array, " M"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "M N"]:
     """silu(x[m] @ gate[e]) * (x[m] @ up[e]) for the rows of group e, which are sorted as for `grouped_matmul`.
@@ -39,9 +42,12 @@ def grouped_swiglu(
     The products are not written, unless the call is differentiated: then they are kept, under the name SAVED, and the
     result is made from them outside of the kernels. So a policy that saves them makes it again without a product.
 
+    With `rows`, row m is x[rows[m]] and x[rows] is not written, as in `grouped_matmul`.
+
     Args:
         x, gate, up: one dtype of float32, bfloat16, float16.
         group_sizes: rows of each group, at least 0, adding up to M at most.
+        rows: for each row the one of x that it is, in [0, T); None: row m is x[m], and M is T.
         implementation: "gpu", "tpu", "xla" or "reference"; None takes the best one for the machine.
 
     Raises:
@@ -49,30 +55,34 @@ def grouped_swiglu(
 
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     """
-    spec = grouped_swiglu_spec(x, gate, up, group_sizes)
-    debug.check_values(partial(check_sizes, OP.name, spec), group_sizes)
+    spec = grouped_swiglu_spec(x, gate, up, group_sizes, rows=rows)
     name = choose(OP, spec, implementation)
-    arrays = x, gate, up, within_rows(spec, group_sizes)
+    arrays = x, gate, up, *checked(OP.name, spec, group_sizes, rows)
     return _swiglu(name, spec, *manual_axes.vary(arrays, manual_axes.axes_of(arrays)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _swiglu(name: str, spec: GroupedSpec, x: Array, gate: Array, up: Array, group_sizes: Array) -> Array:
-    return OP.implementations[name].swiglu(spec, x, gate, up, group_sizes)
+def _swiglu(
+    name: str, spec: GroupedSpec, x: Array, gate: Array, up: Array, group_sizes: Array, rows: Array | None
+) -> Array:
+    return OP.implementations[name].swiglu(spec, x, gate, up, group_sizes, rows)
 
 
-def _forward(name: str, spec: GroupedSpec, x: Array, gate: Array, up: Array, group_sizes: Array):
+def _forward(
+    name: str, spec: GroupedSpec, x: Array, gate: Array, up: Array, group_sizes: Array, rows: Array | None
+) -> tuple[Array, Any]:
     product = PRODUCTS.implementations[name].product
-    products = tuple(checkpoint_name(product(spec, x, w, group_sizes), SAVED) for w in (gate, up))
-    return swiglu.activated(*products).astype(x.dtype), (x, gate, up, group_sizes, *products)
+    products = tuple(checkpoint_name(product(spec, x, w, group_sizes, rows), SAVED) for w in (gate, up))
+    return swiglu.activated(*products).astype(x.dtype), (x, gate, up, group_sizes, rows, *products)
 
 
-def _backward(name: str, spec: GroupedSpec, saved: tuple[Array, ...], g: Array):
-    x, gate, up, group_sizes, of_gate, of_up = saved
+def _backward(name: str, spec: GroupedSpec, saved: Any, g: Array):
+    x, gate, up, group_sizes, rows, of_gate, of_up = saved
     d_gate, d_up = swiglu.gradients(of_gate, of_up, g)
     d_x = OP.implementations[name].input_gradient(spec, d_gate, d_up, gate, up, group_sizes)
     of_weights = PRODUCTS.implementations[name].weight_gradient
-    return d_x, of_weights(spec, x, d_gate, group_sizes), of_weights(spec, x, d_up, group_sizes), None
+    d_weights = (of_weights(spec, x, d, group_sizes, rows) for d in (d_gate, d_up))
+    return of_tokens(spec, d_x, rows), *d_weights, None, None
 
 
 _swiglu.defvjp(_forward, _backward)

@@ -15,13 +15,14 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
 
 def swiglu(
     spec: GroupedSpec,
-    x: Float[Array, "M K"],
+    x: Float[Array, "T K"],
     gate: Float[Array, "E K N"],
     up: Float[Array, "E K N"],
     group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M N"]:
     """silu(rows times gate) * (rows times up), 0 behind the last group."""
-    made = (products.product(spec, x, w, group_sizes) for w in (gate, up))
+    made = (products.product(spec, x, w, group_sizes, rows) for w in (gate, up))
     return numbers.activated(*made).astype(x.dtype)
 
 

@@ -13,10 +13,11 @@ from llm_jax.kernels.tiles import tiles
 
 def swiglu(
     spec: GroupedSpec,
-    x: Float[Array, "M K"],
+    x: Float[Array, "T K"],
     gate: Float[Array, "E K N"],
     up: Float[Array, "E K N"],
     group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M N"]:
     """silu(rows times gate) * (rows times up), 0 behind the last group."""
     from llm_jax.kernels.grouped_matmul import tpu_product

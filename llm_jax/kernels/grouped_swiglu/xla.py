@@ -18,20 +18,21 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
 
 def swiglu(
     spec: GroupedSpec,
-    x: Float[Array, "M K"],
+    x: Float[Array, "T K"],
     gate: Float[Array, "E K N"],
     up: Float[Array, "E K N"],
     group_sizes: Int[Array, " E"],
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M N"]:
     """silu(rows times gate) * (rows times up), 0 behind the last group."""
     if target_platform() != "cpu":
-        made = (products.product(spec, x, w, group_sizes) for w in (gate, up))
+        made = (products.product(spec, x, w, group_sizes, rows) for w in (gate, up))
         return numbers.activated(*made).astype(x.dtype)
 
     def make(x: Array, gate: Array, up: Array) -> Array:
         return numbers.activated(*(products.dot(x, w, 1, 0) for w in (gate, up))).astype(x.dtype)
 
-    return products.of_blocks(spec, [x], [gate, up], group_sizes, spec.outputs, make)
+    return products.of_blocks(spec, [x], [gate, up], group_sizes, spec.outputs, make, rows)
 
 
 def input_gradient(
