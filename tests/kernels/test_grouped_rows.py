@@ -9,14 +9,20 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import debug, grouped_matmul, grouped_swiglu
+from llm_jax.kernels.grouped_matmul import tpu
 from llm_jax.kernels.grouped_matmul.tokens import sums_of_tokens
+from llm_jax.kernels.tiles import trying
+from tests.kernels import devices
 from tests.kernels.grouped import SIZES
 from tests.kernels.numerics import assert_numbers
 from tests.kernels.pairwise import covering
 from tests.kernels.test_grouped_matmul import formula as products
 from tests.kernels.test_grouped_swiglu import formula as gated
 
-ROWS, K, N = 45, 12, 20
+ROWS = 45
+SHAPES = {"xla": (12, 20), "tpu": (300, 20)}
+# Three tiles of rows; two steps for each half of the columns, the last of them behind the last column.
+TILES = {"tpu": tpu.Tiles(rows=16, summed=256, made=128)}
 OPS = {
     "grouped_matmul": (grouped_matmul, products, ("product", "gradient of x", "gradient of w")),
     "grouped_swiglu": (grouped_swiglu, gated, ("product", "gradient of x", "gradient of gate", "gradient of up")),
@@ -34,8 +40,9 @@ def chosen(named, rows=ROWS):
     return (rng.integers(0, tokens, rows) // 2 * 2 if named == "uneven" else np.full(rows, 3)), tokens
 
 
-def arrays(op, dtype, tokens):
+def arrays(op, dtype, tokens, implementation="xla"):
     """x, the weights, and the cotangent of the result."""
+    K, N = SHAPES.get(implementation, SHAPES["xla"])
     rng = np.random.default_rng(0)
     weights = [((5, K, N), K**-0.5)] * (1 if op == "grouped_matmul" else 2)
     shapes = ((tokens, K), 1.0), *weights, ((ROWS, N), 1.0)
@@ -57,7 +64,10 @@ def compiled(op, implementation):
 
 
 def run(op, implementation, rows, sizes, *args):
-    return jax.block_until_ready(compiled(op, implementation)(jnp.asarray(rows), jnp.asarray(sizes), *args))
+    tiles = TILES.get(implementation)
+    with devices.interpreter(implementation), trying("grouped_swiglu", implementation, tiles):
+        with trying("grouped_matmul", implementation, tiles):
+            return jax.block_until_ready(compiled(op, implementation)(jnp.asarray(rows), jnp.asarray(sizes), *args))
 
 
 def formula(op, rows, sizes, x, *more):
@@ -72,10 +82,11 @@ CASES = covering(
     {
         "op": list(OPS),
         "sizes": ["uneven", "empty groups", "rows behind", "nothing"],
-        "implementation": ["xla"],
+        "implementation": ["xla", "tpu"],
         "dtype": ["float32", "bfloat16", "float16"],
         "named": NAMED,
     },
+    lambda case: not (case["implementation"] == "tpu" and case["dtype"] == "float16"),
 )
 
 
@@ -84,7 +95,7 @@ def test_results_and_gradients(case):
     """Tokens that no row of a group names, and the weights of groups without rows, are NaN."""
     op, sizes, dtype = case["op"], SIZES[case["sizes"]], case["dtype"]
     rows, tokens = chosen(case["named"])
-    x, *weights, g = arrays(op, dtype, tokens)
+    x, *weights, g = arrays(op, dtype, tokens, case["implementation"])
     unseen = np.setdiff1d(np.arange(tokens), rows[: sum(sizes)])
     absent, behind = np.flatnonzero(np.array(sizes) == 0), slice(sum(sizes), None)
     hidden = x.at[unseen].set(jnp.nan), *(w.at[absent].set(jnp.nan) for w in weights), g.at[behind].set(jnp.nan)
@@ -125,7 +136,7 @@ def test_no_rows_at_all():
     none = jnp.zeros(0, jnp.int32), jnp.zeros(5, jnp.int32)
     for tokens in (x, x[:0]):
         out, pull = jax.vjp(lambda x: grouped_matmul(x, w, none[1], rows=none[0]), tokens)
-        assert out.shape == (0, N)
+        assert out.shape == (0, w.shape[2])
         np.testing.assert_array_equal(pull(out)[0], np.zeros(tokens.shape))
 
 

@@ -9,6 +9,11 @@ from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
 from llm_jax.kernels.platform import tpu_refusal
 from llm_jax.kernels.tiles import tiles
 
+LONGEST = 16384
+"""Columns of rows that are taken from tokens, of which a tile keeps them all."""
+TAKEN_BYTES = 16 * 2**20
+"""Of VMEM, for two such tiles."""
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -27,8 +32,8 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
         return "TPUs multiply bfloat16 and float32, not float16"
     if 0 in (spec.rows, spec.groups, spec.inputs, spec.outputs):
         return "there is nothing to multiply"
-    if spec.tokens is not None:
-        return "rows are not taken from tokens within the kernel"
+    if spec.tokens is not None and spec.inputs > LONGEST:
+        return f"VMEM has no room for tiles of rows that are longer than {LONGEST:,} and taken from tokens"
     return None
 
 
@@ -43,7 +48,7 @@ def product(
     from llm_jax.kernels.grouped_matmul import tpu_product
 
     return tpu_product.rows_times(
-        [x], [w], group_sizes, product_tiles(spec), transposed=False, name="llm_jax_grouped_matmul"
+        [x], [w], group_sizes, product_tiles(spec), transposed=False, name="llm_jax_grouped_matmul", rows=rows
     )
 
 
@@ -68,7 +73,7 @@ def weight_gradient(
     """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
     from llm_jax.kernels.grouped_matmul import tpu_weight_gradient
 
-    return tpu_weight_gradient.sums_of_groups(x, g, group_sizes, gradient_tiles(spec))
+    return tpu_weight_gradient.sums_of_groups(x, g, group_sizes, gradient_tiles(spec), rows)
 
 
 def product_tiles(spec: GroupedSpec) -> Tiles:
@@ -78,7 +83,7 @@ def product_tiles(spec: GroupedSpec) -> Tiles:
     a group stay in VMEM from tile to tile if one tile sums over the whole dimension.
     """
     summed, made = (4096, 1024) if spec.dtype == "bfloat16" else (1024, 512)
-    default = Tiles(rows=rows_of_a_tile(spec), summed=summed, made=made)
+    default = Tiles(rows=taken_rows_of_a_tile(spec), summed=summed, made=made)
     return tiles("grouped_matmul", "tpu", dtype=spec.dtype, shape=f"product {shape_class(spec)}", default=default)
 
 
@@ -93,6 +98,16 @@ def gradient_tiles(spec: GroupedSpec) -> Tiles:
 def rows_of_a_tile(spec: GroupedSpec) -> int:
     """Not more than a group has on average."""
     return min(512, max(128, 2 ** int(math.log2(max(1, spec.rows // spec.groups)))))
+
+
+def taken_rows_of_a_tile(spec: GroupedSpec) -> int:
+    """Fewer of long rows that are taken from tokens: two tiles of whole rows are in VMEM."""
+    rows = rows_of_a_tile(spec)
+    if spec.tokens is None:
+        return rows
+    while rows > 64 and 2 * rows * spec.inputs * (4 if spec.dtype == "float32" else 2) > TAKEN_BYTES:
+        rows //= 2
+    return rows
 
 
 def shape_class(spec: GroupedSpec) -> str:
