@@ -12,6 +12,8 @@ from llm_jax.kernels.platform import interpreting
 
 TPU = AbstractDevice("TPU v5e", 1, "tpu")
 GPU = AbstractDevice("NVIDIA H200", 132, "gpu")
+SMALL_GPU = AbstractDevice("NVIDIA H200", 2, "gpu")
+"""Persistent kernels go from tile to tile, and there are few blocks to interpret."""
 
 
 def target(device: AbstractDevice) -> contextlib.AbstractContextManager:
@@ -20,13 +22,13 @@ def target(device: AbstractDevice) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def interpreter(implementation: str) -> Iterator[None]:
+def interpreter(implementation: str, gpu: AbstractDevice = GPU) -> Iterator[None]:
     """Runs "tpu" or "gpu" kernels on the CPU: memory starts as NaN, reads out of bounds and races raise."""
     if implementation == "tpu":
         with target(TPU), pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
             yield
     elif implementation == "gpu":
-        with target(GPU), interpreting(), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+        with target(gpu), interpreting(), plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
             yield
     else:
         yield

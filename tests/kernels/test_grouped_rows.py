@@ -9,7 +9,8 @@ import pytest
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import debug, grouped_matmul, grouped_swiglu
-from llm_jax.kernels.grouped_matmul import tpu
+from llm_jax.kernels.grouped_matmul import gpu, tpu
+from llm_jax.kernels.grouped_matmul.gpu_rows import in_block
 from llm_jax.kernels.grouped_matmul.tokens import sums_of_tokens
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
@@ -17,12 +18,14 @@ from tests.kernels.grouped import SIZES
 from tests.kernels.numerics import assert_numbers
 from tests.kernels.pairwise import covering
 from tests.kernels.test_grouped_matmul import formula as products
+from tests.kernels.test_grouped_swiglu import HOPPER_SIZES
 from tests.kernels.test_grouped_swiglu import formula as gated
 
-ROWS = 45
-SHAPES = {"xla": (12, 20), "tpu": (300, 20)}
-# Three tiles of rows; two steps for each half of the columns, the last of them behind the last column.
-TILES = {"tpu": tpu.Tiles(rows=16, summed=256, made=128)}
+ROWS, HOPPER_ROWS = 45, 212
+SHAPES = {"xla": (12, 20), "tpu": (300, 20), "gpu": (200, 60)}
+# Three tiles of rows; two steps for each half of the columns, the last of them behind the last column. On Hopper two
+# tiles of rows for the largest group, and more steps than stages.
+TILES = {"tpu": tpu.Tiles(rows=16, summed=256, made=128), "gpu": gpu.Tiles(width=64, stages=3, band=2)}
 OPS = {
     "grouped_matmul": (grouped_matmul, products, ("product", "gradient of x", "gradient of w")),
     "grouped_swiglu": (grouped_swiglu, gated, ("product", "gradient of x", "gradient of gate", "gradient of up")),
@@ -34,40 +37,43 @@ NAMED = "even", "uneven", "one"
 def chosen(named, rows=ROWS):
     """For each row its token, and how many tokens there are."""
     rng = np.random.default_rng(1)
+    copies = 3 if rows % 3 == 0 else 4
+    tokens = rows // copies
     if named == "even":
-        return rng.permutation(np.repeat(np.arange(rows // 3), 3)), rows // 3
-    tokens = rows // 2
+        return rng.permutation(np.repeat(np.arange(tokens), copies)), tokens
     return (rng.integers(0, tokens, rows) // 2 * 2 if named == "uneven" else np.full(rows, 3)), tokens
 
 
-def arrays(op, dtype, tokens, implementation="xla"):
+def arrays(op, dtype, tokens, implementation="xla", rows=ROWS):
     """x, the weights, and the cotangent of the result."""
-    K, N = SHAPES.get(implementation, SHAPES["xla"])
+    K, N = SHAPES[implementation]
     rng = np.random.default_rng(0)
     weights = [((5, K, N), K**-0.5)] * (1 if op == "grouped_matmul" else 2)
-    shapes = ((tokens, K), 1.0), *weights, ((ROWS, N), 1.0)
+    shapes = ((tokens, K), 1.0), *weights, ((rows, N), 1.0)
     return tuple(jnp.asarray(scale * rng.normal(size=shape), dtype) for shape, scale in shapes)
 
 
 @functools.cache
-def compiled(op, implementation):
-    """(rows, sizes, x, *weights, g) -> the result and the gradients."""
+def compiled(op, implementation, gradients):
+    """(rows, sizes, x, *weights, g) -> the result, and the gradients."""
 
     @jax.jit
     def run(rows, sizes, x, *more):
         *weights, g = more
         call = functools.partial(OPS[op][0], group_sizes=sizes, rows=rows, implementation=implementation)
+        if not gradients:
+            return (call(x, *weights),)
         out, pull = jax.vjp(call, x, *weights)
         return out, *pull(g)
 
     return run
 
 
-def run(op, implementation, rows, sizes, *args):
-    tiles = TILES.get(implementation)
-    with devices.interpreter(implementation), trying("grouped_swiglu", implementation, tiles):
+def run(op, implementation, rows, sizes, *args, gradients=True):
+    tiles, call = TILES.get(implementation), compiled(op, implementation, gradients)
+    with devices.interpreter(implementation, devices.SMALL_GPU), trying("grouped_swiglu", implementation, tiles):
         with trying("grouped_matmul", implementation, tiles):
-            return jax.block_until_ready(compiled(op, implementation)(jnp.asarray(rows), jnp.asarray(sizes), *args))
+            return jax.block_until_ready(call(jnp.asarray(rows), jnp.asarray(sizes), *args))
 
 
 def formula(op, rows, sizes, x, *more):
@@ -78,33 +84,63 @@ def formula(op, rows, sizes, x, *more):
     return out, d_x, *d_weights
 
 
-CASES = covering(
-    {
-        "op": list(OPS),
-        "sizes": ["uneven", "empty groups", "rows behind", "nothing"],
-        "implementation": ["xla", "tpu"],
-        "dtype": ["float32", "bfloat16", "float16"],
-        "named": NAMED,
-    },
-    lambda case: not (case["implementation"] == "tpu" and case["dtype"] == "float16"),
-)
+# Of an op, an implementation and a dtype any two meet that can, but for the slow ones.
+PROGRAMS = {
+    ("grouped_matmul", "xla", "float32"),
+    ("grouped_matmul", "tpu", "bfloat16"),
+    ("grouped_matmul", "gpu", "float16"),
+    ("grouped_swiglu", "tpu", "float32"),
+    ("grouped_swiglu", "xla", "bfloat16"),
+    ("grouped_swiglu", "xla", "float16"),
+}
+OPTIONS = {
+    "op": list(OPS),
+    "sizes": ["uneven", "empty groups", "rows behind", "nothing"],
+    "implementation": ["xla", "tpu", "gpu"],
+    "dtype": ["float32", "bfloat16", "float16"],
+    "named": NAMED,
+}
+CASES = covering(OPTIONS, lambda case: (case["op"], case["implementation"], case["dtype"]) in PROGRAMS)
+SLOW = covering(OPTIONS | {"implementation": ["gpu"], "dtype": ["bfloat16", "float16"]})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case.values()))
-def test_results_and_gradients(case):
+def name(case):
+    return "-".join(case.values())
+
+
+def check(op, sizes, implementation, dtype, named, small=False, gradients=True):
     """Tokens that no row of a group names, and the weights of groups without rows, are NaN."""
-    op, sizes, dtype = case["op"], SIZES[case["sizes"]], case["dtype"]
-    rows, tokens = chosen(case["named"])
-    x, *weights, g = arrays(op, dtype, tokens, case["implementation"])
+    small = small or implementation != "gpu"
+    sizes = (SIZES if small else HOPPER_SIZES)[sizes]
+    rows, tokens = chosen(named, ROWS if small else HOPPER_ROWS)
+    x, *weights, g = arrays(op, dtype, tokens, implementation, len(rows))
     unseen = np.setdiff1d(np.arange(tokens), rows[: sum(sizes)])
     absent, behind = np.flatnonzero(np.array(sizes) == 0), slice(sum(sizes), None)
     hidden = x.at[unseen].set(jnp.nan), *(w.at[absent].set(jnp.nan) for w in weights), g.at[behind].set(jnp.nan)
     got, plain = (
-        run(op, case["implementation"], rows, sizes, *hidden),
-        run(op, "reference", rows, sizes, x, *weights, g),
+        run(op, implementation, rows, sizes, *hidden, gradients=gradients),
+        run(op, "reference", rows, sizes, x, *weights, g, gradients=gradients),
     )
     assert {a.dtype for a in got} == {jnp.dtype(dtype)}
-    assert_numbers(OPS[op][2], got, plain, formula(op, rows, sizes, x, *weights, g), dtype)
+    exact = formula(op, rows, sizes, x, *weights, g)
+    assert_numbers(OPS[op][2][: len(got)], got, plain, exact[: len(got)], dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_results_and_gradients(case):
+    check(**case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW, ids=name)
+def test_results_and_gradients_on_hopper(case):
+    check(**case)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), [("xla", "float32"), ("tpu", "bfloat16"), ("gpu", "bfloat16")])
+def test_grouped_swiglu_that_is_not_differentiated(implementation, dtype):
+    """In one kernel that does not write the products; on Hopper, of fewer rows than a tile has."""
+    check("grouped_swiglu", "rows behind", implementation, dtype, "uneven", small=True, gradients=False)
 
 
 @pytest.mark.parametrize("named", NAMED)
@@ -116,10 +152,21 @@ def test_gradients_are_the_same_every_time(named):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_where_a_block_has_its_pieces(width):
+    """As TMA writes matrices: tile by tile, with the bits 4 to 6 of an address changed by the bits 7 to 9."""
+    rows, pieces = np.divmod(np.arange(128 * 8), width // 8)
+    tile, column = np.divmod(pieces * 8, 64)
+    plain = 2 * ((rows // 8 * (width // 64) + tile) * 512 + rows % 8 * 64 + column)
+    np.testing.assert_array_equal(2 * in_block(rows, pieces, width), plain ^ (plain >> 7 & 7) << 4)
+
+
+@pytest.mark.parametrize("more", [0, 7])
 @pytest.mark.parametrize("named", NAMED)
-def test_sums_of_tokens(named):
+def test_sums_of_tokens(named, more):
     """By brute force. No scatter adds, and what no row of a token holds does not reach its sum."""
     rows, tokens = chosen(named)
+    tokens += more
     parts = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, 7)), jnp.float32)
     bad = parts.at[rows == rows[0]].set(jnp.nan)
     total = functools.partial(sums_of_tokens, rows=jnp.asarray(rows), tokens=tokens)

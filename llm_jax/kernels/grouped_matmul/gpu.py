@@ -29,8 +29,6 @@ def supports(spec: GroupedSpec, platform: str) -> str | None:
         return "tensor cores multiply bfloat16 and float16, not float32"
     if 0 in (spec.rows, spec.groups, spec.inputs, spec.outputs):
         return "there is nothing to multiply"
-    if spec.tokens is not None:
-        return "rows are not taken from tokens within the kernel"
     return None
 
 
@@ -45,7 +43,7 @@ def product(
     from llm_jax.kernels.grouped_matmul import gpu_product
 
     return gpu_product.rows_times(
-        [x], [w], group_sizes, _tiles(spec, "product"), transposed=False, name="llm_jax_grouped_matmul"
+        [x], [w], group_sizes, _tiles(spec, "product"), transposed=False, name="llm_jax_grouped_matmul", rows=rows
     )
 
 
@@ -70,7 +68,7 @@ def weight_gradient(
     """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
     from llm_jax.kernels.grouped_matmul import gpu_weight_gradient
 
-    return gpu_weight_gradient.sums_of_groups(x, g, group_sizes, _tiles(spec, "weight gradient"))
+    return gpu_weight_gradient.sums_of_groups(x, g, group_sizes, _tiles(spec, "weight gradient"), rows)
 
 
 def shape_class(spec: GroupedSpec) -> str:

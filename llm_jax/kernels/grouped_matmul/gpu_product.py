@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import mosaic_gpu
 from llm_jax.kernels.grouped_matmul.gpu import Tiles
+from llm_jax.kernels.grouped_matmul.gpu_rows import TakenProduct
 from llm_jax.kernels.grouped_matmul.visits import visits
 from llm_jax.kernels.mosaic_gpu import DEPTH, ROWS, WARPGROUP, WARPGROUPS
 
@@ -24,7 +25,7 @@ STORED = 32
 
 
 def rows_times(
-    rows: Sequence[Float[Array, "M A"]],
+    sources: Sequence[Float[Array, "M A"]],
     weights: Sequence[Array],
     group_sizes: Int[Array, " E"],
     tiles: Tiles,
@@ -32,29 +33,31 @@ def rows_times(
     transposed: bool,
     name: str,
     join: Callable[..., Array] | None = None,
+    rows: Int[Array, " M"] | None = None,
 ) -> Float[Array, "M B"]:
-    """rows[m] @ w[e] with w [E, A, B], or [E, B, A] if `transposed`; 0 behind the last group.
+    """x[m] @ w[e] with w [E, A, B], or [E, B, A] if `transposed`; 0 behind the last group.
 
-    Of several rows, each with its weights, the sum in float32. Of one with several weights, what `join` makes of the
-    products, number by number in float32, and 0 of zeros.
+    Of several x, each with its weights, the sum in float32. Of one with several weights, what `join` makes of the
+    products, number by number in float32, and 0 of zeros; such a one may have its rows taken from tokens by `rows`.
     """
-    m, made, dtype = rows[0].shape[0], weights[0].shape[1 if transposed else 2], rows[0].dtype
-    rows = [mosaic_gpu.padded(x, (ALIGN if m > HEIGHT else HEIGHT, DEPTH)) for x in rows]
+    made, dtype = weights[0].shape[1 if transposed else 2], sources[0].dtype
+    m = sources[0].shape[0] if rows is None else rows.shape[0]
+    height = -(-m // ALIGN) * ALIGN if m > HEIGHT else HEIGHT
+    sources = [mosaic_gpu.padded(x, (height if rows is None else 1, DEPTH)) for x in sources]
+    rows = None if rows is None else mosaic_gpu.padded(rows, (height,))
     of_weights = (1, tiles.width, DEPTH) if transposed else (1, DEPTH, tiles.width)
     weights = [mosaic_gpu.padded(w, of_weights) for w in weights]
-    height, columns = rows[0].shape[0], weights[0].shape[1 if transposed else 2] // tiles.width
+    columns = weights[0].shape[1 if transposed else 2] // tiles.width
     plan = visits(group_sizes, height, HEIGHT, align=ALIGN, behind=False)
     items = mosaic_gpu.in_bands(plan.count, plan.group.shape[0], columns, tiles.band)
     kernel = mosaic_gpu.launch(
-        functools.partial(
-            _kernel, tiles=tiles, columns=columns, transposed=transposed, sides=(len(rows), len(weights)), join=join
-        ),
+        functools.partial(_kernel, tiles=tiles, columns=columns, transposed=transposed, join=join),
         jax.ShapeDtypeStruct((height, columns * tiles.width), dtype),
         tiles=items.shape[0],
         name=name,
     )
     scalars = plan.count[None] * columns, items, plan.group, plan.first, plan.begin, plan.end
-    return kernel(*scalars, *rows, *weights)[:m, :made]
+    return kernel(*scalars, rows, sources, weights)[:m, :made]
 
 
 def _kernel(
@@ -64,18 +67,21 @@ def _kernel(
     first_ref: Any,
     begin_ref: Any,
     end_ref: Any,
-    *refs: Any,
+    rows_ref: Any,
+    source_refs: list[Any],
+    weight_refs: list[Any],
+    out_ref: Any,
+    *,
     tiles: Tiles,
     columns: int,
     transposed: bool,
-    sides: tuple[int, int],
     join: Callable[..., Array] | None,
 ) -> None:
-    row_refs, weight_refs, out_ref = refs[: sides[0]], refs[sides[0] : -1], refs[-1]
-    height, summed = row_refs[0].shape
+    height, summed = out_ref.shape[0], source_refs[0].shape[1]
+    sides = len(source_refs), len(weight_refs)
     accumulators = 1 if join is None else sides[1]
 
-    def product(column: Any) -> mosaic_gpu.Product:
+    def product(start: Any, column: Any) -> mosaic_gpu.Product:
         def multiply(step: Any, *parts: Any) -> None:
             accs, blocks = parts[:accumulators], parts[accumulators:]
             for i, weights in enumerate(blocks[sides[0] :]):
@@ -88,7 +94,10 @@ def _kernel(
             if transposed
             else mosaic_gpu.Operand((DEPTH, tiles.width), lambda k: (k, column))
         )
-        return mosaic_gpu.Product(
+        kind = mosaic_gpu.Product
+        if rows_ref is not None:
+            kind = functools.partial(TakenProduct, rows=rows_ref.at[pl.ds(start, HEIGHT)])
+        return kind(
             operands=(of_rows,) * sides[0] + (of_weights,) * sides[1],
             width=tiles.width,
             steps=summed // DEPTH,
@@ -98,8 +107,9 @@ def _kernel(
         )
 
     def matrices(start: Any, group: Any) -> list[Any]:
-        """The rows of a tile, and the weights of a group."""
-        return [*(x.at[pl.ds(start, HEIGHT), :] for x in row_refs), *(w.at[group] for w in weight_refs)]
+        """The rows of a tile, or what they are taken from, and the weights of a group."""
+        sources = source_refs if rows_ref is not None else [x.at[pl.ds(start, HEIGHT), :] for x in source_refs]
+        return [*sources, *(w.at[group] for w in weight_refs)]
 
     def scope(pipeline: Any, whole: Any, some: Any) -> None:
         wg = lax.axis_index(WARPGROUP)
@@ -119,7 +129,7 @@ def _kernel(
             v, column = lax.div(items_ref[i], columns), lax.rem(items_ref[i], columns)
             group = group_ref[v]
             start, store = place(first_ref[v], begin_ref[group], end_ref[group], column)
-            product(column).run(*matrices(start, group), allocations=pipeline, finish=store)
+            product(start, column).run(*matrices(start, group), allocations=pipeline, finish=store)
 
         behind = end_ref[end_ref.shape[0] - 1]
         origin = lax.div(behind, ALIGN) * ALIGN
@@ -138,7 +148,7 @@ def _kernel(
 
     pl.run_scoped(
         scope,
-        pipeline=product(0).allocations(*matrices(0, 0)),
+        pipeline=product(0, 0).allocations(*matrices(0, 0)),
         whole=mosaic_gpu.matrices((WARPGROUPS, 2, ROWS, STORED), out_ref.dtype),
         some=plgpu.SMEM((WARPGROUPS, ROWS, STORED), out_ref.dtype),
         collective_axes=WARPGROUP,

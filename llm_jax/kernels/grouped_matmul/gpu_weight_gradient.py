@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import mosaic_gpu
 from llm_jax.kernels.grouped_matmul.gpu import Tiles
+from llm_jax.kernels.grouped_matmul.gpu_rows import TakenProduct
 from llm_jax.kernels.mosaic_gpu import DEPTH, ROWS, WARPGROUP, WARPGROUPS
 
 HEIGHT = WARPGROUPS * ROWS
@@ -20,12 +21,17 @@ STORED = 64
 
 
 def sums_of_groups(
-    x: Float[Array, "M K"], g: Float[Array, "M N"], group_sizes: Int[Array, " E"], tiles: Tiles
+    x: Float[Array, "T K"],
+    g: Float[Array, "M N"],
+    group_sizes: Int[Array, " E"],
+    tiles: Tiles,
+    rows: Int[Array, " M"] | None,
 ) -> Float[Array, "E K N"]:
-    """Per group the sum over its rows of x ⊗ g, 0 of an empty one."""
+    """Per group the sum over its rows of x ⊗ g, 0 of an empty one; row m is x[m], or x[rows[m]]."""
     groups, k, n = group_sizes.shape[0], x.shape[1], g.shape[1]
-    ends = jnp.minimum(jnp.cumsum(jnp.clip(group_sizes, 0, x.shape[0]).astype(jnp.int32)), x.shape[0])
-    x, g = mosaic_gpu.padded(x, (DEPTH, HEIGHT)), mosaic_gpu.padded(g, (DEPTH, tiles.width))
+    ends = jnp.minimum(jnp.cumsum(jnp.clip(group_sizes, 0, g.shape[0]).astype(jnp.int32)), g.shape[0])
+    x, g = mosaic_gpu.padded(x, (DEPTH if rows is None else 1, HEIGHT)), mosaic_gpu.padded(g, (DEPTH, tiles.width))
+    rows = None if rows is None else mosaic_gpu.padded(rows, (DEPTH,))
     shape = groups, x.shape[1], g.shape[1]
     kernel = mosaic_gpu.launch(
         functools.partial(_kernel, tiles=tiles),
@@ -33,14 +39,15 @@ def sums_of_groups(
         tiles=groups * (shape[1] // HEIGHT) * (shape[2] // tiles.width),
         name="llm_jax_grouped_matmul_weight_gradient",
     )
-    return kernel(jnp.concatenate([jnp.zeros_like(ends[:1]), ends]), x, g)[:, :k, :n]
+    return kernel(jnp.concatenate([jnp.zeros_like(ends[:1]), ends]), rows, x, g)[:, :k, :n]
 
 
-def _kernel(bounds_ref: Any, x_ref: Any, g_ref: Any, out_ref: Any, *, tiles: Tiles) -> None:
+def _kernel(bounds_ref: Any, rows_ref: Any, x_ref: Any, g_ref: Any, out_ref: Any, *, tiles: Tiles) -> None:
     groups, down, across = out_ref.shape[0], out_ref.shape[1] // HEIGHT, out_ref.shape[2] // tiles.width
 
     def product(first: Any, steps: Any, i: Any, j: Any, multiply: Any) -> mosaic_gpu.Product:
-        return mosaic_gpu.Product(
+        kind = mosaic_gpu.Product if rows_ref is None else functools.partial(TakenProduct, rows=rows_ref)
+        return kind(
             operands=(
                 mosaic_gpu.Operand((DEPTH, HEIGHT), lambda s: (first + s, i)),
                 mosaic_gpu.Operand((DEPTH, tiles.width), lambda s: (first + s, j)),

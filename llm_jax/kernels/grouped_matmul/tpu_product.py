@@ -118,7 +118,9 @@ def _kernel(
     v, i = pl.program_id(1), pl.program_id(2)
     group = group_ref[v]
     row_refs, weight_refs, (out_ref, *scratch) = refs[: sides[0]], refs[sides[0] : sum(sides)], refs[sum(sides) :]
-    total_refs, taken_refs = scratch[:totals], scratch[totals:]
+    total_refs = scratch[:totals]
+    buffers: Any
+    buffers, semaphores = scratch[totals:] if parts else (None, None)
     ragged = summed != share * (parts or 1)
 
     @pl.when(i == 0)
@@ -136,13 +138,12 @@ def _kernel(
 
         @pl.when((i == 0) & ((v == 0) | (lax.div(first_ref[jnp.maximum(v - 1, 0)], out_ref.shape[0]) != tile)))
         def _():
-            buffers, semaphores = taken_refs
             tpu_rows.bring(row_refs, buffers, semaphores, tile, last, slice(None))
 
     def rows() -> list[Array]:
         if parts is None:
             return [whole(ref[...], 1) for ref in row_refs]
-        kept = taken_refs[0][lax.rem(tile, 2), :, pl.ds(pl.multiple_of(i * a, 128), a)]
+        kept = buffers[lax.rem(tile, 2), :, pl.ds(pl.multiple_of(i * a, 128), a)]
         return tpu_rows.numbers(kept, out_ref.dtype)
 
     @pl.when(group < groups)

@@ -84,7 +84,9 @@ def _kernel(
     m: int,
     taken: bool,
 ) -> None:
-    *x_refs, g_ref, out_ref, total_ref = refs[:-2] if taken else refs
+    buffers: Any
+    refs, (buffers, semaphores) = (refs[:-2], refs[-2:]) if taken else (refs, (None, None))
+    *x_refs, g_ref, out_ref, total_ref = refs
     v = pl.program_id(2)
     group, first = group_ref[v], first_ref[v]
     begin, end = begin_ref[group], end_ref[group]
@@ -98,10 +100,10 @@ def _kernel(
         @pl.when((v == 0) | (lax.div(first_ref[jnp.maximum(v - 1, 0)], m) != tile))
         def _():
             columns = pl.ds(pl.multiple_of(pl.program_id(0) * a, 128), a)
-            tpu_rows.bring(x_refs, refs[-2], refs[-1], tile, last, columns)
+            tpu_rows.bring(x_refs, buffers, semaphores, tile, last, columns)
 
     def add(keep: Callable[[Array], Array]) -> None:
-        parts = tpu_rows.numbers(refs[-2][lax.rem(tile, 2)], g_ref.dtype) if taken else [x_refs[0][...]]
+        parts = tpu_rows.numbers(buffers[lax.rem(tile, 2)], g_ref.dtype) if taken else [x_refs[0][...]]
         g = keep(g_ref[...])
         for part, x in enumerate(parts):
             total_ref[part] += mosaic_tpu.dot(keep(x), g, 0, 0)

@@ -28,7 +28,7 @@ def swiglu(
     # Two tiles of 128 columns take the registers of one of 256.
     sizes = _tiles(spec, "product", Tiles(width=128))
     return gpu_product.rows_times(
-        [x], [gate, up], group_sizes, sizes, transposed=False, name="llm_jax_grouped_swiglu", join=join
+        [x], [gate, up], group_sizes, sizes, transposed=False, name="llm_jax_grouped_swiglu", join=join, rows=rows
     )
 
 

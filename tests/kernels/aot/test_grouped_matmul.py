@@ -53,7 +53,7 @@ def test_tpu(case, topology):
 
 
 @pytest.mark.aot_gpu
-@pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("spec", (SHAPES | TAKEN).values(), ids=SHAPES | TAKEN)
 def test_gpu(spec):
     pytest.importorskip("jax_cuda13_plugin")
     assert_products_run_freely(calls(spec, gpu))
