@@ -61,9 +61,13 @@ def rows(size: str) -> list[Row]:
         for n in (1, 7)
     ]
     made += [
-        Row(op, f"{title}, {E} groups", "", {"rows": M, "inputs": K, "outputs": 2 * K, "groups": E})
+        Row(op, f"{title}, {E} groups{rest}", "", {"rows": M, "inputs": K, "outputs": 2 * K, "groups": E, "tokens": T})
         for op, title in (("grouped_matmul", "experts"), ("grouped_swiglu", "gated experts"))
-        for E, M, K in ((8, 2000, 512), (128, 3000, 512) if big else (16, 60, 24))
+        for E, M, K, T, rest in (
+            (8, 2000, 512, 0, ""),
+            (8, 2000, 512, 500, ", rows of tokens"),
+            (128, 3000, 512, 0, "") if big else (16, 60, 24, 0, ""),
+        )
     ]
     loss = {"tokens": 1000, "width": 1024, "vocab": 32003} if big else {"tokens": 30, "width": 16, "vocab": 101}
     scan = {"length": 1000} if big else {"length": 60}

@@ -8,7 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm_jax import kernels
 from llm_jax.kernels.cases import Case
+
+GATHERED = "ours, after x[rows]"
 
 
 def peers(op: str, shape: Mapping[str, int], case: Case) -> dict[str, Case]:
@@ -28,12 +31,13 @@ def _calls(op: str, shape: Mapping[str, int], platform: str) -> dict[str, Callab
     if op == "flash_attention":
         return _attention(shape, platform, tokamax)
     if op == "grouped_matmul":
-        return {
-            "jax.lax.ragged_dot": lambda x, w, sizes: jax.lax.ragged_dot(x, w, sizes),
-            "tokamax": None if tokamax is None else lambda x, w, sizes: tokamax.ragged_dot(x, w, sizes),
-        }
+        of_tokamax = None if tokamax is None else tokamax.ragged_dot
+        ours = kernels.grouped_matmul if shape["tokens"] else None
+        each = {"jax.lax.ragged_dot": jax.lax.ragged_dot, "tokamax": of_tokamax, GATHERED: ours}
+        return {name: None if call is None else _of_rows(call) for name, call in each.items()}
     if op == "grouped_swiglu":
-        return {"jax.lax.ragged_dot": _gated_ragged_dot}
+        ours = _of_rows(kernels.grouped_swiglu) if shape["tokens"] else None
+        return {"jax.lax.ragged_dot": _of_rows(_gated_ragged_dot), GATHERED: ours}
     if op == "linear_cross_entropy":
         return {"plain (logits in memory)": _plain_loss}
     if op == "ssd":
@@ -41,6 +45,16 @@ def _calls(op: str, shape: Mapping[str, int], platform: str) -> dict[str, Callab
     if op == "selective_scan":
         return {"jax.lax.associative_scan": _associative_scan}
     return {}
+
+
+def _of_rows(product: Callable[..., Any]) -> Callable[..., Any]:
+    """Of x[rows], which is written first."""
+
+    def call(x: Any, *rest: Any) -> Any:
+        *weights, sizes, rows = rest
+        return product(x if rows is None else x[rows], *weights, sizes)
+
+    return call
 
 
 def _gated_ragged_dot(x: Any, gate: Any, up: Any, sizes: Any) -> Any:

@@ -61,12 +61,15 @@ def _decoding(batches: Sequence[int], tokens: int, heads: dict[str, int]) -> lis
     ]
 
 
-def _experts(title: str, shape: dict[str, int], goal: str, weight_goal: str) -> list[Row]:
-    name = "grouped_matmul"
+def _experts(title: str, shape: dict[str, int], chosen: int, goal: str, weight_goal: str) -> list[Row]:
+    """`chosen`: experts of a token."""
+    name, of_tokens = "grouped_matmul", {**shape, "tokens": shape["rows"] // chosen}
     return [
         Row(name, f"experts {title}", "forward", shape, goal=goal),
         Row(name, f"experts {title}, input gradient", "backward", shape, (0,), 0.5),
         Row(name, f"experts {title}, weight gradient", "backward", shape, (1,), 0.5, weight_goal),
+        Row(name, f"experts {title}, rows of tokens", "forward", of_tokens),
+        Row(name, f"experts {title}, rows of tokens, weight gradient", "backward", of_tokens, (1,), 0.5),
     ]
 
 
@@ -90,8 +93,8 @@ def rows(size: str) -> list[Row]:
     return [
         *(_attention(4096, 4, 2048) if full else _attention(64, 1, 128)),
         *_decoding(batches, tokens, heads),
-        *_experts("Mixtral", mixtral, "≥ 650 TFLOP/s", "≥ 595 TFLOP/s"),
-        *_experts("Qwen3-30B-A3B", qwen, "≥ 450 TFLOP/s", ""),
+        *_experts("Mixtral", mixtral, 2, "≥ 650 TFLOP/s", "≥ 595 TFLOP/s"),
+        *_experts("Qwen3-30B-A3B", qwen, 8, "≥ 450 TFLOP/s", ""),
         *(
             Row("grouped_swiglu", f"gated experts {title}", measured, shape)
             for title, shape in (("Mixtral", mixtral), ("Qwen3-30B-A3B", {**qwen, "outputs": qwen["outputs"] // 2}))

@@ -31,10 +31,13 @@ def attention(shape: dict, dtype: torch.dtype, grad: bool):
 def experts(shape: dict, dtype: torch.dtype, grad: bool):
     if not hasattr(torch, "_grouped_mm") or dtype != torch.bfloat16:
         raise ValueError("this PyTorch has no grouped product of this dtype")
-    M, K, N, E = (shape[name] for name in ("rows", "inputs", "outputs", "groups"))
-    x, w = random(M, K, dtype=dtype, grad=grad), random(E, K, N, dtype=dtype, grad=grad, scale=K**-0.5)
+    M, K, N, E, T = (shape[name] for name in ("rows", "inputs", "outputs", "groups", "tokens"))
+    x, w = random(T or M, K, dtype=dtype, grad=grad), random(E, K, N, dtype=dtype, grad=grad, scale=K**-0.5)
     ends = torch.linspace(M / E, M, E, device=DEVICE).round().to(torch.int32)
-    return (x, w), lambda: torch._grouped_mm(x, w, offs=ends)
+    if not T:
+        return (x, w), lambda: torch._grouped_mm(x, w, offs=ends)
+    rows = torch.randperm(M, device=DEVICE) % T
+    return (x, w), lambda: torch._grouped_mm(x[rows], w, offs=ends)
 
 
 def loss(shape: dict, dtype: torch.dtype, grad: bool):

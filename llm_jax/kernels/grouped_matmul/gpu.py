@@ -73,7 +73,8 @@ def weight_gradient(
 
 def shape_class(spec: GroupedSpec) -> str:
     """As the tables of tile sizes name it."""
-    return f"{'many' if spec.rows < 1024 * spec.groups else 'few'} groups"
+    groups = "many" if spec.rows < 1024 * spec.groups else "few"
+    return f"{groups} groups{'' if spec.tokens is None else ', rows of tokens'}"
 
 
 def _tiles(spec: GroupedSpec, kernel: str) -> Tiles:

@@ -112,4 +112,4 @@ def taken_rows_of_a_tile(spec: GroupedSpec) -> int:
 
 def shape_class(spec: GroupedSpec) -> str:
     """As the tables of tile sizes name it."""
-    return f"{rows_of_a_tile(spec)} rows"
+    return f"{rows_of_a_tile(spec)} rows{'' if spec.tokens is None else ' of tokens'}"

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from llm_jax.kernels.cases import Case, normal, size
 from llm_jax.kernels.grouped_matmul.tuning import SHAPE as SHAPE
+from llm_jax.kernels.grouped_matmul.tuning import routed
 from llm_jax.kernels.grouped_swiglu import grouped_swiglu
 
 CANDIDATES = {
@@ -17,15 +16,16 @@ CANDIDATES = {
 
 
 def make_case(shape: Mapping[str, int], dtype: str) -> Case:
-    """Every row has a group of its own drawing, so groups have about one size."""
+    """Arrays x, gate, up, sizes, rows (None without tokens)."""
     M, K, N, E = (shape[name] for name in ("rows", "inputs", "outputs", "groups"))
     x_key, gate_key, up_key = jax.random.split(jax.random.key(0), 3)
-    x, *weights = normal(x_key, (M, K), dtype), *(normal(key, (E, K, N), dtype, K**-0.5) for key in (gate_key, up_key))
-    sizes = jnp.asarray(np.bincount(np.random.default_rng(0).integers(0, E, M), minlength=E), jnp.int32)
+    x = normal(x_key, (shape["tokens"] or M, K), dtype)
+    weights = [normal(key, (E, K, N), dtype, K**-0.5) for key in (gate_key, up_key)]
+    sizes, rows = routed(shape)
 
-    def call(x, gate, up, sizes, implementation):
-        return grouped_swiglu(x, gate, up, sizes, implementation=implementation)
+    def call(x, gate, up, sizes, rows, implementation):
+        return grouped_swiglu(x, gate, up, sizes, rows=rows, implementation=implementation)
 
     flops = 4.0 * M * K * N
-    least = size(x, *weights, sizes) + M * N * x.dtype.itemsize
-    return Case((x, *weights, sizes), call, (0, 1, 2), flops, 2 * flops, least)
+    least = size(x, *weights, sizes, rows) + M * N * x.dtype.itemsize
+    return Case((x, *weights, sizes, rows), call, (0, 1, 2), flops, 2 * flops, least)
