@@ -22,7 +22,7 @@ SIZES = {
 
 
 def run(x, w, g, sizes):
-    with devices.interpreter("gpu"), trying("grouped_matmul", "gpu", TILES):
+    with devices.interpreter("gpu", devices.SMALL_GPU), trying("grouped_matmul", "gpu", TILES):
         return jax.block_until_ready(compiled("gpu")(x, w, g, sizes))
 
 

@@ -70,7 +70,7 @@ def compiled(implementation):
 
 def run(implementation, *args):
     tiles = TILES.get(implementation)
-    with devices.interpreter(implementation), trying("grouped_swiglu", implementation, tiles):
+    with devices.interpreter(implementation, devices.SMALL_GPU), trying("grouped_swiglu", implementation, tiles):
         with trying("grouped_matmul", implementation, tiles):
             return jax.block_until_ready(compiled(implementation)(*args))
 

@@ -26,7 +26,7 @@ SLOW = {
 
 
 def run(f, *args, **options):
-    with devices.interpreter("gpu"), trying("linear_cross_entropy", "gpu", TILES):
+    with devices.interpreter("gpu", devices.SMALL_GPU), trying("linear_cross_entropy", "gpu", TILES):
         return jax.block_until_ready(f(*args, **options))
 
 
