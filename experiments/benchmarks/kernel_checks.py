@@ -65,7 +65,7 @@ def rows(size: str) -> list[Row]:
         for op, title in (("grouped_matmul", "experts"), ("grouped_swiglu", "gated experts"))
         for E, M, K, T, rest in (
             (8, 2000, 512, 0, ""),
-            (8, 2000, 512, 500, ", rows of tokens"),
+            (8, 2000, 512, 300, ", rows of tokens"),
             (128, 3000, 512, 0, "") if big else (16, 60, 24, 0, ""),
         )
     ]

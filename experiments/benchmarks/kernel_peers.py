@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llm_jax import kernels
 from llm_jax.kernels.cases import Case
 
-GATHERED = "ours, after x[rows]"
+GATHERED = "llm_jax (automatic), after x[rows]"
 
 
 def peers(op: str, shape: Mapping[str, int], case: Case) -> dict[str, Case]:

@@ -69,6 +69,7 @@ def _experts(title: str, shape: dict[str, int], chosen: int, goal: str, weight_g
         Row(name, f"experts {title}, input gradient", "backward", shape, (0,), 0.5),
         Row(name, f"experts {title}, weight gradient", "backward", shape, (1,), 0.5, weight_goal),
         Row(name, f"experts {title}, rows of tokens", "forward", of_tokens),
+        Row(name, f"experts {title}, rows of tokens, input gradient", "backward", of_tokens, (0,), 0.5),
         Row(name, f"experts {title}, rows of tokens, weight gradient", "backward", of_tokens, (1,), 0.5),
     ]
 
@@ -97,7 +98,11 @@ def rows(size: str) -> list[Row]:
         *_experts("Qwen3-30B-A3B", qwen, 8, "≥ 450 TFLOP/s", ""),
         *(
             Row("grouped_swiglu", f"gated experts {title}", measured, shape)
-            for title, shape in (("Mixtral", mixtral), ("Qwen3-30B-A3B", {**qwen, "outputs": qwen["outputs"] // 2}))
+            for title, shape in (
+                ("Mixtral", mixtral),
+                ("Mixtral, rows of tokens", {**mixtral, "tokens": mixtral["rows"] // 2}),
+                ("Qwen3-30B-A3B", {**qwen, "outputs": qwen["outputs"] // 2}),
+            )
             for measured in ("forward", "forward and backward")
         ),
         Row("linear_cross_entropy", "loss, 128k vocabulary", "forward", loss, goal="≥ 700 TFLOP/s"),

@@ -11,7 +11,7 @@ from llm_jax.base.errors import UserError
 from llm_jax.kernels import debug, grouped_matmul, grouped_swiglu
 from llm_jax.kernels.grouped_matmul import gpu, tpu
 from llm_jax.kernels.grouped_matmul.gpu_rows import in_block
-from llm_jax.kernels.grouped_matmul.tokens import sums_of_tokens
+from llm_jax.kernels.grouped_matmul.tokens import BLOCK, sums_of_tokens
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
 from tests.kernels.grouped import SIZES
@@ -161,21 +161,43 @@ def test_where_a_block_has_its_pieces(width):
     np.testing.assert_array_equal(2 * in_block(rows, pieces, width), plain ^ (plain >> 7 & 7) << 4)
 
 
-@pytest.mark.parametrize("more", [0, 7])
+@pytest.mark.parametrize(("more", "columns"), [(0, 7), (7, 7), (7, BLOCK + 3)])
 @pytest.mark.parametrize("named", NAMED)
-def test_sums_of_tokens(named, more):
+def test_sums_of_tokens(named, more, columns):
     """By brute force. No scatter adds, and what no row of a token holds does not reach its sum."""
     rows, tokens = chosen(named)
     tokens += more
-    parts = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, 7)), jnp.float32)
+    parts = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, columns)), jnp.float32)
     bad = parts.at[rows == rows[0]].set(jnp.nan)
     total = functools.partial(sums_of_tokens, rows=jnp.asarray(rows), tokens=tokens)
-    exact = np.zeros((tokens, 7))
+    exact = np.zeros((tokens, columns))
     np.add.at(exact, rows, parts)
     np.testing.assert_allclose(total(parts), exact, atol=1e-5)
     found = np.isnan(total(bad)).all(1)
     np.testing.assert_array_equal(np.flatnonzero(found), rows[:1])
     assert "scatter" not in str(jax.make_jaxpr(total)(parts))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_any_integers(dtype):
+    """More tokens, and more rows of all groups, than a narrow dtype counts to."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(300, 4)), rng.normal(size=(3, 4, 2))
+    rows, sizes = rng.integers(0, 120, 300), np.full(3, 100)
+    want = np.concatenate([x[part] @ w[e] for e, part in enumerate(np.split(rows, 3))])
+    tokens, weights = (jnp.asarray(a, jnp.float32) for a in (x, w))
+    got = grouped_matmul(tokens, weights, jnp.asarray(sizes, dtype), rows=jnp.asarray(rows, dtype))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_sizes_past_all_integers():
+    """Cut to what is there, out of debug mode."""
+    x, w = jnp.ones((6, 2)), jnp.arange(1.0, 4.0)[:, None, None] * jnp.ones((1, 2, 1))
+    for sizes, groups in (
+        ([2, 2**31 - 1, 2**31 - 1], [1, 1, 2, 2, 2, 2]),
+        ([-(2**31), 3, 2**31 - 1], [2, 2, 2, 3, 3, 3]),
+    ):
+        np.testing.assert_array_equal(grouped_matmul(x, w, jnp.asarray(sizes, jnp.int32))[:, 0], 2.0 * np.array(groups))
 
 
 def test_no_rows_at_all():

@@ -91,6 +91,25 @@ def test_decoding_equals_decode_attention():
     np.testing.assert_allclose(got, decode_attention(q, k, v, lengths, sinks=sinks), atol=2e-6)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_inside_shard_map(tokens):
+    """Two devices with the same queries and pages, and requests of their own: one token each, and several."""
+    P = jax.sharding.PartitionSpec
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), "data")
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(2 * tokens, 2, 8)), jnp.float32)
+    k, v = (jnp.asarray(rng.normal(size=(6, 1, 16, 8)), jnp.float32) for _ in range(2))
+    lens, tables = jnp.array([20, 9, 31, 3], jnp.int32), jnp.array([[0, 5], [2, 0], [1, 3], [4, 0]], jnp.int32)
+
+    def attend(q, pages, lens, tables):
+        return ragged_paged_attention(q, Pages(*pages), lens, tables, tokens * jnp.arange(3), implementation="xla")
+
+    specs = P(), P(), P("data"), P("data")
+    got = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=P("data")))(q, (k, v), lens, tables)
+    want = [attend(q, (k, v), lens[half], tables[half]) for half in (slice(2), slice(2, 4))]
+    np.testing.assert_allclose(got, np.concatenate(want), atol=1e-6)
+
+
 def test_a_prompt_in_chunks_equals_it_whole_and_one_token_at_a_time():
     rng = np.random.default_rng(1)
     T, N, H, page = 37, 4, 8, 16

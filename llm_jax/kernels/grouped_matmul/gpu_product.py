@@ -85,8 +85,8 @@ def _kernel(
         def multiply(step: Any, *parts: Any) -> None:
             accs, blocks = parts[:accumulators], parts[accumulators:]
             for i, weights in enumerate(blocks[sides[0] :]):
-                rows, acc = blocks[min(i, sides[0] - 1)], accs[min(i, accumulators - 1)]
-                plgpu.wgmma(acc, rows.at[mosaic_gpu.half()], weights.T if transposed else weights)
+                block, acc = blocks[min(i, sides[0] - 1)], accs[min(i, accumulators - 1)]
+                plgpu.wgmma(acc, block.at[mosaic_gpu.half()], weights.T if transposed else weights)
 
         of_rows = mosaic_gpu.Operand((HEIGHT, DEPTH), lambda k: (0, k))
         of_weights = (

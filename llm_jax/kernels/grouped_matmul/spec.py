@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Int
 
 from llm_jax.kernels.choice import ArgumentError
@@ -58,14 +59,21 @@ def grouped_spec(op: str, x: Any, weights: Mapping[str, Any], group_sizes: Any, 
 
 
 def within_rows(spec: GroupedSpec, group_sizes: Int[Array, " E"]) -> Int[Array, " E"]:
-    """The same sizes, with what is below 0 or behind the last row left out."""
-    ends = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0)), spec.rows)
-    return jnp.diff(ends, prepend=0)
+    """int32: the same sizes, with what is below 0 or behind the last row left out."""
+    ends = jnp.minimum(jnp.cumsum(_within(group_sizes, spec.rows)), spec.rows)
+    # A sum that is past the last row, and then past what 32 bits hold, stays past the last row.
+    return jnp.diff(lax.cummax(ends), prepend=0)
 
 
-def within_tokens(spec: GroupedSpec, rows: Int[Array, " M"]) -> Int[Array, " M"]:
-    """int32: the same rows, with the first or the last one for those that are not there."""
-    return jnp.clip(rows, 0, max(0, (spec.tokens or 0) - 1)).astype(jnp.int32)
+def within_tokens(rows: Int[Array, " M"], tokens: int) -> Int[Array, " M"]:
+    """int32: the same rows, with the first or the last token for those that are not there."""
+    return _within(rows, max(0, tokens - 1))
+
+
+def _within(x: Int[Array, " n"], most: int) -> Int[Array, " n"]:
+    """int32: clipped to [0, most], which a narrow dtype may not hold, as int32 may not hold what a wide one has."""
+    narrow = jnp.iinfo(x.dtype).bits < 32
+    return jnp.clip(x.astype(jnp.int32) if narrow else x, 0, most).astype(jnp.int32)
 
 
 def check_rows(op: str, spec: GroupedSpec, rows: np.ndarray) -> None:

@@ -6,14 +6,17 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import manual_axes
 
+BLOCK = 256
+"""Columns."""
+
 
 def sums_of_tokens(parts: Float[Array, "M K"], rows: Int[Array, " M"], tokens: int) -> Float[Array, "T K"]:
     """out[t] is the sum of the parts[m] with rows[m] = t, each in [0, tokens); in float32 within.
 
     Nothing scatters, for XLA's scatter-add on a GPU adds in the order in which its atomics come. Rows are sorted by
     token, stable. Where each token has as many as every other, which is what a router with top-k gives, its k parts
-    are gathered and added up: one pass. Else neighbours of one token are added in pairs, then pairs of pairs: as many
-    passes as the most rows of a token have binary digits, so one that all rows name is no worse than a few.
+    are gathered and added up: one pass. Else neighbours of one token are added in pairs, then pairs of pairs, in
+    log2(the most rows of a token) passes, a block of columns after another, as each takes two float32 copies of it.
     """
     most = parts.shape[0]
     if most == 0:
@@ -22,7 +25,16 @@ def sums_of_tokens(parts: Float[Array, "M K"], rows: Int[Array, " M"], tokens: i
     of_token = rows.at[order].get(mode="promise_in_bounds", unique_indices=True)
 
     def pairs() -> Array:
-        return _by_pairs(parts.at[order].get(mode="promise_in_bounds", unique_indices=True), of_token, tokens)
+        width = min(BLOCK, parts.shape[1])
+
+        def one_block(j: Array, out: Array) -> Array:
+            # The last block begins earlier where it would reach over the last column: it makes some columns again.
+            block = lax.dynamic_slice_in_dim(parts, j * width, width, axis=1)
+            of_rows = block.at[order].get(mode="promise_in_bounds", unique_indices=True)
+            return lax.dynamic_update_slice_in_dim(out, _by_pairs(of_rows, of_token, tokens), j * width, axis=1)
+
+        out = manual_axes.full((tokens, parts.shape[1]), 0, (parts, rows), parts.dtype)
+        return lax.fori_loop(0, -(-parts.shape[1] // max(1, width)), one_block, out)
 
     if most % tokens:
         return pairs()

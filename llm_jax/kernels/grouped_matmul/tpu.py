@@ -25,7 +25,7 @@ class Tiles:
 
 
 def supports(spec: GroupedSpec, platform: str) -> str | None:
-    """bfloat16 and float32 of any shape."""
+    """bfloat16 and float32 of any shape, but for rows that are taken from tokens and longer than `LONGEST`."""
     if refusal := tpu_refusal(platform):
         return refusal
     if spec.dtype == "float16":

@@ -140,7 +140,7 @@ def _kernel(
         def _():
             tpu_rows.bring(row_refs, buffers, semaphores, tile, last, slice(None))
 
-    def rows() -> list[Array]:
+    def blocks_of_rows() -> list[Array]:
         if parts is None:
             return [whole(ref[...], 1) for ref in row_refs]
         kept = buffers[lax.rem(tile, 2), :, pl.ds(pl.multiple_of(i * a, 128), a)]
@@ -148,7 +148,7 @@ def _kernel(
 
     @pl.when(group < groups)
     def _():
-        blocks = rows()
+        blocks = blocks_of_rows()
         for n, ref in enumerate(weight_refs):
             # Each with its rows, or all with the one, or each with all parts of it in turn.
             block = blocks[n % parts if parts else min(n, len(blocks) - 1)]

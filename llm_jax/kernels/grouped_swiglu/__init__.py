@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from llm_jax.kernels import manual_axes, swiglu
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.grouped_matmul import OP as PRODUCTS
-from llm_jax.kernels.grouped_matmul import checked, of_tokens
+from llm_jax.kernels.grouped_matmul import checked, of_rows, of_tokens
 from llm_jax.kernels.grouped_matmul.spec import GroupedSpec
 from llm_jax.kernels.grouped_swiglu import gpu, reference, tpu, xla
 from llm_jax.kernels.grouped_swiglu.spec import grouped_swiglu_spec
@@ -42,12 +42,12 @@ def grouped_swiglu(
     The products are not written, unless the call is differentiated: then they are kept, under the name SAVED, and the
     result is made from them outside of the kernels. So a policy that saves them makes it again without a product.
 
-    With `rows`, row m is x[rows[m]] and x[rows] is not written, as in `grouped_matmul`.
+    With `rows`, row m is x[rows[m]], as in `grouped_matmul`.
 
     Args:
         x, gate, up: one dtype of float32, bfloat16, float16.
         group_sizes: rows of each group, at least 0, adding up to M at most.
-        rows: for each row the one of x that it is, in [0, T); None: row m is x[m], and M is T.
+        rows: which row of x each row of the product is made from, in [0, T); None: row m is x[m], and M is T.
         implementation: "gpu", "tpu", "xla" or "reference"; None takes the best one for the machine.
 
     Raises:
@@ -57,7 +57,7 @@ def grouped_swiglu(
     """
     spec = grouped_swiglu_spec(x, gate, up, group_sizes, rows=rows)
     name = choose(OP, spec, implementation)
-    arrays = x, gate, up, *checked(OP.name, spec, group_sizes, rows)
+    arrays = x, gate, up, *checked(OP.name, spec, x, group_sizes, rows)
     return _swiglu(name, spec, *manual_axes.vary(arrays, manual_axes.axes_of(arrays)))
 
 
@@ -79,10 +79,10 @@ def _forward(
 def _backward(name: str, spec: GroupedSpec, saved: Any, g: Array):
     x, gate, up, group_sizes, rows, of_gate, of_up = saved
     d_gate, d_up = swiglu.gradients(of_gate, of_up, g)
-    d_x = OP.implementations[name].input_gradient(spec, d_gate, d_up, gate, up, group_sizes)
+    d_x = OP.implementations[name].input_gradient(of_rows(spec), d_gate, d_up, gate, up, group_sizes)
     of_weights = PRODUCTS.implementations[name].weight_gradient
     d_weights = (of_weights(spec, x, d, group_sizes, rows) for d in (d_gate, d_up))
-    return of_tokens(spec, d_x, rows), *d_weights, None, None
+    return of_tokens(x, d_x, rows), *d_weights, None, None
 
 
 _swiglu.defvjp(_forward, _backward)

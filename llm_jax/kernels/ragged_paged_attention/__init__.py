@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from llm_jax.kernels import debug
+from llm_jax.kernels import debug, manual_axes
 from llm_jax.kernels.choice import Op, choose
 from llm_jax.kernels.ragged_paged_attention import gpu, reference, tpu, xla
 from llm_jax.kernels.ragged_paged_attention.pages import Pages as Pages
@@ -80,6 +80,6 @@ def ragged_paged_attention(
     spec = ragged_paged_attention_spec(q, pages, kv_lens, page_tables, cu_q_lens, **options, **extras._asdict())
     debug.check_values(lambda *arrays: check_batch(spec, *arrays), kv_lens, page_tables, cu_q_lens)
     name = choose(OP, spec, implementation)
-    batch = within_bounds(spec, Batch(kv_lens, page_tables, cu_q_lens))
-    out, lse = OP.implementations[name].attention(spec, q, pages, batch, extras)
+    arrays = q, pages, within_bounds(spec, Batch(kv_lens, page_tables, cu_q_lens)), extras
+    out, lse = OP.implementations[name].attention(spec, *manual_axes.vary(arrays, manual_axes.axes_of(arrays)))
     return (out, lse) if return_lse else out
