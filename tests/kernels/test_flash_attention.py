@@ -8,8 +8,9 @@ from jax.test_util import check_grads
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import flash_attention
-from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds, tiling
+from llm_jax.kernels.flash_attention.bounds import Tiles, Tiling, block_bounds, key_ranges, tiling
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
+from llm_jax.kernels.tiles import trying
 from tests.kernels.attention_cases import numpy_mask
 
 OPTIONS = {
@@ -321,11 +322,47 @@ def test_bounds_leave_out_only_what_nobody_sees(name):
         assert visited.sum() < 0.8 * causal_blocks
 
 
-@pytest.mark.parametrize(("rows", "length", "block"), [(6, 768, 128), (8, 256, 128), (2, 2048, 256), (1, 768, 256)])
+@pytest.mark.parametrize(("rows", "length", "block"), [(6, 1536, 128), (2, 2048, 256), (1, 1536, 256)])
 def test_blocks_on_a_cpu_are_small_where_the_rows_still_fill_a_tile(rows, length, block):
     q = jax.ShapeDtypeStruct((rows, length, 8, 32), jnp.float32)
     tiles = tiling(attention_spec(q, q, q), "cpu")
-    assert (tiles.q_block, tiles.kv_block, tiles.rows) == (block, block, rows)
+    assert (tiles.q_block, tiles.kv_block, tiles.rows, tiles.whole) == (block, block, rows, False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "packed", "block", "together"),
+    [(6, 768, False, 128, 1), (8, 256, False, 128, 4), (8, 256, True, 128, 4), (1, 200, False, 200, 1)],
+)
+def test_short_rows_on_a_cpu_meet_all_their_keys_at_once(rows, length, packed, block, together):
+    q = jax.ShapeDtypeStruct((rows, length, 8, 32), jnp.float32)
+    segments = jax.ShapeDtypeStruct((rows, length), jnp.int32) if packed else None
+    tiles = tiling(attention_spec(q, q, q, segment_ids=segments), "cpu")
+    assert (tiles.q_block, tiles.kv_block, tiles.rows, tiles.whole) == (block, length, together, True)
+
+
+@pytest.mark.parametrize("change", [{"segment_ids": (8, 512)}, {"q_positions": (8, 512)}, {"kv_ranges": (8, 512, 2)}])
+def test_rows_whose_mask_is_data_go_through_loops(change):
+    q = jax.ShapeDtypeStruct((8, 512, 8, 32), jnp.float32)
+    arrays = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in change.items()}
+    assert not tiling(attention_spec(q, q, q, **arrays), "cpu").whole
+    assert not tiling(attention_spec(q, q, q), "gpu").whole
+
+
+def test_keys_of_short_rows_are_those_that_shapes_allow():
+    """Causal queries align with the last keys; the first of 40 queries of 24 keys see none, and get one."""
+
+    def keys(T, S, **options):
+        q, k = (jax.ShapeDtypeStruct((1, n, 1, 8), jnp.float32) for n in (T, S))
+        with trying("flash_attention", "xla", Tiles(block=16, tile_mib=1, whole=64)):
+            spec = attention_spec(q, k, k, **options)
+            return [(found.start, found.stop) for found in key_ranges(spec, tiling(spec, "cpu"))]
+
+    assert keys(48, 48) == [(0, 16), (0, 32), (0, 48)]
+    assert keys(48, 48, window=9) == [(0, 16), (8, 32), (24, 48)]
+    assert keys(48, 48, causal=False) == [(0, 48)] * 3
+    assert keys(48, 48, chunk=16) == [(0, 16), (16, 32), (32, 48)]
+    assert keys(20, 44) == [(0, 40), (0, 44)]
+    assert keys(40, 24) == [(0, 1), (0, 16), (0, 24)]
 
 
 def test_dropout_of_the_weights():

@@ -10,6 +10,15 @@ SMALL = {"sizes": [(16, 24)], "dtype": ["float32", "bfloat16", "float16"]}
 CASES = covering(OPTIONS | SMALL) + [case | dict(sizes=(16, 24), dtype="float32") for case in SHARED] + [RISING]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(x) for x in case.values()))
+def name(case):
+    return "-".join(str(x) for x in case.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_every_pair_of_options(case):
     check(case, "xla", Tiles(block=64, tile_mib=1))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["data"] in ("none", "segments")], ids=name)
+def test_short_rows_without_loops(case):
+    check(case, "xla", Tiles(block=64, tile_mib=1, whole=2048))

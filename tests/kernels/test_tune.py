@@ -51,7 +51,7 @@ def test_the_row_is_written_and_read(tmp_path, monkeypatch, capsys):
         "hd8",
         "float32",
     )
-    assert row["device"] == jax.devices()[0].device_kind and row["tiles"].keys() == {"block", "tile_mib"}
+    assert row["device"] == jax.devices()[0].device_kind and row["tiles"].keys() == {"block", "tile_mib", "whole"}
     assert 0 < row["ms"] <= row["default_ms"]
     printed = capsys.readouterr().out
     assert "forward and backward" in printed and printed.count("default") >= 2

@@ -1,7 +1,7 @@
 """Sizes of the tiles, and which blocks of keys a block of queries may see."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,16 +21,25 @@ SHARED_BYTES = 2 * 2**20
 TILE_BYTES = {"cpu": 16 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the scores of one tile may take. On a CPU a compromise: small enough for its caches, and large enough that
 sharing a pass over it between cores costs less than the pass (measured: 1 MiB takes 1.3 times as long)."""
+WHOLE = {"cpu": 1024}
+"""Length of queries and keys up to which `xla_short.py` is faster (0.35 to 0.9 of the time; a quarter of that where
+documents are packed, as the loops skip what no document reaches)."""
+WHOLE_BYTES = 4 * 2**20
+"""What the scores of a tile may take there. The tiles of a few rows do not share their memory, and are slower where
+that does not stay in the caches."""
+FINE = 8
+"""Keys by which a range of them is cut."""
 FAR = 2**30
 """Beyond every position and segment id."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes that may be tuned: queries and keys of a tile, and what its scores may take."""
+    """Sizes that may be tuned: queries and keys of a tile, what its scores may take, and `WHOLE`."""
 
     block: int
     tile_mib: int
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Tiling:
     q_block: int
     kv_blocks: int
     kv_block: int
+    whole: bool = False
+    """A block of queries meets all of its keys at once."""
 
     @property
     def q_padded(self) -> int:
@@ -52,19 +63,46 @@ class Tiling:
     def kv_padded(self) -> int:
         return self.kv_blocks * self.kv_block
 
+    def place(self, i: Array, j: Array) -> "Place":
+        """Tile (i, j)."""
+        return Place(i * self.q_block, self.q_block, j * self.kv_block, self.kv_block)
+
+
+class Place(NamedTuple):
+    """A rectangle of queries and keys: where each side starts, traced (a tile of a loop) or not, and its size."""
+
+    q_start: Array | int
+    q_size: int
+    kv_start: Array | int
+    kv_size: int
+
+    @property
+    def in_loop(self) -> bool:
+        return not isinstance(self.kv_start, int)
+
 
 def tiling(spec: AttentionSpec, platform: str) -> Tiling:
     """Tile sizes for this call on this kind of device."""
-    default = Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20)
+    default = Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20, WHOLE.get(platform, 0))
     chosen = tiles("flash_attention", "xla", dtype=spec.dtype, shape=f"hd{spec.head_dim}", default=default)
     block = chosen.block
     q_blocks, q_block = _blocks(spec.q_len, block)
+    longest = chosen.whole // 4 if spec.segments else chosen.whole
+    whole = 0
+    if max(spec.q_len, spec.kv_len) <= longest and not (spec.positions or spec.ranges):
+        whole = WHOLE_BYTES // (4 * spec.heads * q_block * spec.kv_len)
+    if whole:
+        rows = _rows(spec, whole)
+        return Tiling(spec.batch // rows, rows, q_blocks, q_block, 1, spec.kv_len, whole=True)
     # Few queries (decoding) leave room for more keys.
     kv_blocks, kv_block = _blocks(spec.kv_len, min(max(block, block * block // q_block), 4 * block))
-    row_bytes = 4 * spec.heads * q_block * kv_block
-    wanted = max(1, chosen.tile_mib * 2**20 // row_bytes)
-    rows = max(n for n in range(1, min(wanted, spec.batch) + 1) if spec.batch % n == 0)
+    rows = _rows(spec, chosen.tile_mib * 2**20 // (4 * spec.heads * q_block * kv_block))
     return Tiling(spec.batch // rows, rows, q_blocks, q_block, kv_blocks, kv_block)
+
+
+def _rows(spec: AttentionSpec, wanted: int) -> int:
+    """Rows of the batch at a time, which divide it: as many as are wanted, at most."""
+    return max(n for n in range(1, min(max(1, wanted), spec.batch) + 1) if spec.batch % n == 0)
 
 
 def _block(spec: AttentionSpec, platform: str) -> int:
@@ -81,6 +119,16 @@ def _blocks(length: int, block: int) -> tuple[int, int]:
         return 1, length
     size = math.ceil(length / count / 8) * 8
     return math.ceil(length / size), size
+
+
+def key_ranges(spec: AttentionSpec, tiles: Tiling) -> list[slice]:
+    """For each block of queries the keys from the first to the last that one of them may see, as far as shapes tell;
+    at least one."""
+    if spec.positions:
+        return [slice(0, spec.kv_len)] * tiles.q_blocks
+    fine = replace(tiles, kv_blocks=math.ceil(spec.kv_len / FINE), kv_block=FINE)
+    seen = [np.flatnonzero(row).tolist() for row in block_visibility(spec, fine, MaskArrays()).some[0]]
+    return [slice(at[0] * FINE, min((at[-1] + 1) * FINE, spec.kv_len)) if at else slice(0, 1) for at in seen]
 
 
 def pad_masks(spec: AttentionSpec, tiles: Tiling, masks: MaskArrays) -> MaskArrays:
