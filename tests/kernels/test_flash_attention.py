@@ -331,7 +331,13 @@ def test_blocks_on_a_cpu_are_small_where_the_rows_still_fill_a_tile(rows, length
 
 @pytest.mark.parametrize(
     ("rows", "length", "packed", "block", "together"),
-    [(6, 768, False, 128, 1), (8, 256, False, 128, 4), (8, 256, True, 128, 4), (1, 200, False, 200, 1)],
+    [
+        (6, 768, False, 128, 1),
+        (8, 256, False, 128, 4),
+        (8, 256, True, 128, 4),
+        (1, 400, False, 200, 1),
+        (64, 128, False, 128, 8),
+    ],
 )
 def test_short_rows_on_a_cpu_meet_all_their_keys_at_once(rows, length, packed, block, together):
     q = jax.ShapeDtypeStruct((rows, length, 8, 32), jnp.float32)
@@ -345,7 +351,12 @@ def test_rows_whose_mask_is_data_go_through_loops(change):
     q = jax.ShapeDtypeStruct((8, 512, 8, 32), jnp.float32)
     arrays = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in change.items()}
     assert not tiling(attention_spec(q, q, q, **arrays), "cpu").whole
-    assert not tiling(attention_spec(q, q, q), "gpu").whole
+    assert tiling(attention_spec(q, q, q), "cpu").whole and not tiling(attention_spec(q, q, q), "gpu").whole
+
+
+def test_a_single_tile_goes_the_way_of_the_loops():
+    q = jax.ShapeDtypeStruct((8, 128, 4, 32), jnp.float32)
+    assert not tiling(attention_spec(q, q, q), "cpu").whole
 
 
 def test_keys_of_short_rows_are_those_that_shapes_allow():

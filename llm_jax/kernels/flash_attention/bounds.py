@@ -91,7 +91,8 @@ def tiling(spec: AttentionSpec, platform: str) -> Tiling:
     whole = 0
     if max(spec.q_len, spec.kv_len) <= longest and not (spec.positions or spec.ranges):
         whole = WHOLE_BYTES // (4 * spec.heads * q_block * spec.kv_len)
-    if whole:
+    # A single tile has no loops either way.
+    if whole and (q_blocks > 1 or spec.batch > whole):
         rows = _rows(spec, whole)
         return Tiling(spec.batch // rows, rows, q_blocks, q_block, 1, spec.kv_len, whole=True)
     # Few queries (decoding) leave room for more keys.
