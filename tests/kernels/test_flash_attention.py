@@ -1,5 +1,7 @@
 """flash_attention: `xla` against `reference`, both against jax.nn, closed forms, and a mask written out in numpy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -349,7 +351,7 @@ def test_short_rows_on_a_cpu_meet_all_their_keys_at_once(rows, length, packed, b
 @pytest.mark.parametrize("change", [{"segment_ids": (8, 512)}, {"q_positions": (8, 512)}, {"kv_ranges": (8, 512, 2)}])
 def test_rows_whose_mask_is_data_go_through_loops(change):
     q = jax.ShapeDtypeStruct((8, 512, 8, 32), jnp.float32)
-    arrays = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in change.items()}
+    arrays: Any = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in change.items()}
     assert not tiling(attention_spec(q, q, q, **arrays), "cpu").whole
     assert tiling(attention_spec(q, q, q), "cpu").whole and not tiling(attention_spec(q, q, q), "gpu").whole
 
