@@ -226,8 +226,19 @@ def test_memory_is_linear():
     assert large < 2.2 * small
 
 
-def test_under_every_transformation():
+SHORT = Tiles(block=16, tile_mib=1, whole=2048)
+"""Rows of the tests below go by `xla_short.py`."""
+DEFAULT = Tiles(block=256, tile_mib=16)
+
+
+@pytest.mark.parametrize("sizes", [DEFAULT, SHORT], ids=["loops", "short"])
+def test_under_every_transformation(sizes):
     """jit, scan, checkpoint, vmap and grad, nested, give what the plain calls give."""
+    with trying("flash_attention", "xla", sizes):
+        check_transformations()
+
+
+def check_transformations():
     arrays, options = make("one_tile", OPTIONS["segments"])
     q, k, v, segments = arrays["q"], arrays["k"], arrays["v"][..., :8], options["segment_ids"]
 
@@ -250,9 +261,15 @@ def test_under_every_transformation():
     np.testing.assert_allclose(batched[0], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [DEFAULT, SHORT], ids=["loops", "short"])
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_inside_shard_map(check_vma):
+def test_inside_shard_map(check_vma, sizes):
     """Batch over 2 devices, heads over 2, keys shared along the batch axis: gradients are summed where replicated."""
+    with trying("flash_attention", "xla", sizes):
+        check_inside_shard_map(check_vma)
+
+
+def check_inside_shard_map(check_vma):
     P = jax.sharding.PartitionSpec
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
     rng = np.random.default_rng(0)
@@ -359,6 +376,28 @@ def test_rows_whose_mask_is_data_go_through_loops(change):
 def test_a_single_tile_goes_the_way_of_the_loops():
     q = jax.ShapeDtypeStruct((8, 128, 4, 32), jnp.float32)
     assert not tiling(attention_spec(q, q, q), "cpu").whole
+
+
+def test_short_rows_of_several_groups():
+    """3 rows of which a tile has room for 2, so that it takes one; a head whose sink is -inf has none."""
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (jnp.asarray(rng.normal(size=(3, 256, n, 8)), jnp.float32) for n in (8, 2, 2, 8))
+    arrays = q, k, v, jnp.asarray(rng.normal(size=8), jnp.float32).at[3].set(-jnp.inf)
+    with trying("flash_attention", "xla", Tiles(block=256, tile_mib=1, whole=256)):
+        tiles = tiling(attention_spec(*arrays[:3]), "cpu")
+        assert (tiles.groups, tiles.rows, tiles.whole) == (3, 1, True)
+
+        def run(implementation):
+            def loss(*arrays):
+                *qkv, sinks = arrays
+                return jnp.sum(weights * flash_attention(*qkv, sinks=sinks, implementation=implementation))
+
+            return jax.value_and_grad(loss, (0, 1, 2, 3))(*arrays)
+
+        (value, grads), (want, exact) = run("xla"), run("reference")
+    assert abs(value - want) < 1e-5 * jnp.abs(weights).sum()
+    for a, b in zip(grads, exact, strict=True):
+        assert relative(a, b) < 1e-5
 
 
 def test_keys_of_short_rows_are_those_that_shapes_allow():

@@ -22,24 +22,27 @@ TILE_BYTES = {"cpu": 16 * 2**20, "gpu": 256 * 2**20, "tpu": 256 * 2**20}
 """What the scores of one tile may take. On a CPU a compromise: small enough for its caches, and large enough that
 sharing a pass over it between cores costs less than the pass (measured: 1 MiB takes 1.3 times as long)."""
 WHOLE = {"cpu": 1024}
-"""Length of queries and keys up to which `xla_short.py` is faster (0.35 to 0.9 of the time; a quarter of that where
-documents are packed, as the loops skip what no document reaches)."""
+"""Length of queries and keys up to which `xla_short.py` is faster: 0.35 to 0.9 of the time. A quarter of it where
+documents are packed, as the loops skip what no document reaches."""
 WHOLE_BYTES = 4 * 2**20
-"""What the scores of a tile may take there. The tiles of a few rows do not share their memory, and are slower where
-that does not stay in the caches."""
+"""What the scores of a tile of one row may take there, or of as many rows as fit. The tiles of one program do not share
+their memory, and are slower where that does not stay in the caches."""
 FINE = 8
-"""Keys by which a range of them is cut."""
+"""Ranges of keys start and end at multiples of this."""
 FAR = 2**30
 """Beyond every position and segment id."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes that may be tuned: queries and keys of a tile, what its scores may take, and `WHOLE`."""
+    """Sizes that may be tuned."""
 
     block: int
+    """Queries and keys of a tile."""
     tile_mib: int
+    """What its scores may take."""
     whole: int = 0
+    """As `WHOLE`; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,15 @@ def tiling(spec: AttentionSpec, platform: str) -> Tiling:
     chosen = tiles("flash_attention", "xla", dtype=spec.dtype, shape=f"hd{spec.head_dim}", default=default)
     block = chosen.block
     q_blocks, q_block = _blocks(spec.q_len, block)
-    longest = chosen.whole // 4 if spec.segments else chosen.whole
-    whole = 0
-    if max(spec.q_len, spec.kv_len) <= longest and not (spec.positions or spec.ranges):
-        whole = WHOLE_BYTES // (4 * spec.heads * q_block * spec.kv_len)
-    # A single tile has no loops either way.
-    if whole and (q_blocks > 1 or spec.batch > whole):
-        rows = _rows(spec, whole)
-        return Tiling(spec.batch // rows, rows, q_blocks, q_block, 1, spec.kv_len, whole=True)
     # Few queries (decoding) leave room for more keys.
     kv_blocks, kv_block = _blocks(spec.kv_len, min(max(block, block * block // q_block), 4 * block))
+    longest = chosen.whole // 4 if spec.segments else chosen.whole
+    if max(spec.q_len, spec.kv_len) <= longest and not (spec.positions or spec.ranges):
+        fitting = WHOLE_BYTES // (4 * spec.heads * q_block * spec.kv_len)
+        # A single tile has no loops either way.
+        if fitting and (q_blocks > 1 or kv_blocks > 1 or spec.batch > fitting):
+            rows = _rows(spec, fitting)
+            return Tiling(spec.batch // rows, rows, q_blocks, q_block, 1, spec.kv_len, whole=True)
     rows = _rows(spec, chosen.tile_mib * 2**20 // (4 * spec.heads * q_block * kv_block))
     return Tiling(spec.batch // rows, rows, q_blocks, q_block, kv_blocks, kv_block)
 

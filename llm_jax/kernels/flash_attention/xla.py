@@ -4,7 +4,7 @@ A few rows of the batch at a time (`bounds.TILE_BYTES`), then a loop over blocks
 keys between the first and the last that any of these queries may see. The bounds come from positions, segment ids and
 ranges at run time; for a mask without data they are constants.
 
-Short rows on a CPU have no such loops (`xla_short.py`).
+Short rows on a CPU have no such loops, and their memory only the bound of `bounds.WHOLE_BYTES` (`xla_short.py`).
 """
 
 from typing import NamedTuple
@@ -28,9 +28,10 @@ def supports(spec: AttentionSpec, platform: str) -> str | None:
 
 
 def held_bytes(spec: AttentionSpec, platform: str) -> int:
-    """Probabilities, their gradient and that of the scores, float32, of one tile."""
+    """Probabilities, their gradient and that of the scores, float32: of one tile, or of all that are written out."""
     tiles = tiling(spec, platform)
-    return 3 * 4 * tiles.rows * spec.heads * tiles.q_block * tiles.kv_block
+    count = tiles.q_blocks if tiles.whole else 1
+    return count * 3 * 4 * tiles.rows * spec.heads * tiles.q_block * tiles.kv_block
 
 
 def forward(

@@ -1,7 +1,7 @@
-"""Attention of short rows by plain XLA, on a CPU: no loops over blocks, no online softmax.
+"""Attention of short rows by plain XLA, on a CPU: no loops over blocks.
 
 Each block of queries meets at once, as one tile, the keys that it may see as far as shapes tell (`bounds.key_ranges`).
-Nothing is rescaled, and nothing is cut out or written at a place that only the running program knows.
+Nothing is added up over tiles, and nothing is cut out or written at a place that only the running program knows.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ def forward(
     def group(q: Array, k: Array, v: Array, masks: MaskArrays) -> tuple[Array, Array]:
         made = []
         for at, rows, keys in _places(spec, tiles):
-            q_tile, k_tile, v_tile = _of_queries(spec, rows, q), _of_keys(keys, k), _of_keys(keys, v)
+            q_tile, k_tile, v_tile = _tile_of_queries(spec, rows, q), _tile_of_keys(keys, k), _tile_of_keys(keys, v)
             state = softmax(spec, at, q_tile, k_tile, v_tile, slopes, masks)
             if sinks is not None:
                 state = state.merged(Softmax.empty(spec, tiles.rows, at.q_size, sinks, q))
@@ -62,8 +62,8 @@ def backward(
         )
         for at, rows, keys in _places(spec, tiles):
             # What is cut out of an array of all queries within the passes over a tile makes them slower.
-            of_block = lax.optimization_barrier(jax.tree.map(partial(_of_queries, spec, rows), queries))
-            new = gradients(spec, at, of_block, _of_keys(keys, k), _of_keys(keys, v), slopes, masks)
+            of_block = lax.optimization_barrier(jax.tree.map(partial(_tile_of_queries, spec, rows), queries))
+            new = gradients(spec, at, of_block, _tile_of_keys(keys, k), _tile_of_keys(keys, v), slopes, masks)
             dk, dv = dk.at[..., keys].add(new.dk), dv.at[..., keys].add(new.dv)
             made.append(((new.dq * spec.scale).astype(k.dtype), new.sums))
         dq, sums = _joined(spec, made)
@@ -83,13 +83,13 @@ def _places(spec: AttentionSpec, tiles: Tiling) -> list[tuple[Place, slice, slic
     ]
 
 
-def _of_queries(spec: AttentionSpec, rows: slice, x: Float[Array, "b T N ..."]) -> Float[Array, "b K r ..."]:
+def _tile_of_queries(spec: AttentionSpec, rows: slice, x: Float[Array, "b T N ..."]) -> Float[Array, "b K r ..."]:
     tile = x[:, rows]
     tile = jnp.moveaxis(tile.reshape(*tile.shape[:2], spec.kv_heads, spec.group, *tile.shape[3:]), 1, 3)
     return tile.reshape(*tile.shape[:2], -1, *tile.shape[4:])
 
 
-def _of_keys(keys: slice, x: Float[Array, "b S K H"]) -> Float[Array, "b K s H"]:
+def _tile_of_keys(keys: slice, x: Float[Array, "b S K H"]) -> Float[Array, "b K s H"]:
     return jnp.moveaxis(x[:, keys], 1, 2)
 
 
