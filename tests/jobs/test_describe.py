@@ -190,8 +190,8 @@ def test_a_step_takes_what_is_said_within_a_fifth(mesh, remat, microbatches):
 @pytest.mark.parametrize(
     "platform, dtype, logits, scores",
     [
-        # On a CPU a chunk is of 4 MiB, or 512 tokens, and a tile of 128 x 128 for each of 8 heads and 8 rows.
-        ("cpu", "bfloat16", 3 * 4 * 512 * 2048, 3 * 4 * 8 * 8 * 128 * 128),
+        # On a CPU a chunk is of 4 MiB, or 512 tokens; two tiles of 128 x 256 for each of 8 heads, 4 rows at a time.
+        ("cpu", "bfloat16", 3 * 4 * 512 * 2048, 2 * 3 * 4 * 8 * 4 * 128 * 256),
         ("tpu", "bfloat16", 0, 0),
         ("tpu", "float32", 0, 0),
         # Gradients of all 2,048 tokens' logits, in 16 bits.
