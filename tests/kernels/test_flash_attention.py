@@ -226,19 +226,16 @@ def test_memory_is_linear():
     assert large < 2.2 * small
 
 
-SHORT = Tiles(block=16, tile_mib=1, whole=2048)
-"""Rows of the tests below go by `xla_short.py`."""
-DEFAULT = Tiles(block=256, tile_mib=16)
+@pytest.fixture(params=[Tiles(block=256, tile_mib=16), Tiles(block=16, tile_mib=1, whole=2048)], ids=["loops", "short"])
+def both_ways(request):
+    """Through the loops of `xla.py`, and as `xla_short.py` does it."""
+    with trying("flash_attention", "xla", request.param):
+        yield
 
 
-@pytest.mark.parametrize("sizes", [DEFAULT, SHORT], ids=["loops", "short"])
-def test_under_every_transformation(sizes):
+@pytest.mark.usefixtures("both_ways")
+def test_under_every_transformation():
     """jit, scan, checkpoint, vmap and grad, nested, give what the plain calls give."""
-    with trying("flash_attention", "xla", sizes):
-        check_transformations()
-
-
-def check_transformations():
     arrays, options = make("one_tile", OPTIONS["segments"])
     q, k, v, segments = arrays["q"], arrays["k"], arrays["v"][..., :8], options["segment_ids"]
 
@@ -261,15 +258,10 @@ def check_transformations():
     np.testing.assert_allclose(batched[0], want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [DEFAULT, SHORT], ids=["loops", "short"])
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_inside_shard_map(check_vma, sizes):
+def test_inside_shard_map(check_vma):
     """Batch over 2 devices, heads over 2, keys shared along the batch axis: gradients are summed where replicated."""
-    with trying("flash_attention", "xla", sizes):
-        check_inside_shard_map(check_vma)
-
-
-def check_inside_shard_map(check_vma):
     P = jax.sharding.PartitionSpec
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
     rng = np.random.default_rng(0)
