@@ -1,6 +1,9 @@
 """Attention on this machine's CPU: ours, `jax.nn`, and (with --peer-python) PyTorch's SDPA, float32, causal.
 
     python experiments/benchmarks/attention_cpu.py [--peer-python PYTHON_WITH_TORCH] [--repeats 15] [--lengths 256,2048]
+        [--devices 1]
+
+With --devices as many as there are cores, each core is a JAX device with its share of the rows.
 
 Prints a Markdown table of medians in milliseconds, of wall time (the least in brackets) and of CPU time, which a busy
 machine disturbs less, and ours over each of the others (medians of the ratios of neighbouring calls, of both times).
@@ -47,12 +50,16 @@ def cases(lengths: str) -> list[tuple[tuple[int, ...], bool, str]]:
     ]
 
 
-def jax_calls(lengths: str) -> dict[str, list[Callable[[], object]]]:
+def jax_calls(lengths: str, devices: int) -> dict[str, list[Callable[[], object]]]:
     """One compiled call per case, for our op and for jax.nn."""
     import jax
     import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from llm_jax.kernels import flash_attention
+
+    mesh = jax.make_mesh((devices,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_rows = PartitionSpec("rows")
 
     def call(attend: Callable, shape: tuple[int, ...], packed: bool, mode: str) -> Callable[[], object]:
         B, T, S, N, H = shape
@@ -68,8 +75,10 @@ def jax_calls(lengths: str) -> dict[str, list[Callable[[], object]]]:
             out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
             return out, pull(g)
 
-        run = jax.jit(forward if mode == "forward" else both)
-        return lambda: jax.block_until_ready(run(q, k, v, segments, g))
+        run = forward if mode == "forward" else both
+        run = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=by_rows, out_specs=by_rows))
+        arrays = jax.device_put((q, k, v, segments, g), NamedSharding(mesh, by_rows))
+        return lambda: jax.block_until_ready(run(*arrays))
 
     def ours(q, k, v, segments):
         return flash_attention(q, k, v, segment_ids=segments)
@@ -148,14 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="a Python that has torch; without it its column is left out")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--devices", type=int, default=1, help="JAX devices that the cores are divided into")
     parser.add_argument("--lengths", default="", help="of queries, to leave the other rows out")
     options = parser.parse_args()
 
     from llm_jax.base.runtime import keep_memory
 
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
     keep_memory()  # as every command does, before JAX is imported
     timers: dict[str, Callable[[int], tuple[float, float]]] = {}
-    for name, calls in jax_calls(options.lengths).items():
+    for name, calls in jax_calls(options.lengths, options.devices).items():
         for call in calls:
             call()
         timers[name] = lambda i, calls=calls: _seconds(calls[i])

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Iterator
 
 import jax
@@ -20,6 +21,13 @@ def target_device_kind() -> str:
     """The device's name as JAX gives it, for example "NVIDIA H200" or "TPU v5 lite"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def cores_per_device() -> int:
+    """How many cores of this machine's CPU, as this process may use it, a JAX device has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A CPU that is only described, on a machine with an accelerator, is one device.
+    return max(1, cores // (jax.local_device_count() if jax.default_backend() == "cpu" else 1))
 
 
 def hopper_refusal(platform: str) -> str | None:

@@ -17,6 +17,7 @@ from llm_jax.describe import changed, parse
 from llm_jax.jobs.describe import Setting, describe, read_setting
 from llm_jax.jobs.describe_text import text
 from llm_jax.jobs.terms import sft_objective
+from llm_jax.kernels.flash_attention import bounds
 from llm_jax.models import Decoder, HeadConfig, ModelConfig, abstract_params, declarations, init_params, layout
 from llm_jax.models.families import family
 from llm_jax.models.summary import parameters_by_part, rows
@@ -200,8 +201,9 @@ def test_a_step_takes_what_is_said_within_a_fifth(mesh, remat, microbatches):
         ("gpu", "float32", 3 * 4 * 2048 * 2048, 3 * 4 * 8 * 8 * 256 * 256),
     ],
 )
-def test_what_kernels_hold_is_counted_by_platform(platform, dtype, logits, scores):
-    """Of 8 rows of 256 tokens."""
+def test_what_kernels_hold_is_counted_by_platform(monkeypatch, platform, dtype, logits, scores):
+    """Of 8 rows of 256 tokens; a device of a CPU has two cores."""
+    monkeypatch.setattr(bounds, "cores_per_device", lambda: 2)
     held = describe(setting(compute_dtype=dtype), platform=platform)["memory"]["per_device"]
     assert held["logits"] == logits
     # Without remat nothing of a layer is made again.

@@ -1,5 +1,7 @@
 """flash_attention: `xla` against `reference`, both against jax.nn, closed forms, and a mask written out in numpy."""
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,8 +12,10 @@ from jax.test_util import check_grads
 
 from llm_jax.base.errors import UserError
 from llm_jax.kernels import flash_attention
+from llm_jax.kernels.flash_attention import bounds, xla
 from llm_jax.kernels.flash_attention.bounds import Tiles, Tiling, block_bounds, key_ranges, tiling
 from llm_jax.kernels.flash_attention.spec import attention_spec, mask_arrays
+from llm_jax.kernels.platform import cores_per_device
 from llm_jax.kernels.tiles import trying
 from tests.kernels.attention_cases import numpy_mask
 
@@ -333,8 +337,15 @@ def test_bounds_leave_out_only_what_nobody_sees(name):
         assert visited.sum() < 0.8 * causal_blocks
 
 
+@pytest.fixture
+def cores(monkeypatch):
+    """Says how many cores of the CPU a device has."""
+    return lambda n: monkeypatch.setattr(bounds, "cores_per_device", lambda: n)
+
+
 @pytest.mark.parametrize(("rows", "length", "block"), [(6, 1536, 128), (2, 2048, 256), (1, 1536, 256)])
-def test_blocks_on_a_cpu_are_small_where_the_rows_still_fill_a_tile(rows, length, block):
+def test_blocks_on_a_cpu_are_small_where_the_rows_still_fill_a_tile(cores, rows, length, block):
+    cores(2)
     q = jax.ShapeDtypeStruct((rows, length, 8, 32), jnp.float32)
     tiles = tiling(attention_spec(q, q, q), "cpu")
     assert (tiles.q_block, tiles.kv_block, tiles.rows, tiles.whole) == (block, block, rows, False)
@@ -350,7 +361,8 @@ def test_blocks_on_a_cpu_are_small_where_the_rows_still_fill_a_tile(rows, length
         (64, 128, False, 128, 8),
     ],
 )
-def test_short_rows_on_a_cpu_meet_all_their_keys_at_once(rows, length, packed, block, together):
+def test_short_rows_on_a_cpu_meet_all_their_keys_at_once(cores, rows, length, packed, block, together):
+    cores(2)
     q = jax.ShapeDtypeStruct((rows, length, 8, 32), jnp.float32)
     segments = jax.ShapeDtypeStruct((rows, length), jnp.int32) if packed else None
     tiles = tiling(attention_spec(q, q, q, segment_ids=segments), "cpu")
@@ -358,11 +370,45 @@ def test_short_rows_on_a_cpu_meet_all_their_keys_at_once(rows, length, packed, b
 
 
 @pytest.mark.parametrize("change", [{"segment_ids": (8, 512)}, {"q_positions": (8, 512)}, {"kv_ranges": (8, 512, 2)}])
-def test_rows_whose_mask_is_data_go_through_loops(change):
+def test_rows_whose_mask_is_data_go_through_loops(cores, change):
+    cores(2)
     q = jax.ShapeDtypeStruct((8, 512, 8, 32), jnp.float32)
     arrays: Any = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in change.items()}
     assert not tiling(attention_spec(q, q, q, **arrays), "cpu").whole
     assert tiling(attention_spec(q, q, q), "cpu").whole and not tiling(attention_spec(q, q, q), "gpu").whole
+
+
+@pytest.mark.parametrize(
+    ("shape", "kv_heads", "change", "want"),
+    [
+        ((8, 2048, 8, 32), 8, {}, Tiling(64, 1, 8, 256, 8, 256, apart=True)),
+        ((2, 512, 8, 32), 8, {}, Tiling(16, 1, 2, 256, 8, 256, apart=True)),
+        ((8, 1, 8, 32), 8, {}, Tiling(1, 8, 1, 1, 2, 1024)),
+        ((2, 2048, 32, 64), 8, {"window": 100}, Tiling(16, 1, 16, 128, 16, 128, apart=True)),
+        ((8, 2048, 8, 32), 8, {"segment_ids": (8, 2048)}, Tiling(1, 8, 32, 64, 32, 64)),
+        ((8, 2048, 8, 32), 8, {"q_positions": (8, 2048)}, Tiling(2, 4, 16, 128, 16, 128)),
+        ((8, 2048, 8, 32), 8, {"sinks": (8,)}, Tiling(2, 4, 16, 128, 16, 128)),
+    ],
+)
+def test_tiles_of_a_device_that_is_one_core(cores, shape, kv_heads, change, want):
+    """What a core's cache holds; where nothing is said of a row or a head alone, one key head at a time."""
+    cores(1)
+    q = jax.ShapeDtypeStruct(shape, jnp.float32)
+    k = jax.ShapeDtypeStruct((shape[0], max(shape[1], 2048), kv_heads, shape[3]), jnp.float32)
+    arrays: Any = {n: jax.ShapeDtypeStruct(x, jnp.int32) if isinstance(x, tuple) else x for n, x in change.items()}
+    spec = attention_spec(q, k, k, **arrays)
+    assert tiling(spec, "cpu") == want
+    short = tiling(replace(spec, q_len=256, kv_len=256), "cpu")
+    assert short.whole == (not change or "window" in change or "sinks" in change)
+    if want.apart:
+        assert xla.held_bytes(spec, "cpu") == 3 * 4 * spec.group * want.q_block * want.kv_block
+
+
+def test_cores_are_divided_among_devices(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
+    for devices, cores in ((1, 16), (5, 3), (16, 1), (64, 1)):
+        monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
+        assert cores_per_device() == cores
 
 
 def test_a_single_tile_goes_the_way_of_the_loops():

@@ -9,6 +9,8 @@ from tests.kernels.pairwise import covering
 SMALL = {"sizes": [(16, 24)], "dtype": ["float32", "bfloat16", "float16"]}
 CASES = covering(OPTIONS | SMALL) + [case | dict(sizes=(16, 24), dtype="float32") for case in SHARED] + [RISING]
 
+APART = covering(OPTIONS | SMALL | {"data": ["none"], "alibi": [False], "sinks": [False]})
+
 
 def name(case):
     return "-".join(str(x) for x in case.values())
@@ -22,3 +24,8 @@ def test_every_pair_of_options(case):
 @pytest.mark.parametrize("case", [case for case in CASES if case["data"] in ("none", "segments")], ids=name)
 def test_short_rows_without_loops(case):
     check(case, "xla", Tiles(block=64, tile_mib=1, whole=2048))
+
+
+@pytest.mark.parametrize("case", APART, ids=name)
+def test_each_key_head_by_itself(case):
+    check(case, "xla", Tiles(block=64, tile_mib=1, apart=1))

@@ -17,6 +17,7 @@ from llm_jax.base.journal import Journal, run_all
 from llm_jax.kernels import cases, choice, tuning
 from llm_jax.kernels.cases import Case
 from llm_jax.kernels.choice import ArgumentError
+from llm_jax.kernels.flash_attention import bounds
 from llm_jax.kernels.flash_attention import tuning as attention
 from llm_jax.kernels.flash_attention.bounds import Tiles
 from llm_jax.kernels.tiles import tiles
@@ -38,6 +39,7 @@ def tuned(case):
 
 def test_the_row_is_written_and_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attention, "CANDIDATES", {"xla": ({"block": (8, 16)},)})
+    monkeypatch.setattr(bounds, "cores_per_device", lambda: 2)
     path = tmp_path / "tiles.json"
     other = {"op": "ssd", "implementation": "gpu", "device": "x", "dtype": "float32", "shape": "s", "tiles": {}}
     path.write_text(json.dumps([other]))
@@ -51,7 +53,8 @@ def test_the_row_is_written_and_read(tmp_path, monkeypatch, capsys):
         "hd8",
         "float32",
     )
-    assert row["device"] == jax.devices()[0].device_kind and row["tiles"].keys() == {"block", "tile_mib", "whole"}
+    assert row["device"] == jax.devices()[0].device_kind
+    assert row["tiles"].keys() == {"block", "tile_mib", "whole", "apart"}
     assert 0 < row["ms"] <= row["default_ms"]
     printed = capsys.readouterr().out
     assert "forward and backward" in printed and printed.count("default") >= 2

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, first_position
+from llm_jax.kernels.platform import cores_per_device
 from llm_jax.kernels.tiles import tiles
 
 BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
@@ -24,6 +25,8 @@ sharing a pass over it between cores costs less than the pass (measured: 1 MiB t
 WHOLE = {"cpu": 1024}
 """Length of queries and keys up to which `xla_short.py` is faster: 0.35 to 0.9 of the time. A quarter of it where
 documents are packed, as the loops skip what no document reaches."""
+WHOLE_OF_A_CORE = 256
+"""The same where a device is one core of a CPU."""
 WHOLE_BYTES = 4 * 2**20
 """What the scores of a tile of one row may take there, or of as many rows as fit. The tiles of one program do not share
 their memory, and are slower where that does not stay in the caches."""
@@ -43,6 +46,8 @@ class Tiles:
     """What its scores may take."""
     whole: int = 0
     """As `WHOLE`; 0: never."""
+    apart: int = 0
+    """1: each key head of each row has its own tiles, where the mask is not data and scores have no slopes or sinks."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Tiling:
     kv_block: int
     whole: bool = False
     """A block of queries meets all of its keys at once."""
+    apart: bool = False
+    """Rows are those of `by_key_head`."""
 
     @property
     def q_padded(self) -> int:
@@ -86,8 +93,9 @@ class Place(NamedTuple):
 
 def tiling(spec: AttentionSpec, platform: str) -> Tiling:
     """Tile sizes for this call on this kind of device."""
-    default = Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20, WHOLE.get(platform, 0))
-    chosen = tiles("flash_attention", "xla", dtype=spec.dtype, shape=f"hd{spec.head_dim}", default=default)
+    chosen = tiles(
+        "flash_attention", "xla", dtype=spec.dtype, shape=f"hd{spec.head_dim}", default=_default(spec, platform)
+    )
     block = chosen.block
     q_blocks, q_block = _blocks(spec.q_len, block)
     # Few queries (decoding) leave room for more keys.
@@ -99,8 +107,37 @@ def tiling(spec: AttentionSpec, platform: str) -> Tiling:
         if fitting and (q_blocks > 1 or kv_blocks > 1 or spec.batch > fitting):
             rows = _rows(spec, fitting)
             return Tiling(spec.batch // rows, rows, q_blocks, q_block, 1, spec.kv_len, whole=True)
+    # Of few queries a head's tile would be too little for a pass.
+    if chosen.apart and _can_be_apart(spec) and q_blocks > 1:
+        return Tiling(spec.batch * spec.kv_heads, 1, q_blocks, q_block, kv_blocks, kv_block, apart=True)
     rows = _rows(spec, chosen.tile_mib * 2**20 // (4 * spec.heads * q_block * kv_block))
     return Tiling(spec.batch // rows, rows, q_blocks, q_block, kv_blocks, kv_block)
+
+
+def by_key_head(spec: AttentionSpec) -> AttentionSpec:
+    """The same attention with a row for each key head of each row."""
+    return replace(spec, batch=spec.batch * spec.kv_heads, heads=spec.group, kv_heads=1)
+
+
+def _can_be_apart(spec: AttentionSpec) -> bool:
+    return not (spec.segments or spec.positions or spec.ranges or spec.alibi or spec.sinks)
+
+
+def _default(spec: AttentionSpec, platform: str) -> Tiles:
+    if platform == "cpu" and cores_per_device() == 1:
+        return _default_of_a_core(spec)
+    return Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20, WHOLE.get(platform, 0))
+
+
+def _default_of_a_core(spec: AttentionSpec) -> Tiles:
+    """Where nothing is shared between cores a pass costs what it computes, and the less the more a cache holds: the
+    scores of one key head (256 KiB), or blocks that follow documents closely."""
+    block = 128
+    if spec.segments:
+        block = 64
+    elif _can_be_apart(spec) and spec.group == 1 and spec.kv_len > 1024:
+        block = 256
+    return Tiles(block, 2, WHOLE_OF_A_CORE, apart=1)
 
 
 def _rows(spec: AttentionSpec, wanted: int) -> int:

@@ -4,9 +4,13 @@ A few rows of the batch at a time (`bounds.TILE_BYTES`), then a loop over blocks
 keys between the first and the last that any of these queries may see. The bounds come from positions, segment ids and
 ranges at run time; for a mask without data they are constants.
 
+Where a device is one core of a CPU, and the mask says nothing about a row or a head alone, each key head of each row
+goes through these loops by itself: its tile stays in the core's cache.
+
 Short rows on a CPU have no such loops, and their memory only the bound of `bounds.WHOLE_BYTES` (`xla_short.py`).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import manual_axes
 from llm_jax.kernels.flash_attention import xla_short
-from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds, pad_masks, tiling
+from llm_jax.kernels.flash_attention.bounds import Tiling, block_bounds, by_key_head, pad_masks, tiling
 from llm_jax.kernels.flash_attention.spec import AttentionSpec, MaskArrays, RowSums
 from llm_jax.kernels.flash_attention.xla_tile import Queries, Softmax, gradients, softmax
 from llm_jax.kernels.platform import target_platform
@@ -31,7 +35,8 @@ def held_bytes(spec: AttentionSpec, platform: str) -> int:
     """Probabilities, their gradient and that of the scores, float32: of one tile, or of all that are written out."""
     tiles = tiling(spec, platform)
     count = tiles.q_blocks if tiles.whole else 1
-    return count * 3 * 4 * tiles.rows * spec.heads * tiles.q_block * tiles.kv_block
+    heads = spec.group if tiles.apart else spec.heads
+    return count * 3 * 4 * tiles.rows * heads * tiles.q_block * tiles.kv_block
 
 
 def forward(
@@ -47,7 +52,23 @@ def forward(
     tiles = tiling(spec, target_platform())
     if tiles.whole:
         return xla_short.forward(spec, tiles, q, k, v, alibi_slopes, sinks, masks)
+    if tiles.apart:
+        q, k, v = (_heads_as_rows(spec, x) for x in (q, k, v))
+        out, lse = _forward(by_key_head(spec), tiles, q, k, v, None, None, MaskArrays())
+        return _rows_as_heads(spec, out), _rows_as_heads(spec, lse)
+    return _forward(spec, tiles, q, k, v, alibi_slopes, sinks, masks)
 
+
+def _forward(
+    spec: AttentionSpec,
+    tiles: Tiling,
+    q: Array,
+    k: Array,
+    v: Array,
+    alibi_slopes: Array | None,
+    sinks: Array | None,
+    masks: MaskArrays,
+) -> tuple[Array, Array]:
     def group(q: Array, k: Array, v: Array, masks: MaskArrays, low: Array, high: Array) -> tuple[Array, Array]:
         def query_block(xs: tuple[Array, Array]) -> tuple[Array, Array]:
             i, q_tile = xs
@@ -88,9 +109,28 @@ def backward(
     `lse`: inf in a row that sees nothing. `delta`: what softmax subtracts, sum(out · d_out) less the gradient of `lse`.
     """
     tiles = tiling(spec, target_platform())
-    K, G, H = spec.kv_heads, spec.group, spec.head_dim
+    queries = Queries(q, d_out, lse, delta)
     if tiles.whole:
-        return xla_short.backward(spec, tiles, Queries(q, d_out, lse, delta), k, v, alibi_slopes, masks)
+        return xla_short.backward(spec, tiles, queries, k, v, alibi_slopes, masks)
+    if tiles.apart:
+        queries, k, v = jax.tree.map(partial(_heads_as_rows, spec), (queries, k, v))
+        dq, dk, dv, _ = _backward(by_key_head(spec), tiles, queries, k, v, None, MaskArrays())
+        dq, dk, dv = (_rows_as_heads(spec, x) for x in (dq, dk, dv))
+        return dq, dk, dv, None
+    return _backward(spec, tiles, queries, k, v, alibi_slopes, masks)
+
+
+def _backward(
+    spec: AttentionSpec,
+    tiles: Tiling,
+    queries: Queries,
+    k: Array,
+    v: Array,
+    alibi_slopes: Array | None,
+    masks: MaskArrays,
+) -> tuple[Array, Array, Array, RowSums | None]:
+    q, d_out, lse, delta = queries
+    K, G, H = spec.kv_heads, spec.group, spec.head_dim
 
     def group(
         q: Array,
@@ -180,6 +220,18 @@ def _split(spec: AttentionSpec, tiles: Tiling, q: Array, k: Array, v: Array, mas
 
     masks = jax.tree.map(split, pad_masks(spec, tiles, masks))
     return _query_blocks(spec, tiles, q), _key_blocks(spec, tiles, k), _key_blocks(spec, tiles, v), masks
+
+
+def _heads_as_rows(spec: AttentionSpec, x: Array) -> Array:
+    """[B, length, K · n, ...] -> [B · K, length, n, ...]."""
+    x = x.reshape(*x.shape[:2], spec.kv_heads, -1, *x.shape[3:])
+    return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
+
+
+def _rows_as_heads(spec: AttentionSpec, x: Array) -> Array:
+    """The other way."""
+    x = jnp.moveaxis(x.reshape(-1, spec.kv_heads, *x.shape[1:]), 1, 2)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 def _of_queries(spec: AttentionSpec, x: Array) -> Array:
