@@ -125,8 +125,10 @@ def test_a_template_that_refuses_the_system_prompt_is_found_at_once(capsys, monk
 
 
 IN_TERMINAL = """
-import fcntl, runpy, sys, termios
+import fcntl, runpy, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+# As in a terminal, also where the tests run in the background, which ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("llm_jax.generate", run_name="__main__")
 """
 

@@ -307,6 +307,8 @@ def test_inside_shard_map(check_vma):
         (dict(kv_ranges=jnp.zeros((3, 40, 3), jnp.int32)), "kv_ranges"),
         (dict(k=jnp.zeros((3, 40, 4, 8)), v=jnp.zeros((3, 40, 4, 8))), "heads"),
         (dict(v=jnp.zeros((3, 41, 2, 8))), "v "),
+        (dict(v=jnp.zeros((3, 40, 2, 0))), "empty"),
+        (dict(q=jnp.zeros((3, 0, 4, 8))), r"empty.*\(3, 0, 4, 8\)"),
         (dict(k=jnp.zeros((3, 40, 2, 8), jnp.bfloat16)), "dtype"),
     ],
 )

@@ -48,6 +48,7 @@ def test_rows_behind_the_last_group_may_hold_anything(implementation):
     [
         (lambda x, w, n: (x[0], w, n), r"x \(12,\) must be \[M, K\]"),
         (lambda x, w, n: (x, w[:, :5], n), r"w \(5, 5, 20\) \[E, K, N\]"),
+        (lambda x, w, n: (x, w[:0], n[:0]), r"w \(0, 12, 20\) must have at least one group"),
         (lambda x, w, n: (x, w.astype("bfloat16"), n), "must share one dtype"),
         (lambda x, w, n: (x, w, n[:2]), r"group_sizes must be integers \[5\]"),
         (lambda x, w, n: (x, w, n * 1.0), r"group_sizes must be integers \[5\]; got float32"),

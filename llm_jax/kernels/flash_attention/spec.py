@@ -112,6 +112,8 @@ def attention_spec(
         raise _error(f"k {k.shape} must be [{B}, S, K, {H}] to go with q {q.shape}")
     if v.shape[:3] != k.shape[:3]:
         raise _error(f"v {v.shape} must agree with k {k.shape} in all but the last axis")
+    if 0 in q.shape or 0 in v.shape:
+        raise _error(f"q, k, v must not be empty; got {q.shape}, {k.shape}, {v.shape}")
     if N % K:
         raise _error(f"k has {K} heads, which do not divide the {N} heads of q")
     dtype = jnp.dtype(q.dtype).name

@@ -45,6 +45,8 @@ def grouped_spec(op: str, x: Any, weights: Mapping[str, Any], group_sizes: Any, 
         if w.shape != shape:
             raise ArgumentError(f"{op}: {' and '.join(weights)} must have one shape; got {shape}, {w.shape}")
     groups, inputs, outputs = shape
+    if groups == 0:
+        raise ArgumentError(f"{op}: {' and '.join(weights)} {shape} must have at least one group")
     if group_sizes.shape != (groups,) or not jnp.issubdtype(group_sizes.dtype, jnp.integer):
         got = f"{group_sizes.dtype}{list(group_sizes.shape)}"
         raise ArgumentError(f"{op}: group_sizes must be integers [{groups}]; got {got}")
