@@ -130,14 +130,10 @@ def _default(spec: AttentionSpec, platform: str) -> Tiles:
 
 
 def _default_of_a_core(spec: AttentionSpec) -> Tiles:
-    """Where nothing is shared between cores a pass costs what it computes, and the less the more a cache holds: the
-    scores of one key head (256 KiB), or blocks that follow documents closely."""
-    block = 128
-    if spec.segments:
-        block = 64
-    elif _can_be_apart(spec) and spec.group == 1 and spec.kv_len > 1024:
-        block = 256
-    return Tiles(block, 2, WHOLE_OF_A_CORE, apart=1)
+    """Where nothing is shared between cores a pass costs what it computes, and the less the more a cache holds: where
+    that can be, the scores of one key head (256 KiB)."""
+    large = _can_be_apart(spec) and spec.group == 1 and spec.kv_len > 1024
+    return Tiles(256 if large else 128, 2, WHOLE_OF_A_CORE, apart=1)
 
 
 def _rows(spec: AttentionSpec, wanted: int) -> int:
