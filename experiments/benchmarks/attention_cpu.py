@@ -163,7 +163,8 @@ def main() -> None:
 
     from llm_jax.base.runtime import keep_memory
 
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
+    devices = f"--xla_force_host_platform_device_count={options.devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
     keep_memory()  # as every command does, before JAX is imported
     timers: dict[str, Callable[[int], tuple[float, float]]] = {}
     for name, calls in jax_calls(options.lengths, options.devices).items():

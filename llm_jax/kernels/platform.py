@@ -24,7 +24,10 @@ def target_device_kind() -> str:
 
 
 def cores_per_device() -> int:
-    """How many cores of this machine's CPU, as this process may use it, a JAX device has."""
+    """How many cores of this machine's CPU, as this process may use it, a JAX device has.
+
+    Processes that share a machine without an affinity of their own each count all of its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A CPU that is only described, on a machine with an accelerator, is one device.
     return max(1, cores // (jax.local_device_count() if jax.default_backend() == "cpu" else 1))

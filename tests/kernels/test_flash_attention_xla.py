@@ -9,7 +9,7 @@ from tests.kernels.pairwise import covering
 SMALL = {"sizes": [(16, 24)], "dtype": ["float32", "bfloat16", "float16"]}
 CASES = covering(OPTIONS | SMALL) + [case | dict(sizes=(16, 24), dtype="float32") for case in SHARED] + [RISING]
 
-APART = covering(OPTIONS | SMALL | {"data": ["none"], "alibi": [False], "sinks": [False]})
+APART = covering(OPTIONS | SMALL | {"alibi": [False], "sinks": [False]})
 
 
 def name(case):

@@ -26,7 +26,7 @@ WHOLE = {"cpu": 1024}
 """Length of queries and keys up to which `xla_short.py` is faster: 0.35 to 0.9 of the time. A quarter of it where
 documents are packed, as the loops skip what no document reaches."""
 WHOLE_OF_A_CORE = 256
-"""The same where a device is one core of a CPU."""
+"""The same where a device is one core of a CPU and key heads are apart; where documents are packed, as before."""
 WHOLE_BYTES = 4 * 2**20
 """What the scores of a tile of one row may take there, or of as many rows as fit. The tiles of one program do not share
 their memory, and are slower where that does not stay in the caches."""
@@ -47,7 +47,7 @@ class Tiles:
     whole: int = 0
     """As `WHOLE`; 0: never."""
     apart: int = 0
-    """1: each key head of each row has its own tiles, where the mask is not data and scores have no slopes or sinks."""
+    """1: each key head of each row has its own tiles, unless heads have slopes or sinks or queries are few."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,22 @@ def by_key_head(spec: AttentionSpec) -> AttentionSpec:
 
 
 def _can_be_apart(spec: AttentionSpec) -> bool:
-    return not (spec.segments or spec.positions or spec.ranges or spec.alibi or spec.sinks)
+    return not (spec.alibi or spec.sinks)
 
 
 def _default(spec: AttentionSpec, platform: str) -> Tiles:
-    if platform == "cpu" and cores_per_device() == 1:
-        return _default_of_a_core(spec)
-    return Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20, WHOLE.get(platform, 0))
+    whole = WHOLE.get(platform, 0)
+    if platform == "cpu" and cores_per_device() == 1 and _can_be_apart(spec):
+        return _default_of_a_core(spec, whole)
+    return Tiles(_block(spec, platform), TILE_BYTES.get(platform, 256 * 2**20) // 2**20, whole)
 
 
-def _default_of_a_core(spec: AttentionSpec) -> Tiles:
-    """Where nothing is shared between cores a pass costs what it computes, and the less the more a cache holds: where
-    that can be, the scores of one key head (256 KiB)."""
-    large = _can_be_apart(spec) and spec.group == 1 and spec.kv_len > 1024
-    return Tiles(256 if large else 128, 2, WHOLE_OF_A_CORE, apart=1)
+def _default_of_a_core(spec: AttentionSpec, whole: int) -> Tiles:
+    """Where nothing is shared between cores a pass costs what it computes, and the less the more a cache holds: the
+    scores of one key head (of a single query head, 256 KiB). Blocks are small where documents may be."""
+    data = spec.segments or spec.positions or spec.ranges
+    large = not data and spec.group == 1 and min(spec.q_len, spec.kv_len) > 1024
+    return Tiles(256 if large else 128, 2, whole if data else WHOLE_OF_A_CORE, apart=1)
 
 
 def _rows(spec: AttentionSpec, wanted: int) -> int:

@@ -4,8 +4,9 @@ A few rows of the batch at a time (`bounds.TILE_BYTES`), then a loop over blocks
 keys between the first and the last that any of these queries may see. The bounds come from positions, segment ids and
 ranges at run time; for a mask without data they are constants.
 
-Where a device is one core of a CPU, and the mask says nothing about a row or a head alone, each key head of each row
-goes through these loops by itself: its tile stays in the core's cache.
+Where a device is one core of a CPU each key head of each long row goes through these loops by itself, unless heads have
+slopes or sinks: its tile stays in the core's cache. Sharded arrays have to come by `shard_map`, as to every kernel:
+left to `jit` alone, heads made rows would be gathered.
 
 Short rows on a CPU have no such loops, and their memory only the bound of `bounds.WHOLE_BYTES` (`xla_short.py`).
 """
@@ -54,7 +55,7 @@ def forward(
         return xla_short.forward(spec, tiles, q, k, v, alibi_slopes, sinks, masks)
     if tiles.apart:
         q, k, v = (_heads_as_rows(spec, x) for x in (q, k, v))
-        out, lse = _forward(by_key_head(spec), tiles, q, k, v, None, None, MaskArrays())
+        out, lse = _forward(by_key_head(spec), tiles, q, k, v, None, None, _of_each_key_head(spec, masks))
         return _rows_as_heads(spec, out), _rows_as_heads(spec, lse)
     return _forward(spec, tiles, q, k, v, alibi_slopes, sinks, masks)
 
@@ -114,7 +115,7 @@ def backward(
         return xla_short.backward(spec, tiles, queries, k, v, alibi_slopes, masks)
     if tiles.apart:
         queries, k, v = jax.tree.map(partial(_heads_as_rows, spec), (queries, k, v))
-        dq, dk, dv, _ = _backward(by_key_head(spec), tiles, queries, k, v, None, MaskArrays())
+        dq, dk, dv, _ = _backward(by_key_head(spec), tiles, queries, k, v, None, _of_each_key_head(spec, masks))
         dq, dk, dv = (_rows_as_heads(spec, x) for x in (dq, dk, dv))
         return dq, dk, dv, None
     return _backward(spec, tiles, queries, k, v, alibi_slopes, masks)
@@ -226,6 +227,11 @@ def _heads_as_rows(spec: AttentionSpec, x: Array) -> Array:
     """[B, length, K · n, ...] -> [B · K, length, n, ...]."""
     x = x.reshape(*x.shape[:2], spec.kv_heads, -1, *x.shape[3:])
     return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
+
+
+def _of_each_key_head(spec: AttentionSpec, masks: MaskArrays) -> MaskArrays:
+    """A row's masks for each of those rows."""
+    return jax.tree.map(lambda x: jnp.repeat(x, spec.kv_heads, axis=0), masks)
 
 
 def _rows_as_heads(spec: AttentionSpec, x: Array) -> Array:
