@@ -265,6 +265,33 @@ def test_under_every_transformation():
     np.testing.assert_allclose(batched[0], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_each_key_head_by_itself_inside_shard_map(check_vma):
+    """As the test below, without sinks, which keep heads together."""
+    P = jax.sharding.PartitionSpec
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 60, n, 8)), jnp.float32) for n in (8, 4, 4))
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, 60)), 1), jnp.int32)
+    heads = P("data", None, "tensor", None)
+
+    def f(q, k, v, segments):
+        return flash_attention(q, k, v, segment_ids=segments, implementation="xla")
+
+    sharded = jax.shard_map(
+        f, mesh=mesh, in_specs=(heads, heads, heads, P("data")), out_specs=heads, check_vma=check_vma
+    )
+
+    def grads(f):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2)))(q, k, v, segments)
+
+    want = grads(lambda q, k, v, s: flash_attention(q, k, v, segment_ids=s, implementation="reference"))
+    with trying("flash_attention", "xla", WAYS[2]):
+        assert tiling(attention_spec(q, k, v, segment_ids=segments), "cpu").apart
+        for a, b in zip(grads(sharded), want, strict=True):
+            assert relative(a, b) < 2e-6
+
+
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map(check_vma):
