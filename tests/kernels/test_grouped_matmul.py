@@ -34,6 +34,14 @@ def test_more_groups_than_rows():
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_numpy_arrays(implementation):
+    x, w, _ = (np.asarray(a) for a in arrays("float32", K, N))
+    sizes = np.asarray(SIZES["uneven"], np.int32)
+    out = grouped_matmul(x, w, sizes, implementation=implementation)
+    np.testing.assert_allclose(out, formula(x, w, np.zeros((len(x), N)), sizes)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_rows_behind_the_last_group_may_hold_anything(implementation):
     x, w, g = arrays("float32", K, N)
     sizes = jnp.asarray(SIZES["rows behind"], jnp.int32)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llm_jax.kernels import debug, manual_axes
@@ -61,7 +62,7 @@ def grouped_matmul(
     spec = grouped_matmul_spec(x, w, group_sizes, rows=rows)
     name = choose(OP, spec, implementation)
     group_sizes, rows = checked(OP.name, spec, x, group_sizes, rows)
-    arrays = x, w, group_sizes, rows
+    arrays = jax.tree.map(jnp.asarray, (x, w, group_sizes, rows))  # a traced number picks from no numpy array
     return _product(name, spec, *manual_axes.vary(arrays, manual_axes.axes_of(arrays)))
 
 

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
@@ -57,7 +58,7 @@ def grouped_swiglu(
     """
     spec = grouped_swiglu_spec(x, gate, up, group_sizes, rows=rows)
     name = choose(OP, spec, implementation)
-    arrays = x, gate, up, *checked(OP.name, spec, x, group_sizes, rows)
+    arrays = jax.tree.map(jnp.asarray, (x, gate, up, *checked(OP.name, spec, x, group_sizes, rows)))
     return _swiglu(name, spec, *manual_axes.vary(arrays, manual_axes.axes_of(arrays)))
 
 
