@@ -144,8 +144,22 @@ def compiled(options, implementation, compiler_options=None):
     return jax.jit(called(options, implementation), compiler_options=compiler_options)
 
 
-def formula(arrays, options, seen, d_out, d_lse):
-    """What `compiled` gives, in float64."""
+def from_what_is_saved(options, implementation):
+    """`called`, with the formula's gradients of queries, keys and values, made from the output as kernels save it for
+    their backward pass: rounded. Where queries see few keys, and a sink, that is more than the rounding of the result.
+    """
+
+    def run(arrays, d_out, d_lse):
+        plain = called(options, implementation)(arrays, d_out, d_lse)
+        (B, T), S = arrays["q"].shape[:2], arrays["k"].shape[1]
+        saved = formula(arrays, options, numpy_mask(options, B, T, S), d_out, d_lse, plain["out"])
+        return plain | {name: jnp.asarray(saved[name], arrays[name].dtype) for name in "qkv"}
+
+    return run
+
+
+def formula(arrays, options, seen, d_out, d_lse, out=None):
+    """What `compiled` gives, in float64; gradients by way of `out`, if there is one."""
     q, k, v, d_out, d_lse = (np.asarray(x, np.float64) for x in (*(arrays[n] for n in "qkv"), d_out, d_lse))
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     scale, cap = options.get("scale") or H**-0.5, options.get("softcap")
@@ -169,7 +183,11 @@ def formula(arrays, options, seen, d_out, d_lse):
         probs = np.where(total[..., None] > 0, weights / total[..., None], 0.0)
     d_lse = np.where(np.isfinite(lse), d_lse.transpose(0, 2, 1), 0.0)
     d_probs = np.einsum("btnh,bsnh->bnts", d_out, v)
-    delta = (probs * d_probs).sum(-1) - d_lse
+    if out is None:
+        of_out = (probs * d_probs).sum(-1)
+    else:
+        of_out = np.einsum("btnh,btnh->bnt", np.asarray(out, np.float64), d_out)
+    delta = of_out - d_lse
     d_logits = probs * (d_probs - delta[..., None])
     d_scores = d_logits * slope * scale
     groups = (B, S, K, N // K, -1)

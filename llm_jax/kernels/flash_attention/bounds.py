@@ -161,9 +161,7 @@ def _blocks(length: int, block: int) -> tuple[int, int]:
 
 def key_ranges(spec: AttentionSpec, tiles: Tiling) -> list[slice]:
     """For each block of queries the keys from the first to the last that one of them may see, as far as shapes tell;
-    at least one."""
-    if spec.positions:
-        return [slice(0, spec.kv_len)] * tiles.q_blocks
+    at least one. Where positions are data, shapes tell nothing (`tiling` sends no such call here)."""
     fine = replace(tiles, kv_blocks=math.ceil(spec.kv_len / FINE), kv_block=FINE)
     seen = [np.flatnonzero(row).tolist() for row in block_visibility(spec, fine, MaskArrays()).some[0]]
     return [slice(at[0] * FINE, min((at[-1] + 1) * FINE, spec.kv_len)) if at else slice(0, 1) for at in seen]
