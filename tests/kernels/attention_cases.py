@@ -9,7 +9,7 @@ import numpy as np
 from llm_jax.kernels import flash_attention
 from llm_jax.kernels.tiles import trying
 from tests.kernels import devices
-from tests.kernels.numerics import assert_float32, assert_half
+from tests.kernels.numerics import assert_float32, assert_half, distance
 
 OPTIONS: dict[str, list] = {
     "mask": ["causal", "full", "window", "window_both_sides"],
@@ -226,8 +226,10 @@ def check(case, implementation, sizes, reference=compiled):
     for name, x in got.items():
         assert x.dtype == plain[name].dtype
         if x.dtype == jnp.float32:
-            assert_float32(name, x, exact[name])
             assert_float32(f"{name} of the reference", plain[name], exact[name])
+            # Slopes' gradients are sums over all pairs of tokens that may cancel, and then no float32 form is exact.
+            cancels = 2 * distance(plain[name], exact[name]) if name == "alibi_slopes" else 0.0
+            assert_float32(name, x, exact[name], max(1e-5, cancels))
         else:
             assert_half(name, x, plain[name], exact[name])
     untouched = ~seen[:, :, key]
