@@ -1,5 +1,7 @@
 """grouped_matmul: both implementations and their gradients against numpy in float64, group by group."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,10 +37,11 @@ def test_more_groups_than_rows():
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_numpy_arrays(implementation):
-    x, w, _ = (np.asarray(a) for a in arrays("float32", K, N))
-    sizes = np.asarray(SIZES["uneven"], np.int32)
-    out = grouped_matmul(x, w, sizes, implementation=implementation)
-    np.testing.assert_allclose(out, formula(x, w, np.zeros((len(x), N)), sizes)[0], atol=1e-5)
+    x, w, g = arrays("float32", K, N)
+    sizes = SIZES["uneven"]
+    given: list[Any] = [np.asarray(x), np.asarray(w), np.asarray(sizes, np.int32)]
+    out = grouped_matmul(*given, implementation=implementation)
+    np.testing.assert_allclose(out, formula(x, w, g, sizes)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
