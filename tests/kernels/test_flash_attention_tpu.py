@@ -32,9 +32,9 @@ from tests.kernels.attention_cases import (
     QUICK,
     RISING,
     SHARED,
+    called,
     check,
     cotangents,
-    from_what_is_saved,
     make_case,
     numpy_mask,
 )
@@ -53,14 +53,14 @@ def test_every_pair_of_options(case):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
     "mask, data, lengths", list(itertools.product(OPTIONS["mask"], OPTIONS["data"], OPTIONS["lengths"]))
 )
-def test_every_combination_of_options(mask, data, lengths):
-    one = {"mask": [mask], "data": [data], "lengths": [lengths]}
-    small = {"sizes": [(16, 24)], "heads": [(2, 1)], "dtype": ["bfloat16"]}
-    for case in everything(OPTIONS | one | small):
-        check(case, "tpu", TILES, reference=from_what_is_saved)
+def test_every_combination_of_options(mask, data, lengths, dtype):
+    one = {"mask": [mask], "data": [data], "lengths": [lengths], "sizes": [(16, 24)], "heads": [(2, 1)]}
+    for case in everything(OPTIONS | one | {"dtype": [dtype]}):
+        check(case, "tpu", TILES, reference=called)
     forget_programs()
 
 
